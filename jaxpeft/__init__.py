@@ -1,0 +1,48 @@
+"""jaxpeft: parameter-efficient fine-tuning of Flax transformers in pure JAX.
+
+The public names, imported when they are first used: `import jaxpeft` itself loads nothing heavy.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "Hira": "jaxpeft.adapters",
+    "InputError": "jaxpeft.errors",
+    "Lora": "jaxpeft.adapters",
+    "Model": "jaxpeft.models.build",
+    "Nf4Tensor": "jaxpeft.quant.nf4",
+    "Quantization": "jaxpeft.models.build",
+    "RunConfig": "jaxpeft.config",
+    "apply": "jaxpeft.inject",
+    "count": "jaxpeft.paths",
+    "dequantize": "jaxpeft.quant.nf4",
+    "discover_sites": "jaxpeft.inject",
+    "hold_pruned_at_zero": "jaxpeft.training.optimizer",
+    "init_adapters": "jaxpeft.adapters.init",
+    "load_adapter": "jaxpeft.interop.peft_files",
+    "load_model": "jaxpeft.models.build",
+    "load_run": "jaxpeft.finished",
+    "load_tokenizer": "jaxpeft.models.build",
+    "match_targets": "jaxpeft.targets",
+    "merge": "jaxpeft.merge",
+    "prune": "jaxpeft.pruning.masks",
+    "quantize": "jaxpeft.quant.nf4",
+    "save_adapter": "jaxpeft.interop.peft_files",
+    "save_model": "jaxpeft.interop.merged",
+    "train": "jaxpeft.experiment",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":
+        return import_module("jaxpeft.experiment").run
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'jaxpeft' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

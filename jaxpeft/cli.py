@@ -1,0 +1,98 @@
+"""The commands: train, evaluate, predict, merge. Parses flags and files; what they do is imported only then."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxpeft.config import EvaluationConfig
+from jaxpeft.config_file import Parser, fail, parse_run
+from jaxpeft.errors import InputError, near
+
+
+def train(argv: Sequence[str] | None = None, *, prog: str, default_config: Path | None = None) -> None:
+    """Parse a run's flags and train; `default_config` is read where no `--config` is given."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    values = parse_run(args, prog, default_config)
+
+    def run() -> None:
+        config = values()
+        from jaxpeft import experiment
+
+        experiment.run(config)
+
+    _guarded(run, prog)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m jaxpeft` and of the `jaxpeft` script."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["train"]:
+        return train(args[1:], prog="jaxpeft train")
+    prog = "jaxpeft"
+    parser = Parser(
+        prog=prog, description="Work with finished runs; `jaxpeft train --help` trains one.", exit_on_error=True
+    )
+    commands = parser.add_subcommands(required=True, dest="command")
+    commands.add_subcommand("evaluate", _evaluate_parser(), help="Measure a run's best adapter on its data.")
+    commands.add_subcommand(
+        "predict", _predict_parser(), help="Fill masks or classify texts with a run's best adapter."
+    )
+    commands.add_subcommand("merge", _merge_parser(), help="Write a plain model with the adapter merged in.")
+    if args[:1] and not args[0].startswith("-") and args[0] not in ("evaluate", "predict", "merge"):
+        fail(f"unknown command '{args[0]}'{near(args[0], COMMANDS)}", prog=prog, hint=f"one of {', '.join(COMMANDS)}")
+    values = parser.parse_args(args).as_dict()
+    options = {key: value for key, value in values[values["command"]].items() if key != "config"}
+    _guarded(lambda: _dispatch(values["command"], options), f"{prog} {values['command']}")
+    return None
+
+
+COMMANDS = ("train", "evaluate", "predict", "merge")
+
+
+def _evaluate_parser() -> Parser:
+    parser = Parser(description="Measure a run's best adapter on its data.")
+    parser.add_argument("run", help="A run's directory, such as runs/quickstart.")
+    parser.add_argument("--split", choices=["validation", "test"], default="test", help="Which split to measure.")
+    parser.add_argument(
+        "--pseudo_perplexity", type=bool, default=False, help="Also mask every token one at a time (masked-lm)."
+    )
+    rows = EvaluationConfig.pseudo_perplexity_rows
+    parser.add_argument("--pseudo_perplexity_rows", type=int, default=rows, help="Rows that pseudo-perplexity reads.")
+    return parser
+
+
+def _predict_parser() -> Parser:
+    parser = Parser(description="Fill every [MASK] of the texts (masked-lm), or classify them.")
+    parser.add_argument("run", help="A run's directory, such as runs/quickstart.")
+    parser.add_argument("texts", nargs="+", help="Texts, each in quotes.")
+    parser.add_argument("--top", type=int, default=5, help="Answers per text or mask.")
+    return parser
+
+
+def _merge_parser() -> Parser:
+    parser = Parser(description="Merge a run's adapter into its base, as a model that transformers loads.")
+    parser.add_argument("run", help="A run's directory, such as runs/quickstart.")
+    parser.add_argument("output", help="A new directory for the model.")
+    return parser
+
+
+def _dispatch(command: str, options: dict[str, Any]) -> None:
+    from jaxpeft import finished
+
+    commands: dict[str, Callable[..., None]] = {
+        "evaluate": finished.evaluate,
+        "predict": finished.predict,
+        "merge": finished.merge,
+    }
+    commands[command](**options)
+
+
+def _guarded(action: Callable[[], None], prog: str) -> None:
+    """Run `action`; what the user caused becomes one line and status 2, and a bug keeps its traceback."""
+    try:
+        action()
+    except InputError as error:
+        fail(str(error), prog=prog)

@@ -1,0 +1,249 @@
+"""A run's configuration: every flag with its unit and default, checked on construction.
+
+A config file holds the same keys as YAML. Nothing heavy is imported here: `--help` must answer at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxpeft.errors import InputError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The frozen base model."""
+
+    name: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """Hub id, local directory, package:module/folder, or a config.json (with weights: random)."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """Load the checkpoint, or draw every weight at random from the bare config."""
+    tokenizer: str | None = None
+    """Hub id or directory of the tokenizer; null: the model's own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What layers compute in and frozen matrices are stored in; what trains stays float32. bfloat16 pays on GPU and TPU."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Store the encoder's linear layers in 4-bit NormalFloat (QLoRA)."""
+    quantization_block_size: int = 64
+    """Weights that share one scale, a power of two from 64 to 4096."""
+    double_quantization: bool = True
+    """Store those scales in 8 bits too (4.13 bits a weight instead of 4.5)."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What it learns from."""
+
+    name: str | None = None
+    """python-docs (built in), wikitext-2-raw-v1, glue/sst2 and its like, or any dataset on the hub."""
+    subset: str | None = None
+    """The hub dataset's configuration, where it has several."""
+    train_file: str | None = None
+    """Local .txt, .csv, .tsv, .jsonl or .parquet file, instead of name."""
+    validation_file: str | None = None
+    """Local file; null: a tenth of the training rows is held out."""
+    test_file: str | None = None
+    """Local file; null: the test figures are the validation's."""
+    column_names: list[str] | None = None
+    """Names of the columns of a .csv or .tsv without a header line."""
+    text_column: str | None = None
+    """Column with the text; null: the known one."""
+    text_pair_column: str | None = None
+    """Column with the second text of a pair, for classification."""
+    label_column: str | None = None
+    """Column with the label, for classification; null: the known one."""
+    max_length: int = 128
+    """Tokens in a row: the block's length in masked-lm, the limit of truncation in classification."""
+    mask_ratio: float = 0.15
+    """Share of the real tokens that is masked (masked-lm), exact for every row."""
+    bucket_lengths: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256, 512])
+    """Tokens: lengths to which classification rows are padded; one program is compiled for each in use."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is learned, and where."""
+
+    method: Literal["lora", "hira", "full", "head"] = "lora"
+    """lora, hira; the baselines: full trains every weight, head only the task's head."""
+    rank: int = 8
+    """Rank r of the low-rank matrices."""
+    alpha: float = 16.0
+    """LoRA's update is scaled by alpha / rank; HiRA has no alpha."""
+    dropout: float = 0.0
+    """Dropout rate on the adapter's input, 0 to 1."""
+    target_modules: str | list[str] | None = None
+    """Adapted layers: a list of names ([query,value]), one regular expression, or all-linear; null: the model's default."""
+    exclude_modules: str | list[str] | None = None
+    """Layers left out of target_modules, in the same forms."""
+    modules_to_save: list[str] | None = None
+    """Further modules that train whole; a new head always does."""
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """Which adapter entries exist (Sparse LoRA): magnitude pruning, per tensor, exact."""
+
+    sparsity: float = 0.0
+    """Share of each adapter tensor that is pruned, 0 (dense) to below 1."""
+    schedule: Literal["one-shot", "cubic"] = "one-shot"
+    """Prune once at begin, or in growing steps from begin to end (Zhu & Gupta 2017)."""
+    begin: float | None = None
+    """Share of all updates after which pruning starts; null: 0.1, but not before the warm-up ends."""
+    end: float = 0.6
+    """Share of all updates at which the cubic schedule reaches the sparsity."""
+    every_steps: int = 50
+    """Updates between two prunings of the cubic schedule."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How it is trained. One step is one update of the optimizer."""
+
+    num_steps: int | None = None
+    """Updates in total; null: num_epochs decides."""
+    num_epochs: float = 3.0
+    """Passes over the training rows, where num_steps is null."""
+    batch_size: int = 16
+    """Rows in one forward and backward pass, over all devices together."""
+    accumulation_steps: int = 1
+    """Passes whose gradients are averaged into one update."""
+    learning_rate: float = 3e-4
+    """Peak learning rate of AdamW. HiRA wants a far larger one than LoRA."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """What the learning rate does after the warm-up: falls to 0 linearly or as a cosine, or stays."""
+    warmup_steps: int = 100
+    """Updates over which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay; biases and norms are spared."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm; 0: not at all."""
+    log_every_steps: int = 10
+    """Updates between two log lines; metrics leave the device only then."""
+    eval_every_steps: int | None = None
+    """Updates between two validations, each with a checkpoint; null: ten times a run."""
+    early_stopping_patience: int | None = None
+    """Validations without a better metric after which the run stops; null: never."""
+    metric: str | None = None
+    """Validation metric that decides which adapter is best: loss, accuracy, f1, matthews, pearson, spearman; null: the task's."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How it is judged."""
+
+    batch_size: int = 32
+    """Rows in one evaluation pass, over all devices together."""
+    max_batches: int | None = None
+    """Validate on so many batches at most during training; null: all. The test split is always whole."""
+    pseudo_perplexity: bool = False
+    """Also mask every token one at a time (Salazar et al. 2020): one row's cost for each token."""
+    pseudo_perplexity_rows: int = 100
+    """Test rows that pseudo-perplexity reads."""
+    examples: list[str] = field(default_factory=list)
+    """Sentences with a [MASK], filled in before and after training (masked-lm)."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One fine-tuning run."""
+
+    name: str | None = None
+    """The run's name: its files go to output_dir/name; null: made from model, data and method."""
+    output_dir: str = "runs"
+    """Directory of all runs."""
+    task: Literal["masked-lm", "classification"] = "masked-lm"
+    """What is trained: masked language modelling, or the classification of sentences and pairs."""
+    seed: int = 0
+    """Decides every random draw: new weights, order, masks, dropout."""
+    resume: bool = False
+    """Go on with the run of this name from its last checkpoint."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, before anything is loaded."""
+        _check_ranges(self)
+        _check_combinations(self)
+
+    @property
+    def run_name(self) -> str:
+        """The run's name, made from what it does where none is given."""
+        if self.name:
+            return self.name
+        model = self.model.name.rstrip("/").removesuffix("/config.json").split("/")[-1]
+        data = (self.data.name or (self.data.train_file or "data").split("/")[-1].rsplit(".", 1)[0]).replace("/", "-")
+        sparse = "sparse-" if self.pruning.sparsity else ""
+        quantized = "q" if self.model.quantization != "none" else ""
+        return f"{model}-{data}-{sparse}{quantized}{self.adapter.method}"
+
+
+def _check_ranges(config: RunConfig) -> None:
+    t, p, a, d, m, e = config.training, config.pruning, config.adapter, config.data, config.model, config.evaluation
+    checks = [
+        ("adapter.rank", a.rank, a.rank >= 1, "at least 1"),
+        ("adapter.alpha", a.alpha, a.alpha > 0, "above 0"),
+        ("adapter.dropout", a.dropout, 0 <= a.dropout < 1, "at least 0 and below 1"),
+        ("pruning.sparsity", p.sparsity, 0 <= p.sparsity < 1, "at least 0 and below 1"),
+        ("pruning.begin", p.begin, p.begin is None or 0 < p.begin < 1, "between 0 and 1"),
+        ("pruning.end", p.end, 0 < p.end <= 1, "above 0 and at most 1"),
+        ("pruning.every_steps", p.every_steps, p.every_steps >= 1, "at least 1"),
+        ("training.num_steps", t.num_steps, t.num_steps is None or t.num_steps >= 1, "at least 1, or null"),
+        ("training.num_epochs", t.num_epochs, t.num_epochs > 0, "above 0"),
+        ("training.batch_size", t.batch_size, t.batch_size >= 1, "at least 1"),
+        ("training.accumulation_steps", t.accumulation_steps, t.accumulation_steps >= 1, "at least 1"),
+        ("training.learning_rate", t.learning_rate, t.learning_rate > 0, "above 0"),
+        ("training.warmup_steps", t.warmup_steps, t.warmup_steps >= 0, "at least 0"),
+        ("training.weight_decay", t.weight_decay, t.weight_decay >= 0, "at least 0"),
+        ("training.max_grad_norm", t.max_grad_norm, t.max_grad_norm >= 0, "at least 0"),
+        ("training.log_every_steps", t.log_every_steps, t.log_every_steps >= 1, "at least 1"),
+        ("training.eval_every_steps", t.eval_every_steps, (t.eval_every_steps or 1) >= 1, "at least 1, or null"),
+        ("training.early_stopping_patience", t.early_stopping_patience, (t.early_stopping_patience or 1) >= 1, "at least 1, or null"),
+        ("data.max_length", d.max_length, d.max_length >= 8, "at least 8"),
+        ("data.mask_ratio", d.mask_ratio, 0 < d.mask_ratio < 1, "between 0 and 1"),
+        ("data.bucket_lengths", d.bucket_lengths, bool(d.bucket_lengths) and min(d.bucket_lengths) >= 1, "at least one length of at least 1"),
+        ("model.quantization_block_size", m.quantization_block_size, m.quantization_block_size in (64, 128, 256, 512, 1024, 2048, 4096), "a power of two from 64 to 4096"),
+        ("evaluation.batch_size", e.batch_size, e.batch_size >= 1, "at least 1"),
+        ("evaluation.max_batches", e.max_batches, (e.max_batches or 1) >= 1, "at least 1, or null"),
+        ("evaluation.pseudo_perplexity_rows", e.pseudo_perplexity_rows, e.pseudo_perplexity_rows >= 1, "at least 1"),
+        ("seed", config.seed, 0 <= config.seed < 2**32, "from 0 to 4294967295"),
+    ]  # fmt: skip
+    for flag, value, fine, wanted in checks:
+        if not fine:
+            raise InputError(f"{flag} is {value}; it must be {wanted}")
+
+
+def _check_combinations(config: RunConfig) -> None:
+    if not config.data.name and not config.data.train_file:
+        raise InputError("no data: give data.name (python-docs, wikitext-2-raw-v1, glue/sst2, …) or data.train_file")
+    if config.data.name and config.data.train_file:
+        raise InputError(
+            f"data.name '{config.data.name}' and data.train_file '{config.data.train_file}' exclude each other: set one to null"
+        )
+    if config.adapter.method in ("full", "head") and config.pruning.sparsity:
+        raise InputError(
+            f"pruning.sparsity {config.pruning.sparsity} needs an adapter; adapter.method '{config.adapter.method}' has none"
+        )
+    if config.adapter.method == "full" and config.model.quantization != "none":
+        raise InputError(
+            "adapter.method 'full' trains every weight and cannot train a 4-bit base: set model.quantization to none"
+        )
+    allowed = METRICS[config.task]
+    if config.training.metric and config.training.metric not in allowed:
+        raise InputError(
+            f"training.metric '{config.training.metric}' is not measured for {config.task}; choose from {', '.join(allowed)}"
+        )
+
+
+METRICS = {
+    "masked-lm": ("loss", "perplexity", "accuracy"),
+    "classification": ("loss", "accuracy", "f1", "matthews", "pearson", "spearman"),
+}
+"""Validation metrics by task."""

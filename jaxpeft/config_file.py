@@ -1,0 +1,118 @@
+"""Flags and YAML files to a `RunConfig` and back. jsonargparse reads them; what is ours is errors of one line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from jaxpeft.config import RunConfig
+from jaxpeft.errors import InputError, near
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser with errors of one line that name the nearest flag; exit status 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what was wrong and the way out, and exit."""
+        text = re.sub(r"\s+", " ", message).strip()
+        fail(f"{text}{self._suggestion(text)}", prog=self.prog, hint=f"see {self.prog} --help")
+
+    def _suggestion(self, text: str) -> str:
+        keys = [action.dest for action in self._actions if action.dest not in ("help", "print_config")]
+        if found := re.search(r"[Uu]nrecognized arguments: --([^\s=]+)", text):
+            return near(found[1].replace("-", "_"), keys).replace("'", "--", 1).replace("'?", "?")
+        if found := re.search(r"[Gg]roup '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", text):
+            return near(f"{found[1]}.{found[2]}", keys)
+        if found := re.search(r"Option '([\w.]+)' is not accepted", text):
+            return near(found[1], keys)
+        return ""
+
+
+def fail(message: str, *, prog: str, hint: str | None = None) -> NoReturn:
+    """Print one line to standard error and exit with status 2."""
+    line = " ".join(message.split())
+    print(f"{prog}: error: {line}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_run(args: list[str], prog: str, default_config: Path | None = None) -> Callable[[], RunConfig]:
+    """Parse a run's flags (syntax, names and types: exit status 2); what is returned builds the configuration and checks it."""
+    parser = _run_parser(prog, default_config)
+    args = _bare_switches(args)
+    if default_config and not any(arg == "--config" or arg.startswith("--config=") for arg in args):
+        args = ["--config", str(default_config), *args]
+    values = parser.parse_args(args)
+    return lambda: _build(parser, values)
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration in the YAML file at `path`.
+
+    Raises:
+        InputError: where there is no such file; a file with wrong keys exits with status 2.
+    """
+    if not path.is_file():
+        raise InputError(f"no {path.name} in '{path.parent}': it is not a run's directory")
+    parser = _run_parser(str(path), None)
+    return _build(parser, parser.parse_args(["--config", str(path)]))
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write `config` as YAML that `--config` reads back."""
+    path.write_text(yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True))
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """The keys in which two configurations differ, each as `key: old, now new`."""
+    before, after = _flat(resolved(old)), _flat(resolved(new))
+    return [f"{key}: {before[key]}, now {after[key]}" for key in before if before[key] != after[key]]
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain values, ready for YAML; `resume` is a wish of one call, not of the run."""
+    values = asdict(config)
+    del values["resume"]
+    return values
+
+
+def _run_parser(prog: str, default_config: Path | None) -> Parser:
+    default = f" Without --config: {default_config.parent.name}/{default_config.name}." if default_config else ""
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} [--config FILE] [--KEY VALUE ...]",
+        description="Fine-tune a Flax transformer with adapters. Every key of a config file is a flag too, and a flag wins."
+        + default,
+        exit_on_error=True,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def _build(parser: Parser, values: Any) -> RunConfig:
+    instantiated = parser.instantiate(values)
+    return RunConfig(**{key: value for key, value in instantiated.items() if key != "config"})
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _bare_switches(args: list[str]) -> list[str]:
+    """`--resume` alone means `--resume=true`."""
+    return [
+        f"{arg}=true" if arg == "--resume" and args[i + 1 : i + 2] not in (["true"], ["false"]) else arg
+        for i, arg in enumerate(args)
+    ]

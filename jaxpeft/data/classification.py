@@ -1,0 +1,250 @@
+"""Sentence (pair) classification and regression: rows of their own length, batched by length in a few static shapes.
+
+A batch is as long as its bucket, so the step compiles once a bucket; rows of similar length share a batch, so little is
+computed on padding. Order and batches are a pure function of (seed, step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxpeft.data.order import FILL, cut, num_batches, order_rng
+from jaxpeft.errors import InputError
+
+Batch = dict[str, np.ndarray]
+
+BUCKET_LENGTHS = (16, 32, 64, 128, 256, 512)
+_TEXTS_PER_CALL = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Token ids of rows of different lengths, one after the other.
+
+    Attributes:
+      input_ids: `[tokens]` int32, all the rows.
+      token_type_ids: `[tokens]` int32, 1 in the second text of a pair (where the model makes that difference).
+      offsets: `[rows + 1]` int64; row i is `input_ids[offsets[i]:offsets[i + 1]]`.
+      num_truncated: how many rows were cut to `max_length`.
+      max_length: tokens a row at most.
+      pad_token_id: what fills a row up in a batch.
+    """
+
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray
+    offsets: np.ndarray
+    num_truncated: int
+    max_length: int
+    pad_token_id: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, special ones included: `[rows]` int64."""
+        return np.diff(self.offsets)
+
+
+def encode_texts(
+    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, *, max_length: int, truncate: bool = True
+) -> Encoded:
+    """Tokenise texts, or pairs of them, with the tokenizer's special tokens.
+
+    Rows longer than `max_length` tokens are cut (a pair at its longer text) and counted in `num_truncated`; with
+    `truncate=False` the first of them raises InputError. The model's own limit is not known here.
+    """
+    if max_length < 3:
+        raise InputError(
+            f"max_length {max_length} leaves no room for a token between the special ones; give at least 3"
+        )
+    if pairs is not None and len(pairs) != len(texts):
+        raise InputError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair a text")
+    ids, types, num_truncated = [], [], 0
+    for start in range(0, len(texts), _TEXTS_PER_CALL):
+        rows = slice(start, start + _TEXTS_PER_CALL)
+        chunk = _encode(texts[rows], None if pairs is None else pairs[rows], tokenizer)
+        too_long = [row for row, tokens in enumerate(chunk["input_ids"]) if len(tokens) > max_length]
+        if too_long and not truncate:
+            found, row = len(chunk["input_ids"][too_long[0]]), start + too_long[0] + 1
+            raise InputError(f"row {row} has {found} tokens, max_length is {max_length}; raise it or allow truncation")
+        if too_long:
+            chunk = _encode(texts[rows], None if pairs is None else pairs[rows], tokenizer, max_length)
+        num_truncated += len(too_long)
+        ids += chunk["input_ids"]
+        types += chunk["token_type_ids"]
+    offsets = np.cumsum([0, *map(len, ids)])
+    return Encoded(_join(ids), _join(types), offsets, num_truncated, max_length, tokenizer.pad_token_id)
+
+
+def _encode(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, max_length: int | None = None) -> Any:
+    limit = {} if max_length is None else {"truncation": "longest_first", "max_length": max_length}
+    # verbose=False: our own count, not transformers' warning, says which rows are too long.
+    return tokenizer(
+        list(texts), None if pairs is None else list(pairs), return_token_type_ids=True, verbose=False, **limit
+    )
+
+
+def _join(rows: list[list[int]]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int32), *(np.asarray(row, np.int32) for row in rows)])
+
+
+def cap_buckets(bucket_lengths: Sequence[int], max_length: int) -> tuple[int, ...]:
+    """The bucket lengths below `max_length`, ascending, and `max_length` itself as the last."""
+    return (*sorted({length for length in bucket_lengths if length < max_length}), max_length)
+
+
+def bucketed_batches(
+    bucket_of_row: np.ndarray, batch_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """One epoch's batches, each row in one of them.
+
+    Rows gather by bucket in a random order; those that do not fill a batch move up to the next larger bucket, so only
+    the largest one can end in an incomplete batch. Then the batches are shuffled.
+
+    Args:
+      bucket_of_row: `[rows]` int, the smallest bucket a row fits in.
+      batch_size: rows a batch.
+      rng: decides the order.
+
+    Returns:
+      The rows of each batch, `[steps, batch_size]` int with -1 for no row, and its bucket, `[steps]` int.
+    """
+    order = rng.permutation(len(bucket_of_row))
+    largest = int(bucket_of_row.max())
+    waiting = order[:0]
+    batches, buckets = [], []
+    for bucket in range(largest + 1):
+        waiting = np.concatenate([waiting, order[bucket_of_row[order] == bucket]])
+        ready = len(waiting) if bucket == largest else len(waiting) // batch_size * batch_size
+        batches.append(cut(waiting[:ready], batch_size))
+        buckets.append(np.full(len(batches[-1]), bucket))
+        waiting = waiting[ready:]
+    shuffled = rng.permutation(sum(map(len, batches)))
+    return np.concatenate(batches)[shuffled], np.concatenate(buckets)[shuffled]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationData:
+    """Encoded rows and how to batch them; every method is a pure function of these fields and its arguments.
+
+    Attributes:
+      encoded: the rows' tokens.
+      labels: `[rows]` int32, or float32 for regression; zeros where nobody knows them.
+      batch_size: rows a batch.
+      bucket_lengths: the lengths a batch can have, ascending; the last is `max_length`.
+      seed: the run's, for the training order.
+    """
+
+    encoded: Encoded
+    labels: np.ndarray
+    batch_size: int
+    bucket_lengths: tuple[int, ...]
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch, one of them perhaps filled up with rows of weight 0."""
+        return num_batches(len(self.labels), self.batch_size)
+
+    @property
+    def num_truncated(self) -> int:
+        """Rows that were cut to `max_length`."""
+        return self.encoded.num_truncated
+
+    @property
+    def batch_shapes(self) -> set[tuple[int, int]]:
+        """The (batch, length) pairs of training, in every epoch: as many programs are compiled."""
+        _, buckets = self._epoch(0)
+        return {(self.batch_size, self.bucket_lengths[bucket]) for bucket in set(buckets.tolist())}
+
+    def train_batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0 over all epochs.
+
+        `input_ids`, `attention_mask`, `token_type_ids`: `[batch, bucket]` int32. `labels`: `[batch]` int32 or float32.
+        `weights`: `[batch]` float32, 0 for the copies of row 0 that fill up an epoch's incomplete batch.
+        """
+        epoch, index = divmod(step, self.steps_per_epoch)
+        rows, buckets = self._epoch(epoch)
+        return self._batch(rows[index], self.bucket_lengths[buckets[index]])
+
+    def eval_batches(self) -> Iterator[Batch]:
+        """Every row once, by length; as in `train_batch`, and `rows`: `[batch]` int32 puts predictions back in order.
+
+        `rows` is -1 where a batch is filled up: `predictions[rows[rows >= 0]] = outputs[rows >= 0]`.
+        """
+        for rows in cut(np.argsort(self.encoded.lengths, kind="stable"), self.batch_size):
+            bucket = self._bucket_of_row[rows[rows != FILL]].max()
+            yield {**self._batch(rows, self.bucket_lengths[bucket]), "rows": rows.astype(np.int32)}
+
+    @cached_property
+    def _bucket_of_row(self) -> np.ndarray:
+        return np.searchsorted(self.bucket_lengths, self.encoded.lengths)
+
+    @cached_property
+    def _last_epoch(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        return {}
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """One epoch's batches; the last answer is kept, as every step of an epoch asks for the same."""
+        plan = self._last_epoch.get(epoch)
+        if plan is None:
+            plan = bucketed_batches(self._bucket_of_row, self.batch_size, order_rng(self.seed, epoch))
+            self._last_epoch.clear()
+            self._last_epoch[epoch] = plan
+        return plan
+
+    def _batch(self, rows: np.ndarray, length: int) -> Batch:
+        real = np.maximum(rows, 0)
+        starts, lengths = self.encoded.offsets[real], self.encoded.lengths[real]
+        inside = np.arange(length) < lengths[:, None]
+        tokens = np.where(inside, starts[:, None] + np.arange(length), 0)
+        return {
+            "input_ids": np.where(inside, self.encoded.input_ids[tokens], np.int32(self.encoded.pad_token_id)),
+            "attention_mask": inside.astype(np.int32),
+            "token_type_ids": np.where(inside, self.encoded.token_type_ids[tokens], np.int32(0)),
+            "labels": self.labels[real],
+            "weights": (rows != FILL).astype(np.float32),
+        }
+
+
+def classification_data(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    labels: np.ndarray | None,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    batch_size: int,
+    seed: int,
+    bucket_lengths: Sequence[int] = BUCKET_LENGTHS,
+    truncate: bool = True,
+) -> ClassificationData:
+    """Texts to `ClassificationData`.
+
+    Args:
+      texts: one a row.
+      pairs: the second text of each row, or None.
+      labels: `[rows]` int class ids or float targets; None (to predict) gives zeros.
+      tokenizer: a transformers tokenizer.
+      max_length: tokens a row at most, special ones included.
+      batch_size: rows a batch.
+      seed: the run's, 0 or above; decides the order of training.
+      bucket_lengths: the lengths a batch can have; those above `max_length` are left out and it is added.
+      truncate: False refuses rows that are longer than `max_length`.
+
+    Raises:
+      InputError: no rows, columns of different lengths, a batch size below 1, a row that is too long.
+    """
+    if not texts:
+        raise InputError("there are no texts to classify; give at least one row")
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size} holds no row; give at least 1")
+    if labels is not None and len(labels) != len(texts):
+        raise InputError(f"{len(texts)} texts but {len(labels)} labels; give one label a text")
+    encoded = encode_texts(texts, pairs, tokenizer, max_length=max_length, truncate=truncate)
+    values = np.zeros(len(texts), np.int32) if labels is None else np.asarray(labels)
+    dtype = np.float32 if np.issubdtype(values.dtype, np.floating) else np.int32
+    return ClassificationData(encoded, values.astype(dtype), batch_size, cap_buckets(bucket_lengths, max_length), seed)

@@ -1,0 +1,78 @@
+"""Which columns of a table hold the text, its pair and the label; and the values in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxpeft.data.glue import GLUE
+from jaxpeft.errors import InputError, near
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# The guesses, for tables whose columns nobody named: the name every text dataset of the hub uses, and GLUE's.
+_KNOWN_TEXT_COLUMNS = {("text",), *(task.text_columns for task in GLUE.values())}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns; `pair` and `label` are None where a table has none."""
+
+    text: str
+    pair: str | None
+    label: str | None
+
+
+def choose_columns(
+    available: Sequence[str], where: str, *, text: str | None, pair: str | None, label: str | None
+) -> Columns:
+    """The asked-for columns where they were named, else the one known choice.
+
+    Guessed is `text` or the column or columns of a GLUE task, and `label`. Raises InputError, with the list of columns,
+    if a named column is missing or if no choice, or more than one, is possible.
+    """
+    for flag, name in (("text_column", text), ("text_pair_column", pair), ("label_column", label)):
+        if name is not None and name not in available:
+            hint = f"{near(name, available)}; columns: {', '.join(available)}"
+            raise InputError(f"{flag}='{name}': {where} has no such column{hint}")
+    if text is None and pair is not None:
+        raise InputError(f"text_pair_column='{pair}' needs text_column too; columns of {where}: {', '.join(available)}")
+    if text is None:
+        text, pair = _guess_text(available, where)
+    return Columns(text, pair, label if label is not None else ("label" if "label" in available else None))
+
+
+def _guess_text(available: Sequence[str], where: str) -> tuple[str, str | None]:
+    found = [columns for columns in _KNOWN_TEXT_COLUMNS if set(columns) <= set(available)]
+    # "question, sentence" (QNLI) contains "sentence": the more specific choice counts.
+    found = [columns for columns in found if not any(set(columns) < set(other) for other in found)]
+    if len(found) != 1:
+        problem = "several columns could be the text" if found else "no column is known to be the text"
+        way_out = "set text_column (and text_pair_column), or column_names if the file has no header"
+        raise InputError(f"{where}: {problem} ({', '.join(available)}); {way_out}")
+    text, *pair = found[0]
+    return text, pair[0] if pair else None
+
+
+def column_values(table: Dataset, column: str) -> list[Any]:
+    """The values of one column, without reading the others."""
+    return table.select_columns([column])[:][column]
+
+
+def text_values(table: Dataset, column: str, where: str) -> list[str]:
+    """The values of a column of text. Raises InputError on the first row (counted from 1) that holds anything else."""
+    values = column_values(table, column)
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise InputError(
+                f"{where}, row {row + 1}: column '{column}' holds {value!r}, not text; fix it or drop the row"
+            )
+    return values
+
+
+def class_names(table: Dataset, column: str) -> tuple[str, ...] | None:
+    """The names a hub dataset declares for the classes of its label column, or None."""
+    names = getattr(table.features[column], "names", None)
+    return None if names is None else tuple(names)

@@ -1,0 +1,145 @@
+"""Local files to tables, through the `datasets` library."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxpeft.errors import InputError, near
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_FORMATS = {
+    ".txt": "text",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+}
+_ENCODING = "utf-8-sig"  # UTF-8, with or without the mark that spreadsheets write first
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Without the progress bars and log lines of `datasets` and `huggingface_hub`: what matters is in our errors."""
+    import datasets
+    import huggingface_hub.utils as hub_utils
+
+    bars, hub_bars = not datasets.are_progress_bars_disabled(), not hub_utils.are_progress_bars_disabled()
+    level, hub_level = datasets.logging.get_verbosity(), hub_utils.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    hub_utils.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    hub_utils.logging.set_verbosity(hub_utils.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            # The csv reader of datasets 5.0 never closes its file; delete when it does.
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        hub_utils.logging.set_verbosity(hub_level)
+        if bars:
+            datasets.enable_progress_bars()
+        if hub_bars:
+            hub_utils.enable_progress_bars()
+
+
+def read_file(path: str, *, column_names: Sequence[str] | None = None) -> Dataset:
+    """A local file as a table held in memory.
+
+    .txt gives one column `text`, a row a line. Every column of .csv and .tsv is text: a sentence "NA" stays one, and
+    what a label is depends on all of its rows. .tsv is read without quoting, as SST-2 has stray quotes.
+
+    Args:
+      path: a .txt, .csv, .tsv, .json, .jsonl or .parquet file.
+      column_names: the columns of a .csv or .tsv file that has no header line.
+
+    Raises:
+      InputError: no such file, another suffix, a file that does not parse, or no rows.
+    """
+    format_name = _format_of(path)
+    if column_names is not None and format_name != "csv":
+        raise InputError(
+            f"column_names is for .csv and .tsv files without a header, and {path} is neither; leave it out"
+        )
+    options = _csv_options(path, column_names) if format_name == "csv" else {}
+    table = _load(format_name, path, options)
+    if not len(table):
+        raise InputError(f"{path} has no rows; give a file with at least one")
+    return table
+
+
+def _format_of(path: str) -> str:
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FORMATS:
+        raise InputError(f"{path}: the suffix '{suffix}' is not one of {', '.join(_FORMATS)}{near(suffix, _FORMATS)}")
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        siblings = [str(folder / other.name) for other in folder.iterdir()] if folder.is_dir() else []
+        raise InputError(f"no file {path}{near(path, siblings) or '; check the path'}")
+    if not Path(path).stat().st_size:
+        raise InputError(f"{path} is empty (0 bytes); give a file with at least one row")
+    return _FORMATS[suffix]
+
+
+def _load(format_name: str, path: str, options: dict[str, Any]) -> Dataset:
+    import datasets
+
+    # A cache of its own, thrown away: the shared one would keep a copy of every private file ever read.
+    with quiet_datasets(), tempfile.TemporaryDirectory() as cache:
+        try:
+            return datasets.load_dataset(
+                format_name, data_files=path, split="train", cache_dir=cache, keep_in_memory=True, **options
+            )
+        except ValueError as error:
+            if "corresponds to no data" in str(error):
+                raise InputError(f"{path} has no rows; give a file with at least one") from error
+            raise InputError(_unreadable(path, error)) from error
+        except (datasets.exceptions.DatasetsError, OSError) as error:
+            raise InputError(_unreadable(path, error.__cause__ or error)) from error
+
+
+def _unreadable(path: str, cause: BaseException) -> str:
+    reason = " ".join(str(cause).split())
+    return f"{path} cannot be read as {Path(path).suffix}: {reason}; repair that line or convert the file"
+
+
+def _csv_options(path: str, column_names: Sequence[str] | None) -> dict[str, Any]:
+    from datasets import Features, Value
+
+    is_tsv = Path(path).suffix.lower() == ".tsv"
+    dialect: dict[str, Any] = {
+        "delimiter": "\t" if is_tsv else ",",
+        "quoting": csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
+    }
+    names, first = _first_rows(path, column_names, dialect)
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: a column name occurs twice in {', '.join(names)}; rename one")
+    # pandas would take the surplus fields for an index and shift every column by as many.
+    if first is not None and len(first) != len(names):
+        hint = "give column_names if the file has no header, or quote fields that hold the delimiter"
+        raise InputError(f"{path}: {len(names)} columns ({', '.join(names)}) but {len(first)} fields in row 1; {hint}")
+    options = {**dialect, "keep_default_na": False, "encoding": _ENCODING}
+    options["features"] = Features({name: Value("string") for name in names})
+    return {**options, "column_names": list(names)} if column_names is not None else options
+
+
+def _first_rows(
+    path: str, column_names: Sequence[str] | None, dialect: dict[str, Any]
+) -> tuple[list[str], list[str] | None]:
+    """The names of the columns, and the fields of the first row (None if there is none)."""
+    try:
+        with open(path, encoding=_ENCODING, newline="") as file:
+            rows = (row for row in csv.reader(file, **dialect) if row)
+            names = list(column_names) if column_names is not None else next(rows, [])
+            return names, next(rows, None)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(_unreadable(path, error)) from error

@@ -1,0 +1,62 @@
+"""Datasets of the Hugging Face hub to tables, and what to do when the hub does not answer."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from jaxpeft.data.files import quiet_datasets
+from jaxpeft.data.glue import GLUE
+from jaxpeft.errors import InputError, near
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+WIKITEXT = ("wikitext-2-raw-v1", "wikitext-2-v1", "wikitext-103-raw-v1", "wikitext-103-v1")
+KNOWN_NAMES = ("python-docs", *WIKITEXT, *(f"glue/{task}" for task in GLUE))
+
+
+def hub_id(name: str, subset: str | None) -> tuple[str, str | None]:
+    """The hub's (repository, config name) of a dataset's name; short names are those in `KNOWN_NAMES`.
+
+    Raises InputError on a near miss of a short name, on a short name that is given a subset as well, and on what cannot
+    be a repository.
+    """
+    is_short = name.startswith(("glue/", "wikitext-")) or ("/" not in name and near(name, KNOWN_NAMES) != "")
+    if not is_short and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return name, subset
+    if name not in KNOWN_NAMES:
+        raise InputError(f"dataset '{name}' is unknown{near(name, KNOWN_NAMES)}; known: {', '.join(KNOWN_NAMES)}")
+    if subset is not None:
+        raise InputError(f"subset '{subset}' does not go with the dataset '{name}', which names its own; leave it out")
+    family, _, task = name.partition("/")
+    return ("nyu-mll/glue", task) if family == "glue" else ("Salesforce/wikitext", name)
+
+
+def read_hub(name: str, *, subset: str | None = None) -> DatasetDict:
+    """Every split of a hub dataset, downloaded on first use and read from the `datasets` cache afterwards.
+
+    An unreachable hub is tried for some 20 seconds (`huggingface_hub` repeats its request five times), then the cache;
+    HF_HUB_OFFLINE=1 goes to the cache at once. Raises InputError where the dataset or the subset does not exist, needs
+    authentication, or is neither reachable nor cached.
+    """
+    import datasets
+
+    repository, config_name = hub_id(name, subset)
+    with quiet_datasets():
+        try:
+            return datasets.load_dataset(repository, config_name)
+        # OSError: unreachable, unknown, gated, HTTP errors. ValueError: unknown or missing config, malformed id.
+        # RuntimeError: a repository of the loading-script era.
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise InputError(_no_dataset(name, repository, config_name, error)) from error
+
+
+def _no_dataset(name: str, repository: str, config_name: str | None, error: Exception) -> str:
+    reason = " ".join(str(error.__cause__ or error).split()).partition(" Example of usage")[0].rstrip(".")
+    what = f"dataset '{name}' (hub: {repository}{f', {config_name}' if config_name else ''}) cannot be loaded: {reason}"
+    if "BuilderConfig" in reason or "Config name is missing" in reason:
+        return f"{what}; set subset to one of these"
+    if isinstance(error, ConnectionError):
+        return f"{what}; check the network and HF_ENDPOINT, or give local files: train_file=PATH validation_file=PATH"
+    return f"{what}{near(name, KNOWN_NAMES)}; check the name and HF_TOKEN, or give local files: train_file=PATH"

@@ -1,0 +1,228 @@
+"""One entry for every source of text: the built-in one, local files, and the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxpeft.data.columns import Columns, choose_columns, class_names, column_values, text_values
+from jaxpeft.data.files import read_file
+from jaxpeft.data.glue import GLUE
+from jaxpeft.data.hub import KNOWN_NAMES, read_hub
+from jaxpeft.data.labels import encode_labels
+from jaxpeft.data.python_docs import load_python_docs
+from jaxpeft.data.splits import Split, Splits, hold_out
+from jaxpeft.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """What was read, before anybody asked what the columns mean."""
+
+    tables: Mapping[str, Dataset]  # by split: train, and where there is one validation and test
+    where: Mapping[str, str]  # by split, for errors
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def load_splits(
+    name: str | None = None,
+    *,
+    subset: str | None = None,
+    train_file: str | None = None,
+    validation_file: str | None = None,
+    test_file: str | None = None,
+    column_names: Sequence[str] | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    num_labels: int | None = None,
+    use_labels: bool = True,
+    validation_split: str | None = None,
+    test_split: str | None = None,
+) -> Splits:
+    """The train, validation and test rows of a dataset, from local files if `train_file` is given, else by name.
+
+        load_splits("glue/sst2")
+        load_splits(train_file="reviews.csv", text_column="review", label_column="stars")
+
+    Without a validation split 10 % of train are held out; a test split whose labels are all -1 (GLUE's) is left out;
+    `notes` of the result says so.
+
+    Args:
+      name: "python-docs", a WikiText config ("wikitext-2-raw-v1"), "glue/TASK", or the id of a hub dataset.
+      subset: the config name of a hub dataset that has several.
+      train_file: a .txt, .csv, .tsv, .json, .jsonl or .parquet file; overrides `name`.
+      validation_file: the same for validation.
+      test_file: the same for test.
+      column_names: the columns of .csv and .tsv files that have no header line.
+      text_column: the column of the text; None takes `text` or a GLUE task's columns.
+      text_pair_column: the column of the second text, or None.
+      label_column: the column of the label; None takes `label` if there is one.
+      label_names: the names of the classes in the order of their ids; None sorts the names found in train.
+      num_labels: the number of classes, 1 for regression; None counts those in train.
+      use_labels: False leaves the labels unread, for masked language modelling.
+      validation_split: the hub's name of the split to validate on; None is "validation" (MNLI: "validation_matched").
+      test_split: the hub's name of the split to test on; None is "test".
+
+    Raises:
+      InputError: whatever does not exist, cannot be reached, read or understood, or has no rows; one line.
+    """
+    if train_file is None and (validation_file or test_file):
+        raise InputError(f"{validation_file or test_file} is given without train_file; give train_file, or neither")
+    if train_file is None and name is None:
+        raise InputError(f"no dataset: set name (such as {', '.join(KNOWN_NAMES[:2])} or glue/sst2) or train_file")
+    if train_file is None and name == "python-docs":
+        return load_python_docs()
+    if train_file is not None:
+        files = {"train": train_file, "validation": validation_file, "test": test_file}
+        read = _from_files({split: path for split, path in files.items() if path}, name, column_names)
+    else:
+        read = _from_hub(str(name), subset, validation_split, test_split)
+        if (task := GLUE.get(str(name).removeprefix("glue/"))) is not None and text_column is None:
+            text_column, text_pair_column = (*task.text_columns, None)[:2]
+            num_labels = num_labels or task.num_labels
+    columns = {
+        split: choose_columns(
+            table.column_names, read.where[split], text=text_column, pair=text_pair_column, label=label_column
+        )
+        for split, table in read.tables.items()
+    }
+    return _to_splits(read, columns, use_labels=use_labels, num_labels=num_labels, label_names=label_names)
+
+
+def load_file(
+    path: str,
+    *,
+    column_names: Sequence[str] | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    num_labels: int | None = None,
+    use_labels: bool = True,
+) -> Split:
+    """The rows of one file, to predict or to evaluate; arguments and errors as in `load_splits`.
+
+    Labels are read where the file has a column `label`, or `label_column`, that is not all -1; `label_names` and
+    `num_labels` must then be those of the training run, or the ids may mean other classes.
+    """
+    table = read_file(path, column_names=column_names)
+    columns = choose_columns(table.column_names, path, text=text_column, pair=text_pair_column, label=label_column)
+    split = _texts(table, columns, path)
+    raw = column_values(table, columns.label) if use_labels and columns.label is not None else []
+    if _all_hidden(raw):
+        return split
+    encoded, _, _ = encode_labels({path: raw}, num_labels=num_labels, label_names=label_names)
+    return replace(split, labels=encoded[path])
+
+
+def _from_files(files: Mapping[str, str], name: str | None, column_names: Sequence[str] | None) -> _Tables:
+    return _Tables(
+        tables={split: read_file(path, column_names=column_names) for split, path in files.items()},
+        where=files,
+        source="files: " + ", ".join(f"{split} {path}" for split, path in files.items()),
+        notes=() if name is None else (f"the dataset '{name}' is not read: train_file overrides it",),
+    )
+
+
+def _from_hub(name: str, subset: str | None, validation_split: str | None, test_split: str | None) -> _Tables:
+    found = read_hub(name, subset=subset)
+    suffix = "_matched" if name == "glue/mnli" else ""
+    wanted = {
+        "train": "train",
+        "validation": validation_split or f"validation{suffix}",
+        "test": test_split or f"test{suffix}",
+    }
+    for flag, split in (("name", "train"), ("validation_split", validation_split), ("test_split", test_split)):
+        if split is not None and split not in found:
+            raise InputError(f"{flag}: the dataset '{name}' has no split '{split}'; splits: {', '.join(found)}")
+    present = {split: hub_split for split, hub_split in wanted.items() if hub_split in found}
+    return _Tables(
+        tables={split: found[hub_split] for split, hub_split in present.items()},
+        where={split: f"{name} [{hub_split}]" for split, hub_split in present.items()},
+        source=f"hub dataset {name}{f', {subset}' if subset else ''}: " + ", ".join(present.values()),
+    )
+
+
+def _to_splits(
+    read: _Tables,
+    columns: Mapping[str, Columns],
+    *,
+    use_labels: bool,
+    num_labels: int | None,
+    label_names: Sequence[str] | None,
+) -> Splits:
+    notes = list(read.notes)
+    splits = {split: _texts(table, columns[split], read.where[split]) for split, table in read.tables.items()}
+    if use_labels and columns["train"].label is not None:
+        raw = _raw_labels(read, columns)
+        if "test" in raw and _all_hidden(raw["test"]):
+            notes.append(f"the labels of {read.where['test']} are all -1 (not public): it is not used")
+            del raw["test"], splits["test"]
+        declared = class_names(read.tables["train"], columns["train"].label)
+        splits, num_labels, names = _label(splits, raw, read.where, num_labels, label_names or declared)
+    else:
+        num_labels, names = None, None
+    if "validation" not in splits:
+        splits["train"], splits["validation"], note = hold_out(splits["train"], read.where["train"])
+        notes.append(note)
+    return Splits(
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits.get("test"),
+        num_labels=num_labels,
+        label_names=names,
+        source=read.source,
+        notes=tuple(notes),
+    )
+
+
+def _texts(table: Dataset, columns: Columns, where: str) -> Split:
+    texts = text_values(table, columns.text, where)
+    if not any(text.strip() for text in texts):
+        raise InputError(
+            f"{where}: column '{columns.text}' has no text in its {len(texts)} rows; give text_column or a file"
+        )
+    return Split(texts, None if columns.pair is None else text_values(table, columns.pair, where))
+
+
+def _all_hidden(raw: Sequence[Any]) -> bool:
+    """Whether the labels are withheld, as GLUE's test labels are: every one is -1."""
+    return all(value in (-1, "-1") for value in raw)
+
+
+def _raw_labels(read: _Tables, columns: Mapping[str, Columns]) -> dict[str, list[Any]]:
+    """The labels of each split that has them; only a test split may be without."""
+    raw = {}
+    for split, table in read.tables.items():
+        label = columns[split].label
+        if label is not None:
+            raw[split] = column_values(table, label)
+        elif split == "validation":
+            available = ", ".join(table.column_names)
+            raise InputError(f"{read.where[split]} has no label column, and train has; columns: {available}")
+    return raw
+
+
+def _label(
+    splits: Mapping[str, Split],
+    raw: Mapping[str, list[Any]],
+    where: Mapping[str, str],
+    num_labels: int | None,
+    label_names: Sequence[str] | None,
+) -> tuple[dict[str, Split], int, tuple[str, ...] | None]:
+    # Two splits may be one file, so the errors' key holds the split's name too.
+    keys = {split: f"{split} ({where[split]})" for split in raw}
+    encoded, count, names = encode_labels(
+        {keys[split]: values for split, values in raw.items()}, num_labels=num_labels, label_names=label_names
+    )
+    labelled: dict[str, np.ndarray] = {split: encoded[key] for split, key in keys.items()}
+    return {name: replace(split, labels=labelled.get(name)) for name, split in splits.items()}, count, names

@@ -1,0 +1,79 @@
+"""What a source gives: texts with optional pairs and labels, a `Split` for each of train, validation and test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxpeft.errors import InputError
+
+HELD_OUT_FRACTION = 0.1
+HOLD_OUT_SEED = 0  # fixed, and not the run's seed: two runs of different seeds are judged on the same rows
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The rows of one split.
+
+    Attributes:
+      texts: one text a row.
+      pairs: the second text of each row (premise/hypothesis, question/answer), or None.
+      labels: [rows] int32 class ids, [rows] float32 for regression, or None where the rows are not labelled.
+    """
+
+    texts: list[str]
+    pairs: list[str] | None = None
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.texts)
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """A dataset, ready to be tokenised.
+
+    Attributes:
+      train: the rows to learn from.
+      validation: the rows to choose by; held out from `train` where the source has none (`notes` says so).
+      test: the rows to report on, or None.
+      num_labels: the number of classes, 1 for regression, None without labels.
+      label_names: the classes' names in the order of their ids, where they have names.
+      source: one line for a human: where the rows came from.
+      notes: one line each for what was done to the rows that the user did not ask for.
+    """
+
+    train: Split
+    validation: Split
+    test: Split | None
+    num_labels: int | None
+    label_names: tuple[str, ...] | None
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def take(split: Split, rows: np.ndarray) -> Split:
+    """The given rows (`[n]` int) of a split, in that order."""
+    return Split(
+        texts=[split.texts[row] for row in rows],
+        pairs=None if split.pairs is None else [split.pairs[row] for row in rows],
+        labels=None if split.labels is None else split.labels[rows],
+    )
+
+
+def hold_out(split: Split, where: str) -> tuple[Split, Split, str]:
+    """Split train into (train, validation, a note): 10 % of the rows, at least one, become the validation split.
+
+    Unlabelled rows are running text, whose neighbours share sentences: the last rows are held out, in one piece.
+    Labelled files are often sorted by label: a fixed random choice is held out. Raises InputError on a single row.
+    """
+    num_rows = len(split)
+    if num_rows < 2:
+        raise InputError(f"{where} has {num_rows} row, too few to hold one out for validation; give validation_file")
+    num_held = max(1, round(HELD_OUT_FRACTION * num_rows))
+    order = np.arange(num_rows) if split.labels is None else np.random.default_rng(HOLD_OUT_SEED).permutation(num_rows)
+    which = "the last" if split.labels is None else "a fixed random"
+    note = f"no validation split: {which} {num_held} of {num_rows} rows of {where} are held out (10 %)"
+    return take(split, np.sort(order[:-num_held])), take(split, np.sort(order[-num_held:])), note

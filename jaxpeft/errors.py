@@ -1,0 +1,20 @@
+"""The one exception a user can cause: shown as one line, exit status 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What a user asked for cannot be done.
+
+    The message names the value, where it came from and the way out, in one line. The command line prints it and
+    exits with status 2; every other exception is a bug of ours and keeps its traceback.
+    """
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'rank'?"` for the known name nearest to `name`, or an empty string where none is near."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{matches[0]}'?" if matches else ""

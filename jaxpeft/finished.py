@@ -1,0 +1,127 @@
+"""Working with a finished run: load it, evaluate, predict, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxpeft.config import RunConfig
+from jaxpeft.config_file import read_config
+from jaxpeft.errors import InputError
+from jaxpeft.interop.merged import save_model
+from jaxpeft.interop.peft_files import load_adapter
+from jaxpeft.judge import Judge
+from jaxpeft.merge import merge as merge_trees
+from jaxpeft.paths import Adapters, Params
+from jaxpeft.predict import Answers, classify, fill_masks
+from jaxpeft.prepare import prepare_model, prepare_splits
+from jaxpeft.report.results import NAMES, Results, read_results, show
+from jaxpeft.report.terminal import say
+from jaxpeft.training.objectives import Objective
+from jaxpeft.training.sharding import data_parallel
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's base with its best adapter."""
+
+    directory: Path
+    config: RunConfig
+    results: Results
+    objective: Objective
+    frozen: Params
+    adapters: Adapters
+    tokenizer: Any
+
+    def predict(self, texts: Sequence[str], *, top: int = 5) -> list[list[Answers]] | list[Answers]:
+        """For masked-lm: text → mask → (token, probability), likeliest first; for classification: text → (label, probability)."""
+        args: tuple = (self.objective, self.frozen, self.adapters, {}, self.tokenizer, texts)
+        if self.config.task == "masked-lm":
+            return fill_masks(*args, top=top)
+        return classify(*args, label_names=self.results.label_names, top=top)
+
+
+def load_run(directory: Path | str) -> FinishedRun:
+    """Load the run in `directory` with its best adapter.
+
+    Raises:
+        InputError: where there is no run, or it has not finished.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"no such run: '{directory}'")
+    config = read_config(directory / "config.yaml")
+    if not (directory / "results.json").is_file():
+        raise InputError(
+            f"the run in '{directory}' has not finished; continue it with --config {directory}/config.yaml --resume"
+        )
+    results = read_results(directory / "results.json")
+    if config.adapter.method == "full":
+        # The fine-tuned model is a base of its own, without an adapter.
+        trained = replace(config.model, name=str(directory / "model"), weights="pretrained")
+        config = replace(config, model=trained)
+    model, tokenizer = prepare_model(config, results.num_labels)
+    frozen: Params = model.params
+    adapters: Adapters = {"sites": {}, "modules": {}}
+    method = None
+    if config.adapter.method != "full":
+        frozen, adapters, method = load_adapter(directory / "adapter", model.params)
+    objective = Objective(model, method, results.num_labels or 0)
+    return FinishedRun(directory, config, results, objective, frozen, adapters, tokenizer)
+
+
+def evaluate(run: str, split: str, pseudo_perplexity: bool, pseudo_perplexity_rows: int) -> None:
+    """Print the metrics of a run's best adapter on its validation or test rows."""
+    finished = load_run(run)
+    config = finished.config
+    if pseudo_perplexity and config.task != "masked-lm":
+        raise InputError(f"pseudo-perplexity is a masked-lm figure, and '{run}' is a {config.task} run")
+    evaluation = replace(
+        config.evaluation, pseudo_perplexity=pseudo_perplexity, pseudo_perplexity_rows=pseudo_perplexity_rows
+    )
+    splits = prepare_splits(config)
+    if split == "test" and splits.test is None:
+        say("there is no labelled test split: measuring on validation")
+    if split == "validation":
+        splits = replace(splits, test=splits.validation)
+    parallel = data_parallel()
+    judge = Judge.build(
+        replace(config, evaluation=evaluation), splits, finished.tokenizer, finished.objective, parallel
+    )
+    for name, value in judge.test(finished.frozen, finished.adapters, {}).items():
+        say(f"{NAMES.get(name, name):24} {show(name, value)}")
+
+
+def predict(run: str, texts: Sequence[str], top: int) -> None:
+    """Print a run's answers to `texts`."""
+    if top < 1:
+        raise InputError(f"--top is {top}; it must be at least 1")
+    finished = load_run(run)
+    masked = finished.config.task == "masked-lm"
+    answers: list[Any] = finished.predict(texts, top=top)
+    for text, found in zip(texts, answers, strict=True):
+        say(text)
+        groups: list[Answers] = found if masked else [found]
+        for i, group in enumerate(groups):
+            place = f"mask {i + 1}: " if len(groups) > 1 else ""
+            say("  " + place + ", ".join(_answer(name, value) for name, value in group))
+
+
+def merge(run: str, output: str) -> None:
+    """Write a run's base with the adapter merged in, as a transformers model."""
+    target = Path(output)
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        raise InputError(f"'{output}' exists and is not empty; give a new directory")
+    finished = load_run(run)
+    model = finished.objective.model
+    params = merge_trees(finished.frozen, finished.adapters, finished.objective.method)
+    weights = save_model(target, model, params, tokenizer=finished.tokenizer, label_names=finished.results.label_names)
+    say(
+        f"merged model in {target} ({weights.stat().st_size / 1e6:.1f} MB); {model.torch_class}.from_pretrained('{target}') loads it"
+    )
+
+
+def _answer(name: str, value: float) -> str:
+    return f"{value:.3f}" if name == "value" else f"{name} {100 * value:.1f} %"

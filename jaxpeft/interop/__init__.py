@@ -1,0 +1,1 @@
+"""Files that others read: PEFT's adapters and transformers' models."""

@@ -1,0 +1,237 @@
+"""Building and loading Flax models of transformers: the only file that imports its Flax classes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxpeft.errors import InputError
+from jaxpeft.inject import discover_sites
+from jaxpeft.models.checkpoint import Checkpoint, open_checkpoint
+from jaxpeft.models.sources import Source, resolve
+from jaxpeft.paths import Params, leaf_paths, nest
+from jaxpeft.quant.nf4 import quantize
+
+Task = Literal["masked-lm", "classification"]
+
+# Where the hidden states enter the masked-LM head: gathering the masked positions there leaves the result as it is and
+# spares the vocabulary's product at every other position.
+_MASKED_LM_HEADS = {
+    "bert": "cls",
+    "roberta": "lm_head",
+    "xlm-roberta": "lm_head",
+    "roberta-prelayernorm": "lm_head",
+    "distilbert": "vocab_transform",
+    "electra": "generator_predictions",
+}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the frozen linear layers are stored: NF4 in blocks of `block_size` weights."""
+
+    block_size: int = 64
+    double_quantization: bool = True
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Flax module of transformers with its parameters and what one must know to train it.
+
+    `missing` lists the leaf paths that the checkpoint lacks and that were drawn at random.
+    """
+
+    module: nn.Module
+    config: Any
+    params: Params
+    task: Task
+    source: Source
+    missing: tuple[str, ...] = ()
+
+    @property
+    def model_type(self) -> str:
+        """Transformers' name of the architecture, such as `bert`."""
+        return self.config.model_type
+
+    @property
+    def base_prefix(self) -> str:
+        """The path of the encoder below the heads, such as `bert`."""
+        return _flax_class(self.config, self.task).base_model_prefix
+
+    @property
+    def torch_class(self) -> str:
+        """The name of transformers' torch class of the same model."""
+        return _flax_class(self.config, self.task).__name__.removeprefix("Flax")
+
+    @property
+    def masked_lm_head(self) -> str | None:
+        """Path of the module whose input may be gathered at the masked positions, where it is known."""
+        return _MASKED_LM_HEADS.get(self.model_type)
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The module's arguments for a batch with `input_ids`, `attention_mask` and maybe `token_type_ids`, each `[batch, seq]`."""
+        return module_inputs(self.module, self.config, batch)
+
+    def sites(self) -> dict[str, Any]:
+        """All linear layers by path (`discover_sites` on one short row)."""
+        return discover_sites(self.module, self.params, **_example(self.module, self.config))
+
+
+def load_model(
+    name: str,
+    task: Task,
+    *,
+    weights: Literal["pretrained", "random"] = "pretrained",
+    num_labels: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    gradient_checkpointing: bool = False,
+    quantization: Quantization | None = None,
+    trained_leaves: Callable[[Sequence[str], str], set[str]] = lambda leaves, base_prefix: set(),
+    seed: int = 0,
+) -> Model:
+    """Load a Flax BERT, DistilBERT, RoBERTa, … for `task`; leaves come one at a time, so a 4-bit base never stands in full.
+
+    Args:
+        name: hub id, directory, `package:module/folder`, or a `config.json`.
+        task: masked language modelling or sequence classification.
+        weights: "random" needs no more than a config.
+        num_labels: classes, or 1 for regression; for classification.
+        dtype: what the layers compute in, and what frozen matrices are stored in (vectors and all that trains stay fp32).
+        gradient_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
+        quantization: store the base's linear kernels in NF4.
+        trained_leaves: (leaf paths, the base model's prefix) → those that will train; like what the checkpoint lacks, they stay fp32 arrays.
+        seed: draws what the checkpoint lacks.
+
+    Raises:
+        InputError: for an unknown model, an architecture without a Flax class, missing or unreadable weights.
+    """
+    source = resolve(name)
+    config = _config(source, num_labels)
+    flax_class = _flax_class(config, task)
+    model = _bare(flax_class, config, jnp.dtype(dtype), gradient_checkpointing)
+    shapes = leaf_paths(jax.eval_shape(lambda: model.init_weights(jax.random.key(0), (1, 1))))
+    reader = Checkpoint({})
+    if weights == "pretrained":
+        reader = open_checkpoint(source.directory, list(shapes), flax_class.base_model_prefix)
+    drawn = [path for path in shapes if path not in reader]
+    values = _draw(model, drawn, seed)
+    missing = tuple(drawn) if weights == "pretrained" else ()
+    trained = trained_leaves(list(shapes), flax_class.base_model_prefix) | set(missing)
+    linear = discover_sites(model.module, nest(shapes), **_example(model.module, config))
+    quantized = {
+        f"{layer}/kernel" for layer in linear if quantization and layer.startswith(flax_class.base_model_prefix + "/")
+    }
+    leaves: dict[str, Any] = {}
+    for path, shape in shapes.items():
+        leaf = values[path] if path in values else _checked(reader.read(path), path, shape.shape, source)
+        if path in trained:
+            leaves[path] = jnp.asarray(leaf)
+        elif path in quantized:
+            leaves[path] = jax.device_put(quantize(leaf, **vars(quantization)))
+        else:
+            leaves[path] = jnp.asarray(leaf, jnp.dtype(dtype) if leaf.ndim > 1 else jnp.float32)
+    return Model(model.module, config, nest(leaves), task, source, missing)
+
+
+def load_tokenizer(directory: Path | str) -> Any:
+    """The fast tokenizer of the files in `directory`.
+
+    Raises:
+        InputError: where there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"no tokenizer in {directory}; name one with --model.tokenizer") from error
+
+
+def max_tokens(config: Any) -> int:
+    """The longest sequence the model has positions for, in tokens."""
+    # RoBERTa's positions start behind the padding index.
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    return config.max_position_embeddings - offset
+
+
+def module_inputs(module: nn.Module, config: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what `module` takes besides token ids and attention mask."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape)
+    if "roberta" in config.model_type:
+        real = (ids != config.pad_token_id).astype(jnp.int32)
+        positions = jnp.cumsum(real, axis=-1) * real + config.pad_token_id
+    available = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": batch.get("token_type_ids", jnp.zeros_like(ids)),
+        "position_ids": positions,
+        "head_mask": None,
+    }
+    wanted = inspect.signature(type(module).__call__).parameters
+    return {key: value for key, value in available.items() if key in wanted}
+
+
+def with_params(model: Model, params: Params) -> Model:
+    """The same model with other parameters, for example merged ones."""
+    return replace(model, params=params)
+
+
+def _config(source: Source, num_labels: int | None) -> Any:
+    from transformers import AutoConfig
+
+    extra = {} if num_labels is None else {"num_labels": num_labels}
+    file = Path(source.name) if source.name.endswith(".json") else source.directory
+    try:
+        return AutoConfig.from_pretrained(str(file), **extra)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"model '{source.name}': its config.json names no architecture that transformers knows"
+        ) from error
+
+
+def _flax_class(config: Any, task: Task) -> Any:
+    from transformers import FLAX_MODEL_FOR_MASKED_LM_MAPPING, FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    mapping = (
+        FLAX_MODEL_FOR_MASKED_LM_MAPPING if task == "masked-lm" else FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    )
+    if type(config) not in mapping:
+        known = ", ".join(sorted(key.model_type for key in mapping))
+        raise InputError(f"transformers has no Flax model of type '{config.model_type}' for {task}; it has {known}")
+    return mapping[type(config)]
+
+
+def _bare(flax_class: Any, config: Any, dtype: Any, gradient_checkpointing: bool) -> Any:
+    if not gradient_checkpointing:
+        return flax_class(config, dtype=dtype, _do_init=False)
+    if "gradient_checkpointing" not in inspect.signature(flax_class.__init__).parameters:
+        raise InputError(f"gradient checkpointing: transformers' {flax_class.__name__} does not have it")
+    return flax_class(config, dtype=dtype, _do_init=False, gradient_checkpointing=True)
+
+
+def _example(module: nn.Module, config: Any) -> dict[str, Any]:
+    ids = jnp.ones((1, 8), jnp.int32)
+    return module_inputs(module, config, {"input_ids": ids, "attention_mask": ids})
+
+
+def _draw(model: Any, paths: list[str], seed: int) -> dict[str, np.ndarray]:
+    """Initial values of the leaves `paths`, and of no others: XLA drops what is not asked for."""
+    if not paths:
+        return {}
+    init = jax.jit(lambda key: {p: leaf_paths(model.init_weights(key, (1, 1)))[p] for p in paths})
+    return jax.device_get(init(jax.random.key(seed)))
+
+
+def _checked(array: np.ndarray, path: str, shape: tuple[int, ...], source: Source) -> np.ndarray:
+    if array.shape != shape:
+        raise InputError(f"{source.description}: {path} has shape {array.shape} where the config asks for {shape}")
+    return array

@@ -1,0 +1,75 @@
+"""Names of layers and leaves, and trees cut and joined by them.
+
+A *layer path* is Flax's module path joined by slashes (`bert/encoder/layer/0/attention/self/query`); a *leaf path* adds
+the parameter's name (`…/query/kernel`). Parameters of a model are Flax's nested dictionaries; adapters and masks are
+dictionaries of two levels, layer path → parameter name → array, so that one path means the same layer everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+Params = dict[str, Any]
+"""A model's parameters: Flax's nested dictionaries of arrays (or quantised tensors)."""
+
+Layers = dict[str, dict[str, Any]]
+"""Parameters by layer: layer path → parameter name → array."""
+
+Adapters = dict[str, Layers]
+"""What trains: `{"sites": adapter parameters by layer, "modules": whole leaves that stand in for the base's, by layer}`."""
+
+
+def leaf_paths(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested `params` to leaf path → leaf, in the order of the paths. Quantised tensors stay whole."""
+    return dict(sorted(flatten_dict(dict(params), sep="/").items()))
+
+
+def nest(leaves: Mapping[str, Any]) -> Params:
+    """Undo `leaf_paths`."""
+    return unflatten_dict(dict(leaves), sep="/")
+
+
+def by_layer(leaves: Mapping[str, Any]) -> Layers:
+    """Group leaf path → leaf by layer: `{"a/b/kernel": k}` becomes `{"a/b": {"kernel": k}}`."""
+    layers: Layers = {}
+    for path, leaf in leaves.items():
+        layer, _, name = path.rpartition("/")
+        layers.setdefault(layer, {})[name] = leaf
+    return layers
+
+
+def by_leaf(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Undo `by_layer`."""
+    return {f"{layer}/{name}": leaf for layer, group in layers.items() for name, leaf in group.items()}
+
+
+def split(params: Params, selected: Callable[[str], bool]) -> tuple[Params, Layers]:
+    """Cut `params` in two: the nested rest, and the leaves whose path is `selected`, by layer."""
+    leaves = leaf_paths(params)
+    rest = {path: leaf for path, leaf in leaves.items() if not selected(path)}
+    return nest(rest), by_layer({path: leaf for path, leaf in leaves.items() if path not in rest})
+
+
+def join(params: Params, layers: Mapping[str, Mapping[str, Any]]) -> Params:
+    """Undo `split`: put `layers` back into nested `params`; a leaf that stands in both is taken from `layers`."""
+    return nest({**flatten_dict(dict(params), sep="/"), **by_leaf(layers)}) if layers else params
+
+
+def under(path: str, prefixes: Iterable[str]) -> bool:
+    """Whether `path` is one of `prefixes` or lies below one."""
+    return any(path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
+
+
+def count(tree: Any) -> int:
+    """Number of parameters in a tree; a quantised tensor counts the weights it stands for."""
+    has_size = lambda leaf: hasattr(leaf, "size_bytes")  # noqa: E731
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(tree, is_leaf=has_size))
+
+
+def size_bytes(tree: Any) -> int:
+    """Bytes of all arrays in a tree, as they are stored."""
+    return sum(int(leaf.size) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,1 @@
+"""What a run shows and leaves behind: lines, logs, curves, results, model card."""

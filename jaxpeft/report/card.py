@@ -1,0 +1,253 @@
+"""The model card beside an adapter: Hugging Face's metadata block, and only numbers that were measured."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from jaxpeft.config import RunConfig
+from jaxpeft.interop.peft_files import BaseInfo
+from jaxpeft.models.build import Model
+from jaxpeft.report.results import NAMES, Results, show
+
+_CITATIONS = {
+    "lora": "LoRA: Hu et al. 2021, arXiv 2106.09685",
+    "hira": "HiRA: Huang et al., ICLR 2025",
+    "sparse": "Magnitude pruning: Zhu & Gupta 2017, arXiv 1710.01878 (schedule); He et al. 2022, SparseAdapter, arXiv 2210.04284",
+    "nf4": "QLoRA: Dettmers et al. 2023, arXiv 2305.14314",
+}
+
+
+def base_info(config: RunConfig, model: Model, directory: Path) -> BaseInfo:
+    """What an exported adapter says of its base: its hub id where it has one, else where it lies."""
+    if config.model.weights == "random":
+        name = str(directory / "base")
+    else:
+        name = model.source.hub_id or str(model.source.directory.absolute())
+    task_type = "SEQ_CLS" if config.task == "classification" else None
+    return BaseInfo(name, model.torch_class, model.model_type, task_type)
+
+
+def method_name(config: RunConfig) -> str:
+    """A run's method in words: `Sparse LoRA`, `QLoRA`, …"""
+    name = {"lora": "LoRA", "hira": "HiRA", "full": "Full fine-tuning", "head": "Head only"}[config.adapter.method]
+    if config.model.quantization == "nf4":
+        name = "QLoRA" if name == "LoRA" else f"{name} on an NF4 base"
+    return f"Sparse {name}" if config.pruning.sparsity else name
+
+
+def write_card(path: Path, config: RunConfig, model: Model, results: Results) -> None:
+    """Write the card of a run."""
+    sections = [
+        f"# {results.name}",
+        _description(config, results),
+        "## Training configuration\n\n" + _table(_configuration(config, results)),
+        "## Parameters\n\n" + _table(_parameters(results)),
+        "## Results\n\n" + _results(results),
+        "## Usage\n\n" + _usage(path.parent, config, model, results),
+        "## How it was measured\n\n" + _measured(config, results),
+        "## Citations\n\n" + "\n".join(f"- {line}" for line in _citations(config)),
+    ]
+    ModelCard(f"---\n{_metadata(config, model, results).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n").save(path)
+
+
+def _metadata(config: RunConfig, model: Model, results: Results) -> ModelCardData:
+    dataset = _dataset_id(config)
+    evaluations = [
+        EvalResult(
+            task_type="fill-mask" if config.task == "masked-lm" else "text-classification",
+            dataset_type=dataset or "local",
+            dataset_name=config.data.name or Path(config.data.train_file or "").name,
+            dataset_split=results.test_split,
+            metric_type=metric,
+            metric_value=value,
+        )
+        for metric, value in results.test.items()
+    ]
+    return ModelCardData(
+        base_model=model.source.hub_id,
+        library_name="peft" if config.adapter.method != "full" else "transformers",
+        pipeline_tag="fill-mask" if config.task == "masked-lm" else "text-classification",
+        tags=["jax", "flax", "jaxpeft", method_name(config).lower().replace(" ", "-")],
+        datasets=dataset,
+        metrics=list(results.test),
+        model_name=results.name,
+        eval_results=evaluations,
+    )
+
+
+def _dataset_id(config: RunConfig) -> str | None:
+    name = config.data.name
+    if name is None or name == "python-docs":
+        return None
+    if name.startswith("wikitext-"):
+        return "Salesforce/wikitext"
+    return "nyu-mll/glue" if name.startswith("glue/") else name
+
+
+def _description(config: RunConfig, results: Results) -> str:
+    what = "masked language modelling" if config.task == "masked-lm" else "classification"
+    return f"{method_name(config)} of `{results.base}` for {what} on {results.data}, trained in JAX with jaxpeft. " + (
+        "The files are a plain transformers model."
+        if config.adapter.method == "full"
+        else "The files are in PEFT's format."
+    )
+
+
+def _configuration(config: RunConfig, results: Results) -> list[tuple[str, str]]:
+    a, t, p, m = config.adapter, config.training, config.pruning, config.model
+    rows = [("method", method_name(config))]
+    if a.method in ("lora", "hira"):
+        targets = a.target_modules or "the model's default"
+        rows += [("rank", f"{a.rank}")] + ([("alpha", f"{a.alpha:g}")] if a.method == "lora" else [])
+        rows += [
+            ("dropout", f"{a.dropout:g}"),
+            ("target modules", targets if isinstance(targets, str) else ", ".join(targets)),
+        ]
+    if p.sparsity:
+        rows.append(("sparsity", f"{100 * p.sparsity:g} %, magnitude-based, per tensor, {p.schedule}"))
+    storage = (
+        m.dtype
+        if m.quantization == "none"
+        else f"NF4, blocks of {m.quantization_block_size}" + (", double quantisation" if m.double_quantization else "")
+    )
+    return rows + [
+        ("frozen base stored as", storage),
+        ("updates", f"{results.steps}"),
+        ("batch size", f"{t.batch_size} × {t.accumulation_steps}" if t.accumulation_steps > 1 else f"{t.batch_size}"),
+        ("tokens a row", f"{config.data.max_length}"),
+        ("optimizer", f"AdamW, weight decay {t.weight_decay:g}, gradients clipped to norm {t.max_grad_norm:g}"),
+        ("learning rate", f"{t.learning_rate:g}, {t.schedule}, {t.warmup_steps} warm-up steps"),
+        ("seed", f"{config.seed}"),
+    ]
+
+
+def _parameters(results: Results) -> list[tuple[str, str]]:
+    share = 100 * results.parameters_trainable / results.parameters_total
+    rows = [
+        ("total", f"{results.parameters_total:,}"),
+        ("trainable", f"{results.parameters_trainable:,} ({share:.2f} %)"),
+        (
+            "model size on disk" if results.method == "full" else "adapter size on disk",
+            f"{results.export_bytes / 1e6:.2f} MB",
+        ),
+        ("frozen base in memory", f"{results.frozen_bytes / 1e6:.1f} MB"),
+    ]
+    if results.adapter_entries:
+        rows.insert(2, ("adapter entries not zero", f"{results.adapter_entries_kept:,} of {results.adapter_entries:,}"))
+    return rows
+
+
+def _results(results: Results) -> str:
+    rows = [
+        (NAMES.get(k, k), show(k, results.before[k]), show(k, v))
+        for k, v in results.test.items()
+        if k in results.before
+    ]
+    lines = [
+        f"| {results.test_split} | before | after |",
+        "|---|---:|---:|",
+        *(f"| {a} | {b} | {c} |" for a, b, c in rows),
+    ]
+    text = (
+        "\n".join(lines) + f"\n\nThe adapter of update {results.best_step} of {results.steps}, the best on validation."
+    )
+    if results.examples:
+        examples = [f"- {text}\n  - before: {was}\n  - after: {now}" for text, was, now in results.example_rows()]
+        text += "\n\nMasks filled in:\n\n" + "\n".join(examples)
+    return text
+
+
+def _usage(export: Path, config: RunConfig, model: Model, results: Results) -> str:
+    run = export.parent
+    sentence = results.examples[0]["text"] if results.examples else "This is a great movie!"
+    if config.task == "masked-lm" and "[MASK]" not in sentence:
+        sentence = "This is a great [MASK]!"
+    note = ""
+    if config.model.quantization == "nf4":
+        note = "\nIt was trained on an NF4 base; on the full-precision base below its outputs differ slightly.\n"
+    return f"""In JAX:
+
+```python
+import jaxpeft
+
+run = jaxpeft.load_run({str(run)!r})
+print(run.predict([{sentence!r}]))
+```
+{note}
+In torch, with {"transformers" if config.adapter.method == "full" else "PEFT"}:
+
+```python
+{_torch_lines(export, config, model, results, sentence)}
+```"""
+
+
+def _torch_lines(export: Path, config: RunConfig, model: Model, results: Results, sentence: str) -> str:
+    auto = "AutoModelForMaskedLM" if config.task == "masked-lm" else "AutoModelForSequenceClassification"
+    labels = f", num_labels={results.num_labels}" if config.task == "classification" else ""
+    lines = [f"from transformers import {auto}, AutoTokenizer", ""]
+    if config.adapter.method == "full":
+        lines += [f"base = {str(export)!r}", f"model = {auto}.from_pretrained(base)"]
+    else:
+        lines = ["from peft import PeftModel", *lines, *_base_lines(export, config, model)]
+        lines += [
+            f"model = {auto}.from_pretrained(base{labels})",
+            f"model = PeftModel.from_pretrained(model, {str(export)!r})",
+        ]
+    lines += ["tokenizer = AutoTokenizer.from_pretrained(base)", "model.eval()"]
+    if config.task == "masked-lm":
+        lines += [
+            f'text = {sentence!r}.replace("[MASK]", tokenizer.mask_token)',
+            'inputs = tokenizer(text, return_tensors="pt")',
+            "mask = (inputs.input_ids == tokenizer.mask_token_id).nonzero()[0, 1]",
+            "print(tokenizer.decode(model(**inputs).logits[0, mask].argmax()))",
+        ]
+    else:
+        lines += [f'inputs = tokenizer({sentence!r}, return_tensors="pt")', "print(model(**inputs).logits.softmax(-1))"]
+    return "\n".join(lines)
+
+
+def _base_lines(export: Path, config: RunConfig, model: Model) -> list[str]:
+    packaged = model.source.packaged_as
+    if config.model.weights == "random":
+        return [f"base = {str(export.parent / 'base')!r}"]
+    if packaged:
+        package, _, folder = packaged.removeprefix("package:").partition("/")
+        hub = f"  # the hub's {model.source.hub_id}" if model.source.hub_id else ""
+        find = f'find_spec("{package}").submodule_search_locations[0]'
+        return ["from importlib.util import find_spec", "", f'base = {find} + "/{folder}"{hub}']
+    return [f"base = {(model.source.hub_id or os.path.abspath(model.source.directory))!r}"]
+
+
+def _measured(config: RunConfig, results: Results) -> str:
+    peak = f"{results.peak_memory_bytes / 1e6:,.0f} MB peak memory of the {results.peak_memory_of}"
+    lines = [
+        f"{results.steps} updates in {results.seconds:.0f} s on {results.device}: {results.tokens_per_second:,.0f} tokens a second, {peak}, "
+        f"{len(results.compiled_shapes)} compiled training programs ({', '.join(results.compiled_shapes)}).",
+        "Versions: " + ", ".join(f"{name} {number}" for name, number in results.versions.items()) + ".",
+    ]
+    if config.task == "masked-lm":
+        ratio = f"{100 * config.data.mask_ratio:g} %"
+        lines.insert(
+            0,
+            f"Perplexity is exp of the mean loss over exactly {ratio} of the real tokens of every row, under fixed evaluation masks.",
+        )
+    if config.pruning.sparsity:
+        lines.append("Element sparsity of an adapter makes neither training nor inference faster.")
+    return "\n\n".join([*lines, *(f"Data: {note}." for note in results.data_notes)])
+
+
+def _citations(config: RunConfig) -> list[str]:
+    keys = (
+        [config.adapter.method]
+        + ["sparse"] * bool(config.pruning.sparsity)
+        + ["nf4"] * (config.model.quantization == "nf4")
+    )
+    lines = [_CITATIONS[key] for key in keys if key in _CITATIONS]
+    return lines or ["BERT: Devlin et al. 2018, arXiv 1810.04805"]
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])

@@ -1,0 +1,49 @@
+"""What a run measures as it goes: `metrics.jsonl` and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """Appends one JSON object a line, `{"step": …, "split": "train", "loss": …}`, and the same to TensorBoard."""
+
+    def __init__(self, directory: Path, resumed_at: int) -> None:
+        self.path = directory / "metrics.jsonl"
+        # What an interrupted run wrote after its last checkpoint will be measured again.
+        rows = [row for row in read_metrics(self.path) if row["step"] <= resumed_at] if resumed_at else []
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self._file = self.path.open("a")
+        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Record `metrics` of `split` after update `step`, on disk at once."""
+        self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that was cut off while being written is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,189 @@
+"""What a run measured, as `results.json`, as the table it prints, and as the numbers of its card."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpeft.config import RunConfig
+from jaxpeft.data import Splits
+from jaxpeft.models.build import Model
+from jaxpeft.paths import Adapters, Layers, Params, size_bytes
+from jaxpeft.pruning.masks import sparsity_of
+from jaxpeft.training.loop import Outcome
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a run measured. Sizes in bytes, times in seconds; `before` and `test` are metrics on `test_split`."""
+
+    name: str
+    task: str
+    method: str
+    base: str
+    base_source: str
+    torch_class: str
+    num_labels: int | None
+    label_names: list[str] | None
+    data: str
+    data_notes: list[str]
+    parameters_total: int
+    parameters_trainable: int
+    adapter_entries: int
+    adapter_entries_kept: int
+    sparsity: float
+    export: str
+    export_bytes: int
+    frozen_bytes: int
+    test_split: str
+    before: dict[str, float]
+    test: dict[str, float]
+    best_metric: str
+    best_step: int
+    steps: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    peak_memory_of: str
+    compiled_shapes: list[str]
+    device: str
+    versions: dict[str, str]
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """Rows of (what, before, after) for the terminal."""
+        rows = [
+            (f"{self.test_split} {NAMES.get(k, k)}", show(k, self.before[k]), show(k, self.test[k]))
+            for k in self.test
+            if k in self.before
+        ]
+        share = 100 * self.parameters_trainable / self.parameters_total
+        rows += [
+            ("parameters", "", f"{self.parameters_total:,}"),
+            ("  trainable", "", f"{self.parameters_trainable:,} ({share:.2f} %)"),
+        ]
+        if self.sparsity:
+            rows += [("  adapter entries kept", "", f"{self.adapter_entries_kept:,} of {self.adapter_entries:,}")]
+        return [
+            *rows,
+            ("adapter size" if self.method != "full" else "model size", "", f"{self.export_bytes / 1e6:.2f} MB"),
+        ]
+
+    def example_rows(self) -> Iterator[tuple[str, str, str]]:
+        """(sentence, answers before, answers after), the answers in words."""
+        for example in self.examples:
+            yield example["text"], _words(example["before"]), _words(example["after"])
+
+
+NAMES = {"accuracy": "accuracy", "loss": "loss", "perplexity": "perplexity", "f1": "F1", "matthews": "Matthews correlation",
+         "pearson": "Pearson correlation", "spearman": "Spearman correlation", "pseudo_perplexity": "pseudo-perplexity"}  # fmt: skip
+"""Metrics as people call them."""
+
+
+def show(metric: str, value: float) -> str:
+    """A metric's value with the digits that mean something."""
+    return f"{value:,.1f}" if "perplexity" in metric else f"{value:.4f}"
+
+
+def measure(
+    *,
+    config: RunConfig,
+    model: Model,
+    splits: Splits,
+    outcome: Outcome,
+    masks: Layers,
+    adapters: Adapters,
+    frozen: Params,
+    num_total: int,
+    num_trainable: int,
+    before: dict[str, float],
+    test: dict[str, float],
+    exported: Path,
+    traces: Counter,
+    examples: tuple[list | None, list | None],
+) -> Results:
+    """Collect what a finished run measured."""
+    memory, whose = _peak_memory()
+    entries = sum(leaf.size for leaf in jax.tree.leaves(adapters["sites"]))
+    kept = sum(int((leaf != 0).sum()) for leaf in jax.tree.leaves(adapters["sites"]))
+    devices = jax.local_devices()
+    return Results(
+        name=config.run_name,
+        task=config.task,
+        method=config.adapter.method,
+        base=model.source.hub_id or model.source.name,
+        base_source=model.source.description,
+        torch_class=model.torch_class,
+        num_labels=splits.num_labels,
+        label_names=list(splits.label_names) if splits.label_names else None,
+        data=splits.source,
+        data_notes=list(splits.notes),
+        parameters_total=num_total,
+        parameters_trainable=num_trainable,
+        adapter_entries=entries,
+        adapter_entries_kept=kept,
+        sparsity=sparsity_of(masks),
+        export=str(exported.parent),
+        export_bytes=exported.stat().st_size,
+        frozen_bytes=size_bytes(frozen),
+        test_split="test" if splits.test else "validation",
+        before=before,
+        test=test,
+        best_metric=config.training.metric or next(iter(test)),
+        best_step=outcome.progress.best_update or outcome.progress.update,
+        steps=outcome.progress.update,
+        seconds=outcome.progress.seconds,
+        tokens_per_second=outcome.tokens_per_second,
+        peak_memory_bytes=memory,
+        peak_memory_of=whose,
+        compiled_shapes=[f"{batch} x {length}" for batch, length in sorted(traces)],
+        device=f"{len(devices)} x {devices[0].device_kind} ({platform.machine()})",
+        versions={name: version(name) for name in ("jaxpeft", "jax", "flax", "optax", "transformers")},
+        examples=_examples(config, examples),
+    )
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Write `results.json`."""
+    path.write_text(json.dumps(asdict(results), indent=2) + "\n")
+
+
+def read_results(path: Path) -> Results:
+    """Read a `results.json` back."""
+    return Results(**json.loads(path.read_text()))
+
+
+def _examples(config: RunConfig, answers: tuple[list | None, list | None]) -> list[dict[str, Any]]:
+    before, after = answers
+    if not after:
+        return []
+    # A resumed run did not see the untrained model.
+    return [
+        {"text": text, "before": before[i] if before else None, "after": after[i]}
+        for i, text in enumerate(config.evaluation.examples)
+    ]
+
+
+def _words(masks: list | None) -> str:
+    if masks is None:
+        return "not measured (the run was resumed)"
+    return " | ".join(", ".join(f"{token} {100 * p:.0f} %" for token, p in answers) for answers in masks)
+
+
+def _peak_memory() -> tuple[int, str]:
+    """Bytes at the peak: the device's where the backend reports it, else the process's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"], "device"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"

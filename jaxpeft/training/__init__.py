@@ -1,0 +1,1 @@
+"""Training: objective, optimizer, steps, loop, checkpoints, evaluation."""

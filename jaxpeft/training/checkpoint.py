@@ -1,0 +1,110 @@
+"""Checkpoints: the only use of Orbax. The state and the run's progress are saved, never the base, whose hash is recorded.
+
+Kept are the newest checkpoint, to resume from, and the best one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxpeft.errors import InputError
+from jaxpeft.paths import Params
+from jaxpeft.training.step import TrainState
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run knows besides its state: updates done, the best validation so far, and validations since."""
+
+    update: int = 0
+    best_update: int | None = None
+    best_score: float | None = None
+    since_best: int = 0
+    seconds: float = 0.0
+
+
+def tree_hash(tree: Any) -> str:
+    """SHA-256 over the paths, dtypes and bytes of a tree's arrays: the identity of a frozen base."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `directory`."""
+
+    def __init__(self, directory: Path, base_hash: str) -> None:
+        best = policies.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+        )
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._base_hash = base_hash
+
+    @property
+    def latest(self) -> int | None:
+        """Update of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, progress: Progress, score: float | None) -> None:
+        """Save after `progress.update`; `score` (larger is better) is None where the adapter may not count as best."""
+        meta = {"base_hash": self._base_hash, **asdict(progress)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        # Orbax ranks by one number, so what may not be best gets the worst. force: the last update is off the interval.
+        metrics = {"score": float("-inf") if score is None else score}
+        self._manager.save(progress.update, args=args, metrics=metrics, force=True)
+
+    def restore(self, state: TrainState, update: int) -> tuple[TrainState, Progress]:
+        """Read the checkpoint of `update` into the shape of `state`.
+
+        Raises:
+            InputError: where it belongs to another base or another adapter.
+        """
+        meta = self._manager.restore(update, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        where = f"checkpoint {update} in {self._manager.directory}"
+        if meta.pop("base_hash") != self._base_hash:
+            raise InputError(
+                f"{where} was trained on another base than model.name gives now; resume with the base it was started with"
+            )
+        self._compare(state, update, where)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        restored = self._manager.restore(update, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+        return restored["state"], Progress(**meta)
+
+    def close(self) -> None:
+        """Wait for what is still being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _compare(self, state: TrainState, update: int, where: str) -> None:
+        # Orbax casts a checkpoint of another dtype in silence: compare with what is on disk first.
+        saved = self._manager.item_metadata(update)["state"].tree["adapters"]
+        shapes = {
+            jax.tree_util.keystr(p): (tuple(m.shape), str(m.dtype))
+            for p, m in jax.tree_util.tree_leaves_with_path(saved)
+        }
+        wanted = {
+            jax.tree_util.keystr(p): (a.shape, str(a.dtype))
+            for p, a in jax.tree_util.tree_leaves_with_path(state.adapters)
+        }
+        for key in sorted(shapes.keys() | wanted.keys()):
+            if shapes.get(key) != wanted.get(key):
+                raise InputError(
+                    f"{where} holds another adapter: {key} is {shapes.get(key)} there and {wanted.get(key)} in this configuration"
+                )
+
+
+def hash_base(frozen: Params) -> str:
+    """The hash that a checkpoint records of its base."""
+    return tree_hash(frozen)

@@ -1,0 +1,86 @@
+"""Evaluation: a whole data set through the jitted step, summed on the host."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+
+import jax
+import numpy as np
+
+from jaxpeft.paths import Adapters, Layers, Params
+from jaxpeft.training.metrics import classification_metrics, masked_lm_metrics
+from jaxpeft.training.objectives import Batch
+from jaxpeft.training.sharding import DataParallel
+
+EvalStep = Callable[..., tuple[dict, jax.Array]]
+
+
+def evaluate_masked_lm(
+    step: EvalStep, parallel: DataParallel, frozen: Params, adapters: Adapters, masks: Layers, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """`loss`, `perplexity` and `accuracy` over the masked tokens of `batches`."""
+    # The sums stay on the device until the end: one wait for the whole data set.
+    results = [step(frozen, adapters, masks, parallel.shard(dict(batch)))[0] for batch in batches]
+    return masked_lm_metrics(_total(results))
+
+
+def evaluate_classification(
+    step: EvalStep,
+    parallel: DataParallel,
+    frozen: Params,
+    adapters: Adapters,
+    masks: Layers,
+    batches: Iterable[Batch],
+    names: Sequence[str],
+) -> dict[str, float]:
+    """`loss` and the metrics `names` over the rows of `batches`."""
+    sums, logits, labels = [], [], []
+    for batch in batches:
+        statistics, out = step(frozen, adapters, masks, parallel.shard(_device_part(batch)))
+        real = np.asarray(batch["weights"]) > 0
+        sums.append(statistics)
+        logits.append(np.asarray(out)[real])
+        labels.append(np.asarray(batch["labels"])[real])
+    total = _total(sums)
+    return classification_metrics(
+        np.concatenate(logits), np.concatenate(labels), total["loss"] / total["weight"], names
+    )
+
+
+def predict_logits(
+    step: EvalStep, parallel: DataParallel, frozen: Params, adapters: Adapters, masks: Layers, batches: Iterable[Batch]
+) -> np.ndarray:
+    """A classifier's logits `[rows, num_labels]` in the order of the data set's rows."""
+    rows, logits = [], []
+    for batch in batches:
+        out = np.asarray(step(frozen, adapters, masks, parallel.shard(_device_part(batch)))[1])
+        real = np.asarray(batch["rows"]) >= 0
+        rows.append(np.asarray(batch["rows"])[real])
+        logits.append(out[real])
+    return np.concatenate(logits)[np.argsort(np.concatenate(rows))]
+
+
+def pseudo_perplexity(
+    step: EvalStep, parallel: DataParallel, frozen: Params, adapters: Adapters, masks: Layers, batches: Iterable[Batch]
+) -> float:
+    """exp of the mean loss of every token masked alone (Salazar et al. 2020, section 2.3); another figure than perplexity."""
+    results = [step(frozen, adapters, masks, parallel.shard(dict(batch)))[0] for batch in batches]
+    total = _total(results)
+    return math.exp(total["loss"] / total["weight"])
+
+
+def first(batches: Iterable[Batch], limit: int | None) -> Iterable[Batch]:
+    """At most `limit` batches; None: all."""
+    return islice(batches, limit)
+
+
+def _device_part(batch: Batch) -> dict:
+    return {key: value for key, value in batch.items() if key != "rows"}
+
+
+def _total(results: Sequence[dict[str, jax.Array]]) -> dict[str, float]:
+    fetched = jax.device_get(list(results))
+    # In double precision: a long data set's fp32 sum would lose digits.
+    return {key: float(np.sum([r[key] for r in fetched], dtype=np.float64)) for key in fetched[0]}

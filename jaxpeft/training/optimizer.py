@@ -1,0 +1,77 @@
+"""The optimizer: AdamW with warm-up, clipping, accumulation and masked updates, all of it optax.
+
+It is given the adapters alone. What is frozen is not differentiated, so no update of it can exist; what is pruned is held
+at zero by the last link of the chain, after moments and weight decay have had their say.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxpeft.paths import Adapters, Layers
+
+
+def learning_rate_schedule(
+    peak: float, num_steps: int, warmup_steps: int, decay: Literal["linear", "cosine", "constant"]
+) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak`, then `decay` to 0 at `num_steps` (or no decay): update → learning rate."""
+    rest = max(num_steps - warmup_steps, 1)
+    after = {
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "constant": optax.constant_schedule(peak),
+    }[decay]
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup_steps, 1)), after], [warmup_steps])
+
+
+def build_optimizer(
+    schedule: optax.Schedule, *, weight_decay: float, max_grad_norm: float, accumulation_steps: int = 1
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW over `adapters`; its `update` takes the pruning masks as `masks=` (bool, True = keep; {} is dense).
+
+    Args:
+        schedule: update → learning rate.
+        weight_decay: decoupled; biases and norms are spared (`optax.masked`'s mask).
+        max_grad_norm: global norm to clip to; 0 leaves gradients as they are.
+        accumulation_steps: passes whose gradients are averaged into one update.
+    """
+    chain = optax.chain(
+        optax.clip_by_global_norm(max_grad_norm) if max_grad_norm else optax.identity(),
+        optax.adamw(schedule, weight_decay=weight_decay, mask=decayed),
+        hold_pruned_at_zero(),
+    )
+    if accumulation_steps == 1:
+        return chain
+    return optax.MultiSteps(chain, accumulation_steps).gradient_transformation()
+
+
+def decayed(adapters: Adapters) -> Any:
+    """Bool tree like `adapters`: True where weight decay applies."""
+    spared = ("bias", "scale")
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in spared, adapters)
+
+
+def hold_pruned_at_zero() -> optax.GradientTransformationExtraArgs:
+    """Project every update onto the masks: a pruned entry goes to zero and stays, whatever momentum and decay say.
+
+    Masks are an argument of `update`, not part of the optimizer's state: the schedule that makes them lives outside.
+    """
+
+    def update(updates: Adapters, state: optax.EmptyState, params: Any, *, masks: Layers, **_: Any) -> tuple:
+        assert params is not None, "the projection needs the parameters"
+        sites = {
+            path: {
+                name: jnp.where(masks[path][name], u, -params["sites"][path][name])
+                if name in masks.get(path, {})
+                else u
+                for name, u in group.items()
+            }
+            for path, group in updates["sites"].items()
+        }
+        return {**updates, "sites": sites}, state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
