@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "BaseInfo": "jaxpeft.interop.peft_files",
     "Hira": "jaxpeft.adapters",
     "InputError": "jaxpeft.errors",
     "Lora": "jaxpeft.adapters",
@@ -30,17 +31,16 @@ _PUBLIC = {
     "quantize": "jaxpeft.quant.nf4",
     "save_adapter": "jaxpeft.interop.peft_files",
     "save_model": "jaxpeft.interop.merged",
-    "train": "jaxpeft.experiment",
+    "train": "jaxpeft.experiment:run",
 }
 
 __all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":
-        return import_module("jaxpeft.experiment").run
     if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+        module, _, attribute = _PUBLIC[name].partition(":")
+        return getattr(import_module(module), attribute or name)
     raise AttributeError(f"module 'jaxpeft' has no attribute '{name}'")
 
 

@@ -187,6 +187,7 @@ class RunConfig:
 
 def _check_ranges(config: RunConfig) -> None:
     t, p, a, d, m, e = config.training, config.pruning, config.adapter, config.data, config.model, config.evaluation
+    block = m.quantization_block_size
     checks = [
         ("adapter.rank", a.rank, a.rank >= 1, "at least 1"),
         ("adapter.alpha", a.alpha, a.alpha > 0, "above 0"),
@@ -208,8 +209,8 @@ def _check_ranges(config: RunConfig) -> None:
         ("training.early_stopping_patience", t.early_stopping_patience, (t.early_stopping_patience or 1) >= 1, "at least 1, or null"),
         ("data.max_length", d.max_length, d.max_length >= 8, "at least 8"),
         ("data.mask_ratio", d.mask_ratio, 0 < d.mask_ratio < 1, "between 0 and 1"),
-        ("data.bucket_lengths", d.bucket_lengths, bool(d.bucket_lengths) and min(d.bucket_lengths) >= 1, "at least one length of at least 1"),
-        ("model.quantization_block_size", m.quantization_block_size, m.quantization_block_size in (64, 128, 256, 512, 1024, 2048, 4096), "a power of two from 64 to 4096"),
+        ("data.bucket_lengths", d.bucket_lengths, min(d.bucket_lengths, default=0) >= 1, "lengths of at least 1"),
+        ("model.quantization_block_size", block, block in (64, 128, 256, 512, 1024, 2048, 4096), "a power of two, 64 to 4096"),
         ("evaluation.batch_size", e.batch_size, e.batch_size >= 1, "at least 1"),
         ("evaluation.max_batches", e.max_batches, (e.max_batches or 1) >= 1, "at least 1, or null"),
         ("evaluation.pseudo_perplexity_rows", e.pseudo_perplexity_rows, e.pseudo_perplexity_rows >= 1, "at least 1"),

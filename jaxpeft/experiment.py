@@ -14,7 +14,7 @@ from jaxpeft.config_file import differences, read_config, write_config
 from jaxpeft.data import Splits
 from jaxpeft.errors import InputError
 from jaxpeft.interop.merged import save_model
-from jaxpeft.interop.peft_files import save_adapter
+from jaxpeft.interop.peft_files import BaseInfo, save_adapter
 from jaxpeft.judge import Judge
 from jaxpeft.merge import merge
 from jaxpeft.models.build import Model
@@ -22,7 +22,7 @@ from jaxpeft.paths import count
 from jaxpeft.predict import fill_masks
 from jaxpeft.prepare import Adapted, metric_names, prepare_adapters, prepare_data, prepare_model, prepare_splits
 from jaxpeft.pruning import Cubic, OneShot, Schedule
-from jaxpeft.report.card import base_info, write_card
+from jaxpeft.report.card import write_card
 from jaxpeft.report.curves import plot_curves
 from jaxpeft.report.log import MetricsLog, read_metrics
 from jaxpeft.report.results import Results, measure, write_results
@@ -237,7 +237,7 @@ def _export(
         directory / "adapter",
         best.adapters,
         adapted.method,
-        base=base_info(config, model, directory),
+        base=BaseInfo.of(model, str(directory / "base") if config.model.weights == "random" else None),
         masks=best.masks,
         target_modules=adapted.target_modules,
         exclude_modules=config.adapter.exclude_modules,

@@ -120,7 +120,7 @@ def _dropout(module: nn.Module, method: Method | None, rng: jax.Array | None) ->
 
 
 def _run_layer(
-    module: nn.Dense,
+    module: nn.Module,
     call: Callable,
     x: jax.Array,
     tensor: Nf4Tensor | None,
@@ -129,6 +129,7 @@ def _run_layer(
     dropout: Dropout,
 ) -> jax.Array:
     """Run one linear layer: its base an array or in 4 bits (`tensor`), with an adapter (`site`) or without."""
+    assert isinstance(module, nn.Dense)
     dtype = module.dtype or x.dtype
     bias: jax.Array | None = module.get_variable("params", "bias")
 

@@ -1,7 +1,7 @@
 """HiRA: W = W₀ + W₀ ⊙ (A·B), a high-rank update from a low-rank product (Huang et al., ICLR 2025, section 3.2).
 
-There is no alpha and no scaling. Unlike LoRA it needs the product with a full `[d_in, d_out]` matrix in training, about 6N FLOPs a token at an
-adapted layer instead of 4N, and it wants a far larger learning rate.
+There is no alpha and no scaling. Unlike LoRA it needs the product with a full `[d_in, d_out]` matrix in training, about
+6N FLOPs a token at an adapted layer instead of 4N, and it wants a far larger learning rate.
 """
 
 from __future__ import annotations

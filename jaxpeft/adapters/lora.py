@@ -1,7 +1,7 @@
 """LoRA: y = x·W₀ + s·dropout(x)·A·B, with s = alpha/rank (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
-Differs from the paper: A is drawn as PEFT draws it (uniform, ±1/√d_in), not normal. Matrices are stored as Flax kernels, `a: [d_in, r]` and `b: [r, d_out]`:
-the transposes of PEFT's `lora_A` and `lora_B`.
+Differs from the paper: A is drawn as PEFT draws it (uniform, ±1/√d_in), not normal. Matrices are stored as Flax
+kernels, `a: [d_in, r]` and `b: [r, d_out]`: the transposes of PEFT's `lora_A` and `lora_B`.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def read_file(path: str, *, column_names: Sequence[str] | None = None) -> Datase
 
     Args:
       path: a .txt, .csv, .tsv, .json, .jsonl or .parquet file.
-      column_names: the columns of a .csv or .tsv file that has no header line.
+      column_names: the columns of a .csv or .tsv file without a header line; a first line that repeats them is one.
 
     Raises:
       InputError: no such file, another suffix, a file that does not parse, or no rows.
@@ -121,6 +121,9 @@ def _csv_options(path: str, column_names: Sequence[str] | None) -> dict[str, Any
         "quoting": csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
     }
     names, first = _first_rows(path, column_names, dialect)
+    if column_names is not None and first == names:
+        # SST-2's train-sentences.tsv has no header and its dev.tsv has one; the names are given for both.
+        return _csv_options(path, None)
     if len(set(names)) < len(names):
         raise InputError(f"{path}: a column name occurs twice in {', '.join(names)}; rename one")
     # pandas would take the surplus fields for an index and shift every column by as many.

@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxpeft.adapters import Hira, Lora, Method
 from jaxpeft.errors import InputError, near
+from jaxpeft.models.build import Model
 from jaxpeft.models.checkpoint import to_torch_layout, torch_name
 from jaxpeft.paths import Adapters, Layers, Params, by_layer, by_leaf, leaf_paths, split
 from jaxpeft.pruning.masks import apply_masks
@@ -56,6 +57,12 @@ class BaseInfo:
     torch_class: str
     model_type: str
     task_type: str | None
+
+    @classmethod
+    def of(cls, model: Model, name: str | None = None) -> BaseInfo:
+        """What to say of `model`: its hub id where it has one, else its directory; `name` says otherwise."""
+        name = name or model.source.hub_id or str(model.source.directory.absolute())
+        return cls(name, model.torch_class, model.model_type, "SEQ_CLS" if model.task == "classification" else None)
 
 
 def save_adapter(
@@ -231,7 +238,8 @@ def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         if (directory / "adapter_model.bin").is_file():
             raise InputError(
-                f"{directory / 'adapter_model.bin'} is a pickle, which can run code when loaded; load it in torch PEFT and save_pretrained() it again"
+                f"{directory / 'adapter_model.bin'} is a pickle, which can run code when loaded; "
+                "load it in torch PEFT and save_pretrained() it again"
             ) from error
         raise InputError(f"no {WEIGHTS_FILE} in '{directory}'") from error
     except SafetensorError as error:
@@ -261,5 +269,6 @@ def _check_site(group: Mapping[str, Any], shape: tuple[int, int], layer: str, di
         )
     if (group["a"].shape[0], group["b"].shape[1]) != shape:
         raise InputError(
-            f"{directory}: the adapter of {layer} is for another base: it maps {group['a'].shape[0]} to {group['b'].shape[1]}, the layer {shape[0]} to {shape[1]}"
+            f"{directory}: the adapter of {layer} is for another base: it maps {group['a'].shape[0]} to "
+            f"{group['b'].shape[1]}, the layer {shape[0]} to {shape[1]}"
         )

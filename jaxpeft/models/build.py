@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,7 +108,8 @@ def load_model(
         dtype: what the layers compute in, and what frozen matrices are stored in (vectors and all that trains stay fp32).
         gradient_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
         quantization: store the base's linear kernels in NF4.
-        trained_leaves: (leaf paths, the base model's prefix) → those that will train; like what the checkpoint lacks, they stay fp32 arrays.
+        trained_leaves: (leaf paths, the base model's prefix) → those that will train; they stay fp32 arrays, as does what
+            the checkpoint lacks.
         seed: draws what the checkpoint lacks.
 
     Raises:
@@ -211,11 +213,19 @@ def _flax_class(config: Any, task: Task) -> Any:
 
 
 def _bare(flax_class: Any, config: Any, dtype: Any, gradient_checkpointing: bool) -> Any:
-    if not gradient_checkpointing:
-        return flax_class(config, dtype=dtype, _do_init=False)
-    if "gradient_checkpointing" not in inspect.signature(flax_class.__init__).parameters:
-        raise InputError(f"gradient checkpointing: transformers' {flax_class.__name__} does not have it")
-    return flax_class(config, dtype=dtype, _do_init=False, gradient_checkpointing=True)
+    options = {}
+    if gradient_checkpointing:
+        if "gradient_checkpointing" not in inspect.signature(flax_class.__init__).parameters:
+            raise InputError(f"gradient checkpointing: transformers' {flax_class.__name__} does not have it")
+        options = {"gradient_checkpointing": True}
+    # transformers 4 says at every model that version 5 has no Flax; our pin is the answer, and no user can act on it.
+    logger = logging.getLogger("transformers.modeling_flax_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return flax_class(config, dtype=dtype, _do_init=False, **options)
+    finally:
+        logger.setLevel(level)
 
 
 def _example(module: nn.Module, config: Any) -> dict[str, Any]:
@@ -227,7 +237,12 @@ def _draw(model: Any, paths: list[str], seed: int) -> dict[str, np.ndarray]:
     """Initial values of the leaves `paths`, and of no others: XLA drops what is not asked for."""
     if not paths:
         return {}
-    init = jax.jit(lambda key: {p: leaf_paths(model.init_weights(key, (1, 1)))[p] for p in paths})
+
+    @jax.jit
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        leaves = leaf_paths(model.init_weights(key, (1, 1)))
+        return {path: leaves[path] for path in paths}
+
     return jax.device_get(init(jax.random.key(seed)))
 
 

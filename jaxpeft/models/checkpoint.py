@@ -51,7 +51,9 @@ def to_torch_layout(path: str, array: np.ndarray) -> np.ndarray:
 
 
 def open_checkpoint(directory: Path, paths: list[str], base_prefix: str) -> Checkpoint:
-    """Open the weights in `directory` for the Flax leaves `paths`; `base_prefix` is the model's (`bert`), which a bare base model's files lack.
+    """Open the weights in `directory` for the Flax leaves `paths`.
+
+    `base_prefix` is the model's (`bert`); the files of a bare base model do not have it.
 
     Raises:
         InputError: where there are no weights, or only pickled ones, or none of them belongs to this model.

@@ -8,7 +8,6 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jaxpeft.config import RunConfig
-from jaxpeft.interop.peft_files import BaseInfo
 from jaxpeft.models.build import Model
 from jaxpeft.report.results import NAMES, Results, show
 
@@ -18,16 +17,6 @@ _CITATIONS = {
     "sparse": "Magnitude pruning: Zhu & Gupta 2017, arXiv 1710.01878 (schedule); He et al. 2022, SparseAdapter, arXiv 2210.04284",
     "nf4": "QLoRA: Dettmers et al. 2023, arXiv 2305.14314",
 }
-
-
-def base_info(config: RunConfig, model: Model, directory: Path) -> BaseInfo:
-    """What an exported adapter says of its base: its hub id where it has one, else where it lies."""
-    if config.model.weights == "random":
-        name = str(directory / "base")
-    else:
-        name = model.source.hub_id or str(model.source.directory.absolute())
-    task_type = "SEQ_CLS" if config.task == "classification" else None
-    return BaseInfo(name, model.torch_class, model.model_type, task_type)
 
 
 def method_name(config: RunConfig) -> str:
@@ -113,7 +102,8 @@ def _configuration(config: RunConfig, results: Results) -> list[tuple[str, str]]
         if m.quantization == "none"
         else f"NF4, blocks of {m.quantization_block_size}" + (", double quantisation" if m.double_quantization else "")
     )
-    return rows + [
+    return [
+        *rows,
         ("frozen base stored as", storage),
         ("updates", f"{results.steps}"),
         ("batch size", f"{t.batch_size} × {t.accumulation_steps}" if t.accumulation_steps > 1 else f"{t.batch_size}"),
@@ -224,8 +214,8 @@ def _base_lines(export: Path, config: RunConfig, model: Model) -> list[str]:
 def _measured(config: RunConfig, results: Results) -> str:
     peak = f"{results.peak_memory_bytes / 1e6:,.0f} MB peak memory of the {results.peak_memory_of}"
     lines = [
-        f"{results.steps} updates in {results.seconds:.0f} s on {results.device}: {results.tokens_per_second:,.0f} tokens a second, {peak}, "
-        f"{len(results.compiled_shapes)} compiled training programs ({', '.join(results.compiled_shapes)}).",
+        f"{results.steps} updates in {results.seconds:.0f} s on {results.device}: {results.tokens_per_second:,.0f} tokens a second, "
+        f"{peak}, {len(results.compiled_shapes)} compiled training programs ({', '.join(results.compiled_shapes)}).",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in results.versions.items()) + ".",
     ]
     if config.task == "masked-lm":

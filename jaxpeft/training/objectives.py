@@ -40,7 +40,7 @@ class Objective:
         dropout_rng: jax.Array | None = None,
     ) -> jax.Array:
         """Logits in fp32: `[batch, positions, vocabulary]` at the batch's `positions`, or `[batch, num_labels]`."""
-        positions: jax.Array | None = batch.get("positions")
+        positions: Any = batch.get("positions")
         head = self.model.masked_lm_head if positions is not None else None
         taps = {head: partial(take_positions, positions=positions)} if head else None
         inputs = self.model.inputs(dict(batch))

@@ -261,3 +261,14 @@ def test_importing_is_cheap():
     code = "import sys, jaxpeft.data; print({'datasets', 'transformers', 'jax', 'pandas'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_a_first_line_that_repeats_the_column_names_is_a_header(tmp_path):
+    plain, headed = tmp_path / "train.tsv", tmp_path / "dev.tsv"
+    plain.write_text("good\t1\nbad\t0\n")
+    headed.write_text("sentence\tlabel\nfine\t1\n")
+    splits = load_splits(
+        train_file=str(plain), validation_file=str(headed), column_names=("sentence", "label"), label_column="label"
+    )
+    assert splits.train.texts == ["good", "bad"]
+    assert splits.validation.texts == ["fine"]
