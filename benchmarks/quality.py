@@ -113,7 +113,9 @@ def main() -> None:
             record[name] = row(case, train(case.config))
             args.output.write_text(json.dumps(record, indent=2) + "\n")
             missed += [] if record[name]["met"] else [name]
-            print(f"{name}: {case.metric} {record[name]['value']:.4f}, bound {case.bound}, torch PEFT {case.torch_peft}")
+            print(
+                f"{name}: {case.metric} {record[name]['value']:.4f}, bound {case.bound}, torch PEFT {case.torch_peft}"
+            )
     sys.exit(f"missed: {', '.join(missed)}" if missed else 0)
 
 

@@ -71,7 +71,7 @@ class AdapterConfig:
     """lora, hira; the baselines: full trains every weight, head only the task's head."""
     rank: int = 8
     """Rank r of the low-rank matrices."""
-    alpha: float = 16.0
+    alpha: float = 8.0
     """LoRA's update is scaled by alpha / rank; HiRA has no alpha."""
     dropout: float = 0.0
     """Dropout rate on the adapter's input, 0 to 1."""

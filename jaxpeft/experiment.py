@@ -11,7 +11,7 @@ import jax
 
 from jaxpeft.config import RunConfig
 from jaxpeft.config_file import differences, read_config, write_config
-from jaxpeft.data import Splits
+from jaxpeft.data import ClassificationData, Splits
 from jaxpeft.errors import InputError
 from jaxpeft.interop.merged import save_model
 from jaxpeft.interop.peft_files import BaseInfo, save_adapter
@@ -56,6 +56,10 @@ def run(config: RunConfig) -> Results:
     train_data = prepare_data(config, splits.train, tokenizer, config.training.batch_size)
     judge = Judge.build(config, splits, tokenizer, objective, parallel)
     _announce(model, splits, adapted)
+    if isinstance(train_data, ClassificationData) and train_data.num_truncated:
+        say(
+            f"       {train_data.num_truncated} training rows are longer than {config.data.max_length} tokens and were cut"
+        )
 
     plan = make_plan(config, train_data.steps_per_epoch, metric_names(config, splits.num_labels)[0])
     optimizer = build_optimizer(
@@ -262,6 +266,8 @@ def _conclude(directory: Path, results: Results) -> None:
     before_after_table(results.table())
     for text, was, now in results.example_rows():
         say(f"{text}\n    before: {was}\n    after:  {now}")
+    shapes = ", ".join(results.compiled_shapes)
+    say(f"compiled {len(results.compiled_shapes)} training programs, one for each shape of a batch: {shapes}")
     say(
         f"\nfiles in {directory}: adapter, model card, curves.png, results.json, metrics.jsonl, config.yaml, checkpoints"
     )

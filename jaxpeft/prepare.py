@@ -81,7 +81,14 @@ def prepare_model(config: RunConfig, num_labels: int | None) -> tuple[Model, Any
         raise InputError(
             f"data.max_length {config.data.max_length} exceeds the {limit} positions of {m.name}; give at most {limit}"
         )
-    return model, load_tokenizer(resolve(m.tokenizer).directory if m.tokenizer else model.source.directory)
+    tokenizer = load_tokenizer(resolve(m.tokenizer).directory if m.tokenizer else model.source.directory)
+    if len(tokenizer) > model.config.vocab_size:
+        # An index behind the table's end would be clamped in silence.
+        raise InputError(
+            f"the tokenizer {m.tokenizer or m.name} has {len(tokenizer)} tokens and the model embeddings for "
+            f"{model.config.vocab_size}; name the model's own with model.tokenizer"
+        )
+    return model, tokenizer
 
 
 def prepare_data(config: RunConfig, split: Split, tokenizer: Any, batch_size: int) -> Data:

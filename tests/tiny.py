@@ -1,0 +1,125 @@
+"""Models of two layers, 32 wide, with random weights, and what tests do with them over and over."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpeft.adapters.init import init_adapters
+from jaxpeft.models.build import load_model
+from jaxpeft.paths import join, leaf_paths, nest
+from jaxpeft.pruning import apply_masks, prune
+from jaxpeft.quant.nf4 import Nf4Tensor, dequantize
+from jaxpeft.targets import DEFAULT_TARGETS, match_targets
+from jaxpeft.training.objectives import Objective
+from jaxpeft.training.optimizer import build_optimizer, learning_rate_schedule
+from jaxpeft.training.step import init_state
+
+VOCABULARY, SEQUENCE = 99, 16
+_SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 40, "initializer_range": 0.2}
+_BERT = {**_SIZES, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+CONFIGS = {
+    "bert": {**_BERT, "model_type": "bert", "pad_token_id": 0},
+    "roberta": {**_BERT, "model_type": "roberta", "pad_token_id": 1, "type_vocab_size": 1},
+    "distilbert": {
+        **_SIZES,
+        "model_type": "distilbert",
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 48,
+        "pad_token_id": 0,
+    },
+}
+"""transformers' config.json of each architecture; weights large enough (0.2) that layers matter."""
+
+
+def loader(directory):
+    """`(model_type, task="masked-lm", *, config={}, **options of load_model) → Model`, each built once."""
+
+    @functools.cache
+    def load(model_type, task, overrides, options):
+        folder = directory / f"{model_type}-{abs(hash(overrides))}"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({**CONFIGS[model_type], **dict(overrides)}))
+        options = dict(options)
+        if task == "classification":
+            options.setdefault("num_labels", 2)
+        return load_model(str(folder / "config.json"), task, weights="random", **options)
+
+    def cached(model_type, task="masked-lm", *, config=None, **options):
+        return load(model_type, task, tuple(sorted((config or {}).items())), tuple(sorted(options.items())))
+
+    return cached
+
+
+def normal(seed, *shape, scale=1.0):
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def batch(rows=4, *, seed=0, length=SEQUENCE, masked=3, task="masked-lm", num_labels=2):
+    """A batch as `jaxpeft.data` makes them; the last tokens of every other row are padding."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, VOCABULARY, (rows, length)).astype(np.int32)
+    mask = np.ones((rows, length), np.int32)
+    mask[1::2, -4:] = 0
+    common = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    if task == "classification":
+        labels = rng.integers(0, num_labels, rows).astype(np.int32)
+        return {**common, "labels": labels, "weights": np.ones(rows, np.float32)}
+    positions = np.stack([np.sort(rng.permutation(length - 4)[:masked]) for _ in range(rows)]).astype(np.int32)
+    labels = np.take_along_axis(ids, positions, axis=1)
+    return {**common, "positions": positions, "labels": labels, "weights": np.ones(labels.shape, np.float32)}
+
+
+def adapted(model, method, *, target_modules=None, whole_leaves=(), nonzero=True, scale=0.2, seed=1):
+    """`(frozen, adapters)` for `model`; with `nonzero`, B is drawn too, as if it had been trained."""
+    names = list(target_modules or DEFAULT_TARGETS[model.model_type])
+    targets = match_targets(model.sites(), names)
+    frozen, adapters = init_adapters(model.params, method, targets, rng=jax.random.key(seed), whole_leaves=whole_leaves)
+    if nonzero:
+        for i, site in enumerate(adapters["sites"].values()):
+            site["b"] = jnp.asarray(normal(100 + i, *site["b"].shape, scale=scale))
+    return frozen, adapters
+
+
+def half_masks(adapters):
+    """Masks that prune half of every tensor of the sites."""
+    return prune(adapters["sites"], 0.5)
+
+
+def merge_pure(frozen, adapters, method, masks=None):
+    """`merge` as the methods define it, without its checks on the host, so that it can be differentiated."""
+    leaves = leaf_paths(join(frozen, adapters["modules"]))
+    leaves = {k: dequantize(v) if isinstance(v, Nf4Tensor) else v for k, v in leaves.items()}
+    for path, params in apply_masks(adapters["sites"], masks or {}).items():
+        kernel = leaves[f"{path}/kernel"]
+        leaves[f"{path}/kernel"] = method.kernel(kernel.astype(jnp.float32), params).astype(kernel.dtype)
+    return nest(leaves)
+
+
+def training(
+    model, method, *, steps=20, learning_rate=1e-2, weight_decay=0.0, pruned=False, accumulation_steps=1, **kw
+):
+    """`(objective, optimizer, frozen, state)`: what a run is made of, with a constant learning rate and no clipping."""
+    frozen, adapters = adapted(model, method, nonzero=False, **kw)
+    optimizer = build_optimizer(
+        learning_rate_schedule(learning_rate, steps, 0, "constant"),
+        weight_decay=weight_decay,
+        max_grad_norm=0.0,
+        accumulation_steps=accumulation_steps,
+    )
+    num_labels = model.config.num_labels if model.task == "classification" else 0
+    objective = Objective(model, method, num_labels)
+    return objective, optimizer, frozen, init_state(adapters, optimizer, jax.random.key(7), pruned=pruned)
+
+
+def snapshot(tree):
+    """The tree's values on the host: what donation cannot take away."""
+    return jax.tree.map(lambda leaf: np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf), tree)
+
+
+def is_key(leaf):
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
