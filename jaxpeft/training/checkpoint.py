@@ -57,12 +57,14 @@ class Checkpoints:
         """Update of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, progress: Progress, score: float | None) -> None:
-        """Save after `progress.update`; `score` (larger is better) is None where the adapter may not count as best."""
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Save after `progress.update`; what was best so far is kept until `progress` names a better one."""
         meta = {"base_hash": self._base_hash, **asdict(progress)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        # Orbax ranks by one number, so what may not be best gets the worst. force: the last update is off the interval.
-        metrics = {"score": float("-inf") if score is None else score}
+        # Orbax keeps the largest number, and of equal ones the newest: only what `progress` calls the best has one.
+        # force: the last update is off the interval.
+        is_best = progress.best_update == progress.update
+        metrics = {"score": progress.best_score if is_best else float("-inf")}
         self._manager.save(progress.update, args=args, metrics=metrics, force=True)
 
     def restore(self, state: TrainState, update: int) -> tuple[TrainState, Progress]:
@@ -71,6 +73,7 @@ class Checkpoints:
         Raises:
             InputError: where it belongs to another base or another adapter.
         """
+        self._manager.wait_until_finished()
         meta = self._manager.restore(update, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         where = f"checkpoint {update} in {self._manager.directory}"
         if meta.pop("base_hash") != self._base_hash:

@@ -108,7 +108,7 @@ def fit(
             progress = _validated(state, progress, plan, validate, checkpoints, log)
             meter.skip_time()
         elif number:
-            checkpoints.save(state, progress, None)
+            checkpoints.save(state, progress)
         if number:
             return Outcome(state, progress, meter.tokens_per_second, number)
         if plan.patience and progress.since_best >= plan.patience:
@@ -133,13 +133,13 @@ def _validated(
     """Validate, save, and note whether this is the best adapter so far."""
     metrics = validate(state)
     log.write(progress.update, "validation", metrics)
-    eligible = plan.may_be_best(progress.update)
     value = score(metrics, plan.metric)
-    if eligible and (progress.best_score is None or value > progress.best_score):
-        progress = replace(progress, best_update=progress.update, best_score=value, since_best=0)
-    elif eligible:
-        progress = replace(progress, since_best=progress.since_best + 1)
-    checkpoints.save(state, progress, value if eligible else None)
+    if plan.may_be_best(progress.update):
+        if progress.best_score is None or value > progress.best_score:
+            progress = replace(progress, best_update=progress.update, best_score=value, since_best=0)
+        else:
+            progress = replace(progress, since_best=progress.since_best + 1)
+    checkpoints.save(state, progress)
     return progress
 
 
