@@ -50,7 +50,7 @@ def sst2(data: Path, output: str) -> Case:
             validation_file=str(data / "sst2" / "dev.tsv"),
             column_names=["sentence", "label"],
         ),
-        adapter=AdapterConfig(rank=8, alpha=8, target_modules=["query", "value"]),
+        adapter=AdapterConfig(rank=8, alpha=16, target_modules=["query", "value"]),
         training=TrainingConfig(num_epochs=3, batch_size=16, learning_rate=1e-3, warmup_steps=100, log_every_steps=50),
     )
     return Case(config, "accuracy", 0.86, True, "0.869 to 0.873")
@@ -69,9 +69,15 @@ def wikitext2(data: Path, output: str) -> Case:
             test_file=str(folder / "test.txt"),
             max_length=128,
         ),
-        adapter=AdapterConfig(rank=8, alpha=8, target_modules=["query", "value"]),
+        adapter=AdapterConfig(rank=8, alpha=16, target_modules=["query", "value"]),
         training=TrainingConfig(
-            num_steps=300, batch_size=16, learning_rate=1e-3, warmup_steps=100, log_every_steps=50, eval_every_steps=100
+            num_steps=300,
+            batch_size=16,
+            learning_rate=1e-3,
+            schedule="constant",
+            warmup_steps=100,
+            log_every_steps=25,
+            eval_every_steps=100,
         ),
         evaluation=EvaluationConfig(max_batches=10),
     )

@@ -23,6 +23,8 @@ class ModelConfig:
     """Hub id or directory of the tokenizer; null: the model's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What layers compute in and frozen matrices are stored in; what trains stays float32. bfloat16 pays on GPU and TPU."""
+    dropout: float | None = None
+    """Rate of every dropout in the base while training, 0 to 1; null: the checkpoint's own. A short run is better off with 0."""
     quantization: Literal["none", "nf4"] = "none"
     """Store the encoder's linear layers in 4-bit NormalFloat (QLoRA)."""
     quantization_block_size: int = 64
@@ -192,6 +194,7 @@ def _check_ranges(config: RunConfig) -> None:
         ("adapter.rank", a.rank, a.rank >= 1, "at least 1"),
         ("adapter.alpha", a.alpha, a.alpha > 0, "above 0"),
         ("adapter.dropout", a.dropout, 0 <= a.dropout < 1, "at least 0 and below 1"),
+        ("model.dropout", m.dropout, 0 <= (m.dropout or 0) < 1, "at least 0 and below 1, or null"),
         ("pruning.sparsity", p.sparsity, 0 <= p.sparsity < 1, "at least 0 and below 1"),
         ("pruning.begin", p.begin, p.begin is None or 0 < p.begin < 1, "between 0 and 1"),
         ("pruning.end", p.end, 0 < p.end <= 1, "above 0 and at most 1"),

@@ -69,6 +69,7 @@ def prepare_model(config: RunConfig, num_labels: int | None) -> tuple[Model, Any
         weights=m.weights,
         num_labels=num_labels,
         dtype=m.dtype,
+        dropout=m.dropout,
         gradient_checkpointing=m.gradient_checkpointing,
         quantization=Quantization(m.quantization_block_size, m.double_quantization)
         if m.quantization == "nf4"

@@ -34,6 +34,13 @@ _MASKED_LM_HEADS = {
     "electra": "generator_predictions",
 }
 
+# What transformers' configs call their dropout rates: BERT and its kin, DistilBERT, the classifiers.
+_DROPOUT_RATES = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("dropout", "attention_dropout"),
+    *("classifier_dropout", "seq_classif_dropout"),
+)
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -93,6 +100,7 @@ def load_model(
     weights: Literal["pretrained", "random"] = "pretrained",
     num_labels: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    dropout: float | None = None,
     gradient_checkpointing: bool = False,
     quantization: Quantization | None = None,
     trained_leaves: Callable[[Sequence[str], str], set[str]] = lambda leaves, base_prefix: set(),
@@ -106,6 +114,7 @@ def load_model(
         weights: "random" needs no more than a config.
         num_labels: classes, or 1 for regression; for classification.
         dtype: what the layers compute in, and what frozen matrices are stored in (vectors and all that trains stay fp32).
+        dropout: rate of every dropout in the base while training; None keeps the checkpoint's own.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
         quantization: store the base's linear kernels in NF4.
         trained_leaves: (leaf paths, the base model's prefix) → those that will train; they stay fp32 arrays, as does what
@@ -118,7 +127,7 @@ def load_model(
     source = resolve(name)
     config = _config(source, num_labels)
     flax_class = _flax_class(config, task)
-    model = _bare(flax_class, config, jnp.dtype(dtype), gradient_checkpointing)
+    model = _bare(flax_class, _with_dropout(config, dropout), jnp.dtype(dtype), gradient_checkpointing)
     shapes = leaf_paths(jax.eval_shape(lambda: model.init_weights(jax.random.key(0), (1, 1))))
     reader = Checkpoint({})
     if weights == "pretrained":
@@ -198,6 +207,17 @@ def _config(source: Source, num_labels: int | None) -> Any:
         raise InputError(
             f"model '{source.name}': its config.json names no architecture that transformers knows"
         ) from error
+
+
+def _with_dropout(config: Any, rate: float | None) -> Any:
+    """A copy of `config` with every dropout rate set, so that what is saved keeps the checkpoint's own."""
+    if rate is None:
+        return config
+    copy = type(config).from_dict(config.to_dict())
+    for name in _DROPOUT_RATES:
+        if hasattr(copy, name):
+            setattr(copy, name, rate)
+    return copy
 
 
 def _flax_class(config: Any, task: Task) -> Any:

@@ -105,6 +105,7 @@ def _configuration(config: RunConfig, results: Results) -> list[tuple[str, str]]
     return [
         *rows,
         ("frozen base stored as", storage),
+        ("dropout in the base", "the checkpoint's own" if m.dropout is None else f"{m.dropout:g}"),
         ("updates", f"{results.steps}"),
         ("batch size", f"{t.batch_size} × {t.accumulation_steps}" if t.accumulation_steps > 1 else f"{t.batch_size}"),
         ("tokens a row", f"{config.data.max_length}"),
