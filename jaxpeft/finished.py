@@ -58,10 +58,11 @@ def load_run(directory: Path | str) -> FinishedRun:
             f"the run in '{directory}' has not finished; continue it with --config {directory}/config.yaml --resume"
         )
     results = read_results(directory / "results.json")
-    if config.adapter.method == "full":
-        # The fine-tuned model is a base of its own, without an adapter.
-        trained = replace(config.model, name=str(directory / "model"), weights="pretrained")
-        config = replace(config, model=trained)
+    own_base = "model" if config.adapter.method == "full" else "base" if config.model.weights == "random" else None
+    if own_base:
+        # What was fine-tuned whole, or drawn at random, is a file of the run: another machine would draw other last digits.
+        files = replace(config.model, name=str(directory / own_base), weights="pretrained")
+        config = replace(config, model=files)
     model, tokenizer = prepare_model(config, results.num_labels)
     frozen: Params = model.params
     adapters: Adapters = {"sites": {}, "modules": {}}

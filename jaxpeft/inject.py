@@ -18,6 +18,7 @@ from jaxpeft.errors import InputError, near
 from jaxpeft.paths import Adapters, Layers, Params, join, leaf_paths, nest
 from jaxpeft.pruning.masks import apply_masks
 from jaxpeft.quant.nf4 import Nf4Tensor, dequantize
+from jaxpeft.quant.recompute import recomputed
 
 
 def discover_sites(module: nn.Module, params: Params, **inputs: Any) -> dict[str, Site]:
@@ -95,8 +96,10 @@ def apply(
             return call(*args, **kwargs)
         visited.add(path)
         site = sites.get(path)
-        dropout = _dropout(context.module, method, dropout_rng) if site is not None else None
-        return _run_layer(context.module, call, args[0], tensor, site, method, dropout)
+        drops = site is not None and method is not None and method.dropout and dropout_rng is not None
+        # The layer's own key, folded from its path: the base's dropout draws what it did without adapters.
+        key = context.module.make_rng("dropout") if drops else None
+        return _run_layer(context.module, call, args[0], tensor, site, method, key)
 
     rngs = None if dropout_rng is None else {"dropout": dropout_rng}
     with nn.intercept_methods(intercept):
@@ -112,10 +115,10 @@ def _is_linear_call(context: nn.module.InterceptorContext) -> bool:
     return isinstance(context.module, nn.Dense) and context.method_name == "__call__" and bool(context.module.path)
 
 
-def _dropout(module: nn.Module, method: Method | None, rng: jax.Array | None) -> Dropout:
-    if method is None or rng is None or method.dropout == 0:
+def _dropout(rate: float, key: jax.Array | None) -> Dropout:
+    if key is None:
         return None
-    keep, key = 1.0 - method.dropout, module.make_rng("dropout")
+    keep = 1.0 - rate
     return lambda x: jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, jnp.zeros((), x.dtype))
 
 
@@ -126,32 +129,33 @@ def _run_layer(
     tensor: Nf4Tensor | None,
     site: SiteParams | None,
     method: Method | None,
-    dropout: Dropout,
+    dropout_key: jax.Array | None,
 ) -> jax.Array:
     """Run one linear layer: its base an array or in 4 bits (`tensor`), with an adapter (`site`) or without."""
     assert isinstance(module, nn.Dense)
     dtype = module.dtype or x.dtype
     bias: jax.Array | None = module.get_variable("params", "bias")
 
-    def adapted(layer: FrozenLinear, x: jax.Array, site: SiteParams | None) -> jax.Array:
+    def adapted(layer: FrozenLinear, x: jax.Array, site: SiteParams | None, key: jax.Array | None) -> jax.Array:
         if site is None:
             return layer.base(x)
         assert method is not None, "adapters at sites need the method they belong to"
-        return method.forward(x, site, layer, dropout)
+        return method.forward(x, site, layer, _dropout(method.dropout, key))
 
     if tensor is None:
         kernel: jax.Array = module.get_variable("params", "kernel")
-        return adapted(FrozenLinear(call, lambda: kernel.astype(dtype), bias, dtype), x, site)
+        return adapted(FrozenLinear(call, lambda: kernel.astype(dtype), bias, dtype), x, site, dropout_key)
 
-    # Rematerialised: the backward pass dequantises again, so that no full-precision copy waits for it.
-    @jax.checkpoint
-    def run(x: jax.Array, tensor: Nf4Tensor, bias: jax.Array | None, site: SiteParams | None) -> jax.Array:
+    @recomputed
+    def run(
+        tensor: Nf4Tensor, key: jax.Array | None, x: jax.Array, bias: jax.Array | None, site: SiteParams | None
+    ) -> jax.Array:
         kernel = dequantize(tensor, dtype)
 
         def base(x: jax.Array) -> jax.Array:
             y = x.astype(dtype) @ kernel
             return y if bias is None else y + bias.astype(dtype)
 
-        return adapted(FrozenLinear(base, lambda: kernel, bias, dtype), x, site)
+        return adapted(FrozenLinear(base, lambda: kernel, bias, dtype), x, site, key)
 
-    return run(x, tensor, bias, site)
+    return run(tensor, dropout_key, x, bias, site)

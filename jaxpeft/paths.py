@@ -44,7 +44,8 @@ def by_layer(leaves: Mapping[str, Any]) -> Layers:
 
 def by_leaf(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Undo `by_layer`."""
-    return {f"{layer}/{name}": leaf for layer, group in layers.items() for name, leaf in group.items()}
+    # A leaf of the outermost module belongs to the layer "".
+    return {f"{layer}/{name}".lstrip("/"): leaf for layer, group in layers.items() for name, leaf in group.items()}
 
 
 def split(params: Params, selected: Callable[[str], bool]) -> tuple[Params, Layers]:

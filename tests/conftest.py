@@ -1,17 +1,45 @@
+import functools
 import os
 
 # Before jax is imported: four devices, so that splitting a batch is tested everywhere, and no accelerator, so that
-# equality bit for bit means the same on every machine.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+# equality bit for bit means the same on every machine. Compiling is most of the suite's time, hence level 0.
+FLAGS = ("--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
-import pytest
-import tiny
+import jax  # noqa: E402
+import optax  # noqa: E402
+import pytest  # noqa: E402
+import tiny  # noqa: E402
 
 # A silent promotion is how an fp32 adapter turns a bf16 model into an fp32 one. Ranks are not checked: Flax BERT itself
 # fails under jax_numpy_rank_promotion=raise.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def optax_may_promote():
+    """optax 0.2.8 is not strict in two places: decay**count, a float and an integer, and grad / mini_step."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in [(optax.tree, "bias_correction"), (optax.MultiSteps, "update")]:
+            patch.setattr(owner, name, _promoting(getattr(owner, name)))
+        yield
+
+
+def _promoting(function):
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return run
+
+
+@pytest.fixture
+def standard_promotion():
+    """For whole models in bf16: transformers' Flax attention and Flax's LayerNorm mix bf16 and fp32 themselves."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @pytest.fixture(scope="session")

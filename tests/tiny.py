@@ -2,23 +2,28 @@
 
 import functools
 import json
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import linen as nn
 
+from jaxpeft.adapters import Site
 from jaxpeft.adapters.init import init_adapters
-from jaxpeft.models.build import load_model
+from jaxpeft.models import build
 from jaxpeft.paths import join, leaf_paths, nest
 from jaxpeft.pruning import apply_masks, prune
-from jaxpeft.quant.nf4 import Nf4Tensor, dequantize
+from jaxpeft.quant.nf4 import Nf4Tensor, dequantize, quantize
 from jaxpeft.targets import DEFAULT_TARGETS, match_targets
 from jaxpeft.training.objectives import Objective
-from jaxpeft.training.optimizer import build_optimizer, learning_rate_schedule
+from jaxpeft.training.optimizer import build_optimizer
 from jaxpeft.training.step import init_state
 
 VOCABULARY, SEQUENCE = 99, 16
-_SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 40, "initializer_range": 0.2}
+_SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 40}
 _BERT = {**_SIZES, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 CONFIGS = {
     "bert": {**_BERT, "model_type": "bert", "pad_token_id": 0},
@@ -33,7 +38,7 @@ CONFIGS = {
         "pad_token_id": 0,
     },
 }
-"""transformers' config.json of each architecture; weights large enough (0.2) that layers matter."""
+"""transformers' config.json of each architecture."""
 
 
 def loader(directory):
@@ -47,12 +52,53 @@ def loader(directory):
         options = dict(options)
         if task == "classification":
             options.setdefault("num_labels", 2)
-        return load_model(str(folder / "config.json"), task, weights="random", **options)
+        with mock.patch.object(build, "_draw", draw):
+            return build.load_model(str(folder / "config.json"), task, weights="random", **options)
 
     def cached(model_type, task="masked-lm", *, config=None, **options):
         return load(model_type, task, tuple(sorted((config or {}).items())), tuple(sorted(options.items())))
 
     return cached
+
+
+def draw(model, paths, seed):
+    """Stands in for compiling transformers' initialisation, two seconds a model; and here biases are not zero."""
+    shapes = leaf_paths(jax.eval_shape(lambda: model.init_weights(jax.random.key(0), (1, 1))))
+    ones = {path: 1.0 if path.endswith("/scale") else 0.0 for path in paths}
+    return {path: ones[path] + normal(seed + i, *shapes[path].shape, scale=0.2) for i, path in enumerate(paths)}
+
+
+class Toy:
+    """Stands in for a `Model` where the architecture does not matter; its steps compile in a fraction of a second."""
+
+    task, masked_lm_head, model_type = "masked-lm", None, "toy"
+
+    class Module(nn.Module):
+        dropout: float = 0.1
+
+        @nn.compact
+        def __call__(self, input_ids, deterministic=True):
+            x = nn.Embed(VOCABULARY, 16, name="embed")(input_ids)
+            x = nn.Dropout(self.dropout)(nn.gelu(nn.Dense(24, name="up")(x)), deterministic=deterministic)
+            return SimpleNamespace(logits=nn.Dense(VOCABULARY, name="down")(x))
+
+    def __init__(self, *, quantized=False):
+        self.module = self.Module()
+        self.params = {
+            "embed": {"embedding": jnp.asarray(normal(0, VOCABULARY, 16))},
+            "up": {"kernel": jnp.asarray(normal(1, 16, 24, scale=0.3)), "bias": jnp.asarray(normal(2, 24))},
+            "down": {"kernel": jnp.asarray(normal(3, 24, VOCABULARY, scale=0.3)), "bias": jnp.zeros(VOCABULARY)},
+        }
+
+        if quantized:
+            for layer in (self.params["up"], self.params["down"]):
+                layer["kernel"] = jax.device_put(quantize(layer["kernel"]))
+
+    def inputs(self, batch):
+        return {"input_ids": batch["input_ids"]}
+
+    def sites(self):
+        return {"up": Site("up", 16, 24), "down": Site("down", 24, VOCABULARY)}
 
 
 def normal(seed, *shape, scale=1.0):
@@ -76,7 +122,7 @@ def batch(rows=4, *, seed=0, length=SEQUENCE, masked=3, task="masked-lm", num_la
 
 def adapted(model, method, *, target_modules=None, whole_leaves=(), nonzero=True, scale=0.2, seed=1):
     """`(frozen, adapters)` for `model`; with `nonzero`, B is drawn too, as if it had been trained."""
-    names = list(target_modules or DEFAULT_TARGETS[model.model_type])
+    names = list(target_modules or DEFAULT_TARGETS.get(model.model_type, model.sites()))
     targets = match_targets(model.sites(), names)
     frozen, adapters = init_adapters(model.params, method, targets, rng=jax.random.key(seed), whole_leaves=whole_leaves)
     if nonzero:
@@ -101,18 +147,17 @@ def merge_pure(frozen, adapters, method, masks=None):
 
 
 def training(
-    model, method, *, steps=20, learning_rate=1e-2, weight_decay=0.0, pruned=False, accumulation_steps=1, **kw
+    model, method, *, learning_rate=1e-2, weight_decay=0.0, max_grad_norm=0.0, accumulation_steps=1, pruned=False, **kw
 ):
-    """`(objective, optimizer, frozen, state)`: what a run is made of, with a constant learning rate and no clipping."""
+    """`(objective, optimizer, frozen, state)`: what a run is made of, at a constant learning rate."""
     frozen, adapters = adapted(model, method, nonzero=False, **kw)
     optimizer = build_optimizer(
-        learning_rate_schedule(learning_rate, steps, 0, "constant"),
+        optax.constant_schedule(learning_rate),
         weight_decay=weight_decay,
-        max_grad_norm=0.0,
+        max_grad_norm=max_grad_norm,
         accumulation_steps=accumulation_steps,
     )
-    num_labels = model.config.num_labels if model.task == "classification" else 0
-    objective = Objective(model, method, num_labels)
+    objective = Objective(model, method, model.config.num_labels if model.task == "classification" else 0)
     return objective, optimizer, frozen, init_state(adapters, optimizer, jax.random.key(7), pruned=pruned)
 
 

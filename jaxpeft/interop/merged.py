@@ -33,6 +33,7 @@ def save_model(
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     config = type(model.config).from_dict(model.config.to_dict())
     config.architectures = [model.torch_class]
+    config.dtype = "float32"  # what the file holds, whatever the base was stored in
     if label_names:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: i for i, name in enumerate(label_names)}

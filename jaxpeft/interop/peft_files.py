@@ -2,7 +2,7 @@
 
 What PEFT can carry, and what was chosen:
 
-- A trained module goes to `modules_to_save`, by its full dotted name.
+- A trained layer goes to `modules_to_save`, by its full dotted name.
 - The bias of a masked-LM head (`cls.predictions.bias`) is a bare parameter beside a decoder that is tied to the word
   embeddings. `modules_to_save=["cls"]` would write those embeddings again (47 MB for BERT), and PEFT raises a KeyError if the file lacks
   them. So the head's modules are named one by one, and the bias stands in the file under its own name: PEFT loads a key
@@ -38,8 +38,9 @@ _KEYS = {
     "lora": {"lora_A.weight": "a", "lora_B.weight": "b"},
     "hira": {"hira_A": "a", "hira_B": "b"},
 }
-# Options that change what an adapter computes and that this version does not: refused where they are set.
-_UNSUPPORTED = {
+# Options that change what an adapter computes and that this version does not: refused where they are set. PEFT has had the
+# first six for long, so they are written too.
+_PLAIN: dict[str, Any] = {
     "use_dora": False,
     "use_rslora": False,
     "bias": "none",
@@ -47,6 +48,19 @@ _UNSUPPORTED = {
     "alpha_pattern": {},
     "lora_bias": False,
 }
+_UNSUPPORTED = {
+    **_PLAIN,
+    "use_qalora": False,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "layer_replication": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "use_bdlora": None,
+}
+# Initialisations after which PEFT subtracts the adapter's start from the base's weights, again at every load.
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -124,45 +138,29 @@ def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapter
     }
     sites: Layers = {}
     modules: dict[str, jax.Array] = {}
-    for key, tensor in _read_tensors(directory).items():
-        name = key.removeprefix(_PREFIX)
+    tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in _read_tensors(directory).items()}
+    for name, tensor in tensors.items():
         layer, parameter = _site_key(name, config["peft_type"].lower())
         if parameter and f"{layer}/kernel" in leaves:
             sites.setdefault(layer, {})[parameter] = jax.numpy.asarray(tensor.T)
         elif name in known:
-            modules[known[name]] = jax.numpy.asarray(
-                _fitting(to_torch_layout(known[name], tensor), leaves[known[name]], key)
-            )
-        else:
-            raise InputError(
-                f"{directory / WEIGHTS_FILE}: '{key}' belongs to no layer of this model{near(name, known)}"
-            )
+            modules[known[name]] = jax.numpy.asarray(_fitting(known[name], tensor, leaves[known[name]], name))
+        elif not _is_tied_copy(name, tensor, tensors, leaves):
+            raise InputError(_no_place(directory / WEIGHTS_FILE, name, known))
     for layer, group in sites.items():
-        _check_site(group, leaves[f"{layer}/kernel"].shape, layer, directory)
+        _check_site(group, method, leaves[f"{layer}/kernel"].shape, layer, directory)
     frozen, _ = split(params, modules.__contains__)
     return frozen, {"sites": sites, "modules": by_layer(modules)}, method if sites else None
 
 
 def modules_to_save(modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The dotted names of the trained modules: each as high as it can be without holding a bare bias.
+    """The dotted names of the trained modules: layer by layer, but `classifier` as a whole; a bare bias has none.
 
-    PEFT wraps whole modules, and itself adds `classifier` for sequence classification; a name below that would be wrapped twice.
+    PEFT wants every tensor of a module that it wraps, so what is above a trained layer must not be named: it may hold
+    what did not train. It adds `classifier` itself for sequence classification, and a name below that would be wrapped twice.
     """
-    bare = {layer for layer, group in modules.items() if set(group) == {"bias"}}
-    whole = [layer for layer in modules if layer not in bare]
-    names: set[str] = set()
-    for layer in whole:
-        parts = layer.split("/")
-        tops = ["/".join(parts[:i]) for i in range(1, len(parts) + 1)]
-        # The topmost ancestor that is not itself bare, holds no bare layer, and is not the base model.
-        top = next(t for t in tops if not any(b == t or b.startswith(t + "/") for b in bare) and _all_within(t, layer))
-        names.add(top.replace("/", "."))
-    return sorted(names)
-
-
-def _all_within(top: str, layer: str) -> bool:
-    # An encoder's layers are named in full: `bert` as a whole would copy the base.
-    return top == layer or top.split("/")[0] in ("classifier", "cls", "lm_head", "pre_classifier")
+    whole = [layer for layer, group in modules.items() if set(group) != {"bias"}]
+    return sorted({"classifier" if layer.startswith("classifier/") else layer.replace("/", ".") for layer in whole})
 
 
 def _site_tensors(sites: Layers, method: Method | None) -> dict[str, np.ndarray]:
@@ -192,7 +190,7 @@ def _method_config(method: Method | None) -> dict[str, Any]:
         "lora_dropout": lora.dropout,
         "init_lora_weights": True,
         "fan_in_fan_out": False,
-        **_UNSUPPORTED,
+        **_PLAIN,
     }
 
 
@@ -206,25 +204,31 @@ def _jsonable(names: str | Sequence[str] | None) -> str | list[str] | None:
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
+    file = directory / CONFIG_FILE
     try:
-        config = json.loads((directory / CONFIG_FILE).read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"no {CONFIG_FILE} in '{directory}': it is not an adapter's directory") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{directory / CONFIG_FILE} is not JSON: {error}") from error
-    if str(config.get("peft_type", "")).lower() not in _KEYS:
-        raise InputError(
-            f"{directory / CONFIG_FILE}: peft_type {config.get('peft_type')!r} is not supported; known: {', '.join(_KEYS).upper()}"
-        )
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not JSON: {error}") from error
+    if not isinstance(config, dict) or str(config.get("peft_type", "")).lower() not in _KEYS:
+        found = config.get("peft_type") if isinstance(config, dict) else config
+        raise InputError(f"{file}: peft_type {found!r} is not supported; known: {', '.join(_KEYS).upper()}")
     for option, plain in _UNSUPPORTED.items():
         if config.get(option, plain) not in (plain, None):
-            raise InputError(f"{directory / CONFIG_FILE}: {option}={config[option]!r} is not supported")
+            raise InputError(f"{file}: {option}={config[option]!r} is not supported")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING_INITS):
+        raise InputError(
+            f"{file}: init_lora_weights={start!r} also changes the base's weights, which is not supported; in torch, "
+            "save_pretrained(dir, path_initial_model_for_weight_conversion=…) makes a plain LoRA of it"
+        )
     return config
 
 
 def _method(config: Mapping[str, Any], directory: Path) -> Method:
     # A key that is absent has PEFT's default: LoRA r 8, alpha 8; HiRA r 32.
-    if config["peft_type"] == "HIRA":
+    if config["peft_type"].lower() == "hira":
         return Hira(rank=config.get("r", 32), dropout=config.get("hira_dropout", 0.0))
     return Lora(rank=config.get("r", 8), alpha=config.get("lora_alpha", 8), dropout=config.get("lora_dropout", 0.0))
 
@@ -234,7 +238,8 @@ def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     try:
-        return load_file(directory / WEIGHTS_FILE)
+        # Half-precision files too: what trains is fp32.
+        return {key: tensor.astype(np.float32) for key, tensor in load_file(directory / WEIGHTS_FILE).items()}
     except FileNotFoundError as error:
         if (directory / "adapter_model.bin").is_file():
             raise InputError(
@@ -254,21 +259,46 @@ def _site_key(name: str, method: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _fitting(tensor: np.ndarray, leaf: Any, key: str) -> np.ndarray:
-    if tensor.shape != leaf.shape:
+def _fitting(path: str, tensor: np.ndarray, leaf: Any, name: str) -> np.ndarray:
+    fitted = to_torch_layout(path, tensor)
+    if fitted.shape != leaf.shape:
         raise InputError(
-            f"adapter tensor '{key}' has shape {tensor.shape}, the model's {leaf.shape}: it was trained on another base"
+            f"adapter tensor '{name}' has shape {fitted.shape}, the model's {leaf.shape}: it was trained on another base"
         )
-    return tensor
+    return fitted
 
 
-def _check_site(group: Mapping[str, Any], shape: tuple[int, int], layer: str, directory: Path) -> None:
+def _is_tied_copy(name: str, tensor: np.ndarray, tensors: Mapping[str, np.ndarray], leaves: Mapping[str, Any]) -> bool:
+    """Whether a tensor without a place here repeats one that has: a decoder's weight the word embeddings, its bias the head's.
+
+    PEFT writes both where `modules_to_save` names a whole masked-LM head (`cls`, `lm_head`).
+    """
+    head, _, leaf = name.rpartition(".decoder.")
+    if leaf == "bias":
+        return f"{head}.bias" in tensors and np.array_equal(tensor, tensors[f"{head}.bias"])
+    embeddings = (value for path, value in leaves.items() if path.endswith("word_embeddings/embedding"))
+    return any(np.array_equal(tensor, np.asarray(value, np.float32)) for value in embeddings)
+
+
+def _no_place(file: Path, name: str, known: Mapping[str, str]) -> str:
+    if name.endswith(("decoder.weight", "vocab_projector.weight")):
+        return (
+            f"{file}: '{name}' was trained apart from the word embeddings, and the Flax model's decoder is tied to them: "
+            "train it with modules_to_save naming the head's layers, not the whole head"
+        )
+    return f"{file}: '{name}' belongs to no layer of this model{near(name, known)}"
+
+
+def _check_site(group: Mapping[str, Any], method: Method, shape: tuple[int, int], layer: str, directory: Path) -> None:
     if set(group) != {"a", "b"}:
         raise InputError(
             f"{directory / WEIGHTS_FILE}: layer {layer} has only one of its two matrices; the file is incomplete"
         )
-    if (group["a"].shape[0], group["b"].shape[1]) != shape:
+    a, b = group["a"].shape, group["b"].shape
+    if len(a) != 2 or len(b) != 2 or (a[0], b[1]) != shape:
         raise InputError(
-            f"{directory}: the adapter of {layer} is for another base: it maps {group['a'].shape[0]} to "
-            f"{group['b'].shape[1]}, the layer {shape[0]} to {shape[1]}"
+            f"{directory}: the adapter of {layer} is for another base: it has {a} and {b}, the layer {shape}"
         )
+    rank = getattr(method, "rank", a[1])
+    if not a[1] == b[0] == rank:
+        raise InputError(f"{directory}: the adapter of {layer} has rank {a[1]} and {b[0]}, {CONFIG_FILE} says {rank}")

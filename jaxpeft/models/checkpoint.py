@@ -84,7 +84,10 @@ def _safetensors_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
         return [directory / "model.safetensors"]
-    return sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
+    try:
+        return sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{index} is no index of safetensors; fetch it again") from error
 
 
 def _torch_readers(files: list[Path], paths: list[str], base_prefix: str) -> Iterator[tuple[str, Callable]]:

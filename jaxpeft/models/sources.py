@@ -66,7 +66,7 @@ def resolve(name: str) -> Source:
     path = Path(name).expanduser()
     if path.exists():
         directory = path if path.is_dir() else path.parent
-        if not (directory / "config.json").is_file():
+        if path.suffix != ".json" and not (directory / "config.json").is_file():
             raise InputError(f"model directory '{directory}' holds no config.json")
         return Source(name, directory, f"the directory {directory}")
     if name in PACKAGED and (directory := _package_directory(PACKAGED[name])):
@@ -107,6 +107,8 @@ def _download(name: str) -> Path:
         raise InputError(
             f"unknown model '{name}': the hub has no such repository, and there is no such directory here"
         ) from error
+    except errors.HFValidationError as error:
+        raise InputError(f"model '{name}' is no hub id, and there is no such directory here: {error}") from error
     except (errors.LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"model '{name}': the hub ({constants.ENDPOINT}) cannot be reached and no copy is cached; give a local directory "

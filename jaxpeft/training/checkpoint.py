@@ -37,7 +37,7 @@ def tree_hash(tree: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # bf16 is no buffer's dtype
     return digest.hexdigest()
 
 
@@ -49,7 +49,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
         )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        # A manager that has not saved yet does not know what a checkpoint's items are: it must be told to read their metadata.
+        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options, item_handlers=handlers)
         self._base_hash = base_hash
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -91,6 +92,9 @@ def fit(
     meter = _Meter(plan, progress.update)
     started, seconds_before = time.monotonic(), progress.seconds
     for step in range(progress.update + 1, plan.num_steps + 1):
+        # Here, not after a validation: a run that has stopped early and is resumed has nothing left to do either.
+        if plan.patience and progress.since_best >= plan.patience:
+            break
         for i in range(plan.accumulation_steps):
             batch = batch_at((step - 1) * plan.accumulation_steps + i)
             state, metrics = train_step(state, frozen, parallel.shard(dict(batch)))
@@ -105,14 +109,13 @@ def fit(
         progress = replace(progress, update=step, seconds=seconds_before + time.monotonic() - started)
         if step % plan.eval_every_steps == 0 or last:
             meter.check_finite(step)
+            paused = time.monotonic()
             progress = _validated(state, progress, plan, validate, checkpoints, log)
-            meter.skip_time()
+            meter.leave_out(time.monotonic() - paused)
         elif number:
             checkpoints.save(state, progress)
         if number:
             return Outcome(state, progress, meter.tokens_per_second, number)
-        if plan.patience and progress.since_best >= plan.patience:
-            break
     return Outcome(state, progress, meter.tokens_per_second)
 
 
@@ -135,7 +138,8 @@ def _validated(
     log.write(progress.update, "validation", metrics)
     value = score(metrics, plan.metric)
     if plan.may_be_best(progress.update):
-        if progress.best_score is None or value > progress.best_score:
+        # Larger than nothing is every number, but not NaN: the correlation of constant predictions.
+        if value > (-math.inf if progress.best_score is None else progress.best_score):
             progress = replace(progress, best_update=progress.update, best_score=value, since_best=0)
         else:
             progress = replace(progress, since_best=progress.since_best + 1)
@@ -181,9 +185,9 @@ class _Meter:
         """Refuse to go on, and so to save, after a loss that is not finite."""
         self._require_finite([float(v["loss"]) for v in jax.device_get(self._pending)], step)
 
-    def skip_time(self) -> None:
-        """Leave what happened since the last log point (a validation) out of the speed."""
-        self._since = time.monotonic()
+    def leave_out(self, seconds: float) -> None:
+        """Leave `seconds` that were no training (a validation) out of the speed."""
+        self._since += seconds
 
     @property
     def seconds_per_step(self) -> float:

@@ -63,10 +63,13 @@ class Objective:
         return (self.losses(logits, batch) * weights).sum(), weights.sum()
 
     def statistics(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """Sums over a batch from which metrics are made: `loss`, `weight`, `correct`."""
+        """Sums over a batch from which metrics are made: `loss`, `weight` and, but for regression, `correct`."""
         total, weight = self.loss(logits, batch)
-        correct = (logits.argmax(-1) == batch["labels"]) * batch["weights"]
-        return {"loss": total, "weight": weight, "correct": correct.sum()}
+        sums = {"loss": total, "weight": weight}
+        if self.num_labels != 1:
+            right = logits.argmax(-1) == batch["labels"]
+            sums["correct"] = jnp.where(right, batch["weights"], 0.0).sum()
+        return sums
 
 
 def take_positions(x: jax.Array, positions: jax.Array) -> jax.Array:

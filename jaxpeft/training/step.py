@@ -38,7 +38,11 @@ TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, ja
 def init_state(
     adapters: Adapters, optimizer: optax.GradientTransformation, rng: jax.Array, *, pruned: bool
 ) -> TrainState:
-    """The state before the first step; with `pruned`, masks that keep everything, so that pruning does not recompile."""
+    """The state before the first step; with `pruned`, masks that keep everything, so that pruning does not recompile.
+
+    It holds copies: a step is donated its state and consumes it, and `adapters` and `rng` stay the caller's.
+    """
+    adapters, rng = jax.tree.map(jnp.copy, (adapters, rng))
     masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), adapters["sites"]) if pruned else {}
     return TrainState(jnp.zeros((), jnp.int32), adapters, masks, optimizer.init(adapters), rng)
 
@@ -63,7 +67,7 @@ def make_train_step(
         loss, grads = jax.value_and_grad(mean_loss)(state.adapters)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.adapters, masks=state.masks)
         adapters = optax.apply_updates(state.adapters, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return replace(state, step=state.step + 1, adapters=adapters, opt_state=opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)

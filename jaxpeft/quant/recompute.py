@@ -1,0 +1,56 @@
+"""Layers on a 4-bit kernel whose full-precision kernel lives only while the layer is computed, forward and backward."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft.quant.nf4 import Nf4Tensor
+
+
+def recomputed(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Return `layer`, dequantising its kernel once its input is there, and again once its gradient is.
+
+    `jax.checkpoint` says the second, and neither is kept on a CPU (jax 0.10.2): XLA removes the barriers of
+    `jax.checkpoint` before it merges equal expressions, and schedules first whatever waits for nothing. All kernels of
+    the base were then alive at once: 12.8 MB of temporaries for 12.6 MB of kernels, where this leaves 2.0.
+
+    Args:
+        layer: `(tensor, key, x, *args) → y`, of the 4-bit kernel, a PRNG key or None, the input, and further trees that
+            may be None. Gradients flow to `x` and `args`. It may close over no traced value.
+    """
+
+    @jax.custom_vjp
+    def run(tensor: Nf4Tensor, key: jax.Array | None, x: jax.Array, *args: Any) -> jax.Array:
+        return layer(_after(x, tensor), key, x, *args)
+
+    def forward(tensor: Nf4Tensor, key: jax.Array | None, *args: Any) -> tuple[jax.Array, tuple]:
+        return run(tensor, key, *args), (tensor, key, args)
+
+    def backward(residuals: tuple, gradient: jax.Array) -> tuple:
+        tensor, key, args = residuals
+        again = _after(gradient, tensor)
+        _, pull_back = jax.vjp(lambda *args: layer(again, key, *args), *args)
+        return None, None, *pull_back(gradient)
+
+    run.defvjp(forward, backward)
+    return run
+
+
+def _after(value: jax.Array, tensor: Nf4Tensor) -> Nf4Tensor:
+    """`tensor`, in a program that has it only when it has `value`."""
+
+    def barrier(value: jax.Array, codes: jax.Array) -> jax.Array:
+        return jax.lax.optimization_barrier((value, codes))[1]
+
+    def arithmetic(value: jax.Array, codes: jax.Array) -> jax.Array:
+        # Never true, which XLA does not see. For the CPU alone: the devices that share a batch must agree on a number.
+        one = value.reshape(-1)[0]
+        return codes ^ ((one > 0) & (one < 0)).astype(codes.dtype)
+
+    codes = jax.lax.platform_dependent(value, jnp.asarray(tensor.codes), cpu=arithmetic, default=barrier)
+    return dataclasses.replace(tensor, codes=codes)

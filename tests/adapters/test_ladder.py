@@ -1,0 +1,215 @@
+"""The ladder that every method climbs, on a small network: (method) × (how the base is stored) × (dense, masked).
+
+test_ladder_models.py repeats the rungs that depend on the model on BERT, DistilBERT and RoBERTa.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import linen as nn
+
+from jaxpeft.adapters import Hira, Lora
+from jaxpeft.adapters.init import init_adapters
+from jaxpeft.inject import apply, discover_sites
+from jaxpeft.merge import merge
+from jaxpeft.quant.nf4 import quantize
+
+METHODS = {"lora": Lora(rank=4, alpha=6.0), "hira": Hira(rank=4)}
+BASES = ("fp32", "bf16", "nf4", "nf4-bf16")
+X = jnp.asarray(tiny.normal(0, 8, 32))
+Y = jnp.asarray(tiny.normal(1, 8, 32))
+NO_ADAPTERS: dict = {"sites": {}, "modules": {}}
+TOLERANCE = 1e-5
+# Relative to the largest value. A bf16 result is rounded by up to u = 2⁻⁸; a path forward and back through both layers has
+# about twenty roundings, whose random sum is √20·u = 4.5 u.
+BF16_TOLERANCE = 8 * 2**-8
+
+
+class Network(nn.Module):
+    """Two linear layers, one without bias, around dropout."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, deterministic=True):
+        x = nn.gelu(nn.Dense(48, dtype=self.dtype, name="up")(x))
+        x = nn.Dropout(0.3)(x, deterministic=deterministic)
+        return nn.Dense(32, dtype=self.dtype, use_bias=False, name="down")(x)
+
+
+def base_of(storage):
+    """`(module, params)`; matrices are stored in 4 bits, in bf16 or in fp32."""
+    dtype = jnp.bfloat16 if "bf16" in storage else jnp.float32
+    params = {
+        "up": {"kernel": tiny.normal(2, 32, 48, scale=0.2), "bias": tiny.normal(3, 48)},
+        "down": {"kernel": tiny.normal(4, 48, 32, scale=0.2)},
+    }
+    for layer in params.values():
+        kernel = layer["kernel"]
+        layer["kernel"] = quantize(kernel) if "nf4" in storage else jnp.asarray(kernel, dtype)
+    return Network(dtype), jax.tree.map(jnp.asarray, params)
+
+
+def adapt(method, module, params, *, nonzero):
+    frozen, adapters = init_adapters(params, method, discover_sites(module, params, x=X), rng=jax.random.key(0))
+    if nonzero:
+        for i, site in enumerate(adapters["sites"].values()):
+            site["b"] = jnp.asarray(tiny.normal(10 + i, *site["b"].shape))
+    return frozen, adapters
+
+
+def assert_close(actual, expected, storage):
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    if "bf16" in storage:
+        chex.assert_trees_all_close(actual, expected, rtol=0, atol=BF16_TOLERANCE * scale)
+    else:
+        chex.assert_trees_all_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE * max(scale, 1))
+
+
+@pytest.fixture(params=[(m, s, k) for m in METHODS for s in BASES[:3] for k in ("dense", "masked")], ids="-".join)
+def case(request):
+    method, storage, kind = request.param
+    module, params = base_of(storage)
+    frozen, adapters = adapt(METHODS[method], module, params, nonzero=True)
+    masks = tiny.half_masks(adapters) if kind == "masked" else None
+    return METHODS[method], storage, module, frozen, adapters, masks
+
+
+@pytest.mark.parametrize("storage", BASES)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_start_is_the_base_bit_for_bit(method, storage):
+    """HiRA too: without dropout it computes x·(W₀ ⊙ (1 + 0)), and W₀·1 is W₀.
+
+    Operation by operation. Compiled into one program the two differ by 7e-7: XLA fuses an addition into the product
+    before it, and sums in another order.
+    """
+    module, params = base_of(storage)
+    frozen, adapters = adapt(method, module, params, nonzero=False)
+    base = module.apply({"params": tiny.merge_pure(params, NO_ADAPTERS, None)}, X)
+    for masks in ({}, tiny.half_masks(adapters)):
+        adapted = apply(module, frozen, adapters, method, masks=masks, x=X)
+        assert adapted.dtype == base.dtype == module.dtype
+        np.testing.assert_array_equal(adapted, base)
+    compiled = jax.jit(lambda a: apply(module, frozen, a, method, x=X))(adapters)
+    assert_close(compiled.astype(jnp.float32), base.astype(jnp.float32), storage)
+
+
+def test_a_4_bit_layer_is_the_layer_of_its_dequantised_kernel():
+    module, params = base_of("nf4")
+    expected = module.apply({"params": merge(params, NO_ADAPTERS)}, X)
+    np.testing.assert_array_equal(apply(module, params, NO_ADAPTERS, x=X), expected)
+
+
+def test_the_side_path_is_the_merged_model(case):
+    method, storage, module, frozen, adapters, masks = case
+    side = apply(module, frozen, adapters, method, masks=masks, x=X)
+    merged = module.apply({"params": merge(frozen, adapters, method, masks=masks)}, X)
+    assert side.dtype == merged.dtype == module.dtype
+    base = apply(module, frozen, NO_ADAPTERS, x=X)
+    assert jnp.abs(side - base).max() > 0.1 * jnp.abs(base).max()  # the adapters say something
+    assert_close(side.astype(jnp.float32), merged.astype(jnp.float32), storage)
+
+
+def test_gradients_are_those_of_the_merged_model(case):
+    method, storage, module, frozen, adapters, masks = case
+
+    def loss(out):
+        return jnp.square(out.astype(jnp.float32) - Y).mean()
+
+    side = jax.grad(lambda a: loss(apply(module, frozen, a, method, masks=masks, x=X)))(adapters)
+    oracle = jax.grad(lambda a: loss(module.apply({"params": tiny.merge_pure(frozen, a, method, masks)}, X)))(adapters)
+    chex.assert_trees_all_equal_shapes_and_dtypes(side, adapters)
+    chex.assert_tree_all_finite(side)
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(side))
+    assert_close(side, oracle, storage)
+    for path, site in (masks or {}).items():
+        for name, keep in site.items():
+            assert not side["sites"][path][name][~keep].any()
+
+
+@pytest.mark.parametrize("storage", ["fp32", "nf4"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_merging_in_fp32_joins_everything_once(method, storage):
+    module, params = base_of(storage)
+    frozen, adapters = adapt(method, module, params, nonzero=True)
+    merged = merge(frozen, adapters, method)
+    expected = tiny.merge_pure(frozen, adapters, method)
+    chex.assert_trees_all_equal(merged, expected)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(merged))
+    np.testing.assert_array_equal(merged["up"]["bias"], params["up"]["bias"])
+
+
+@pytest.mark.parametrize("storage", ["fp32", "nf4"])
+@pytest.mark.parametrize("method", [Lora(rank=4, dropout=0.5), Hira(rank=4, dropout=0.5)], ids=["lora", "hira"])
+def test_dropout_of_the_adapter_leaves_the_base_s_dropout_as_it_is(method, storage):
+    """B = 0 makes the adapter silent; what is left of the noise is the base's, and must be what it was without adapters."""
+    module, params = base_of(storage)
+    frozen, adapters = adapt(method, module, params, nonzero=False)
+    rngs = {"dropout": jax.random.key(5)}
+    base = module.apply({"params": merge(params, NO_ADAPTERS)}, X, deterministic=False, rngs=rngs)
+    np.testing.assert_array_equal(apply(module, frozen, adapters, method, dropout_rng=rngs["dropout"], x=X), base)
+
+
+@pytest.mark.parametrize("method", [Lora(rank=4, dropout=0.25), Hira(rank=4, dropout=0.25)], ids=["lora", "hira"])
+def test_dropout_falls_on_the_adapter_s_input_alone(method):
+    """One layer, all inputs 1: what the adapter adds is a sum over the kept inputs, each 1/0.75."""
+
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x, deterministic=True):
+            return nn.Dense(32, name="query")(x), nn.Dense(32, name="value")(x)
+
+    module, x = Two(), jnp.ones((64, 32))
+    kernel = jnp.eye(32)  # what reaches output j is then what the adapter makes of input j
+    params = {name: {"kernel": kernel, "bias": jnp.full(32, 0.5)} for name in ("query", "value")}
+    frozen, adapters = init_adapters(params, method, discover_sites(module, params, x=x), rng=jax.random.key(0))
+    for site in adapters["sites"].values():
+        site.update(a=jnp.ones((32, 4)), b=jnp.ones((4, 32)))
+
+    def run(key):
+        return apply(module, frozen, adapters, method, dropout_rng=key, x=x)
+
+    query, value = run(jax.random.key(1))
+    again, other = run(jax.random.key(1)), run(jax.random.key(2))
+    np.testing.assert_array_equal(query, again[0])
+    assert (query != value).any()  # each site draws its own mask
+    assert (query != other[0]).any()
+    if isinstance(method, Hira):  # the delta at (i, j) is x_j · 4 where x_j is kept, 0 where it is not
+        kept = np.asarray(query) > 2
+        np.testing.assert_allclose(query, np.where(kept, 1.5 + 4 / 0.75, 1.5), rtol=1e-6)
+        share = kept.mean()
+    else:  # every output of a row sums all kept inputs, times scaling 2 · 4 columns
+        share = float((np.asarray(query)[:, 0] - 1.5).mean()) / (4 * method.scaling * 32) * 0.75
+    assert abs(share - 0.75) < 5 * np.sqrt(0.75 * 0.25 / (64 * 32))
+
+
+@pytest.mark.parametrize("method", [Lora(rank=4, dropout=0.5), Hira(rank=4, dropout=0.5)], ids=["lora", "hira"])
+def test_the_rematerialised_4_bit_layer_drops_the_same_inputs_in_the_backward_pass(method):
+    module, params = base_of("nf4")
+    frozen, adapters = adapt(method, module, params, nonzero=True)
+    plain = merge(frozen, NO_ADAPTERS)
+
+    def gradients(base):
+        def loss(a):
+            return jnp.square(apply(module, base, a, method, dropout_rng=jax.random.key(3), x=X) - Y).mean()
+
+        return jax.value_and_grad(loss)(adapters)
+
+    assert_close(gradients(frozen), gradients(plain), "nf4")
+
+
+def test_fp32_adapters_do_not_promote_a_bf16_model():
+    for method in METHODS.values():
+        module, params = base_of("bf16")
+        frozen, adapters = adapt(method, module, params, nonzero=True)
+        out, seen = jax.eval_shape(
+            lambda a: (apply(module, frozen, a, method, x=X), jax.tree.map(lambda leaf: leaf, a)),  # noqa: B023
+            adapters,
+        )
+        assert out.dtype == jnp.bfloat16
+        assert {leaf.dtype for leaf in jax.tree.leaves(seen)} == {jnp.dtype("float32")}

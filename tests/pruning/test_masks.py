@@ -1,0 +1,93 @@
+"""Masks by hand, on tensors of four entries."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpeft.pruning import apply_masks, magnitude_masks, num_kept, prune, sparsity_of
+from jaxpeft.pruning.masks import keep_counts, keep_largest
+
+
+def sites(*tensors):
+    return {"layer": {f"t{i}": jnp.asarray(tensor) for i, tensor in enumerate(tensors)}}
+
+
+def kept(masks):
+    return [np.asarray(mask).astype(int).tolist() for mask in masks["layer"].values()]
+
+
+def test_the_largest_magnitudes_stay():
+    assert kept(prune(sites([0.1, -0.4, 0.3, -0.2]), 0.5)) == [[0, 1, 1, 0]]
+    assert kept(prune(sites([[0.1, -0.4], [0.3, -0.2]]), 0.25)) == [[[0, 1], [1, 1]]]
+    assert kept(prune(sites([0.1, -0.4, 0.3, -0.2]), 0.0)) == [[1, 1, 1, 1]]
+
+
+def test_ties_keep_the_lower_index():
+    assert kept(prune(sites([2.0, -2.0, 2.0, -2.0]), 0.5)) == [[1, 1, 0, 0]]
+    assert kept(prune(sites([1.0, 2.0, -1.0, 1.0]), 0.5)) == [[1, 1, 0, 0]]
+    assert kept(prune(sites([0.0, 0.0, -0.0, 0.0]), 0.75)) == [[1, 0, 0, 0]]
+
+
+def test_each_tensor_is_ranked_alone():
+    """The second tensor is a thousand times the first and loses half of its entries all the same."""
+    small, large = [0.1, 0.4, 0.3, 0.2], [100.0, 400.0, 300.0, 200.0]
+    assert kept(prune(sites(small, large), 0.5)) == [[0, 1, 1, 0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("size", "sparsity", "expected"),
+    [(4, 0.5, 2), (5, 0.5, 2), (7, 0.5, 4), (3, 0.9, 1), (1, 0.99, 1), (10, 0.9, 1), (1000, 0.999, 1), (9, 0.0, 9)],
+)
+def test_counts_are_exact(size, sparsity, expected):
+    """max(1, round(size·(1 − sparsity))), a half rounded to the even count."""
+    assert num_kept(size, sparsity) == expected
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.37, 0.5, 0.9])
+@pytest.mark.parametrize("shape", [(7, 3), (1, 17)])
+def test_counts_are_exact_for_odd_shapes_and_for_equal_values(shape, sparsity):
+    value = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    expected = max(1, round(value.size * (1 - sparsity)))
+    assert [int(m.sum()) for m in prune(sites(value, value * 0), sparsity)["layer"].values()] == [expected] * 2
+
+
+def test_what_is_pruned_stays_pruned_as_the_sparsity_grows():
+    values, masks = np.random.default_rng(0).standard_normal((20, 16)).astype(np.float32), {}
+    for step, sparsity in enumerate([0.1, 0.3, 0.5, 0.5, 0.8]):
+        # Entries change between prunings, the pruned ones too (as if nothing held them at zero).
+        tree = sites(values * np.random.default_rng(step).uniform(0.1, 10, values.shape).astype(np.float32))
+        tighter = magnitude_masks(tree, masks, keep_counts(tree, sparsity))
+        if masks:
+            assert not (tighter["layer"]["t0"] & ~masks["layer"]["t0"]).any()
+        assert int(tighter["layer"]["t0"].sum()) == num_kept(values.size, sparsity)
+        masks = tighter
+
+
+def test_a_pruned_entry_stays_behind_a_zero_that_was_kept():
+    tree, masks = sites([5.0, 0.0, 0.0, 1.0]), {"layer": {"t0": jnp.array([False, True, True, True])}}
+    assert kept(magnitude_masks(tree, masks, {"layer": {"t0": 2}})) == [[0, 1, 0, 1]]
+
+
+def test_apply_masks_zeroes_what_is_pruned_and_leaves_the_rest():
+    tree = {"x": {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0, jnp.nan])}, "y": {"a": jnp.array([4.0])}}
+    masks = {"x": {"a": jnp.array([False, True]), "b": jnp.array([True, False])}}
+    out = apply_masks(tree, masks)
+    np.testing.assert_array_equal(out["x"]["a"], [0, 2])
+    np.testing.assert_array_equal(out["x"]["b"], [3, 0])  # a NaN is gone too, not multiplied by 0
+    assert out["y"]["a"] is tree["y"]["a"]
+    assert apply_masks(tree, {}) == tree
+
+
+def test_sparsity_of_is_the_share_over_all_masks():
+    masks = {"x": {"a": jnp.array([True, False, False]), "b": jnp.array([True])}}
+    assert sparsity_of(masks) == 0.5
+    assert sparsity_of({}) == 0.0
+
+
+def test_one_program_serves_every_step_of_a_schedule():
+    score = jnp.array([3.0, 1.0, 2.0, 0.0])
+    largest = jax.jit(chex.assert_max_traces(lambda score, count: keep_largest(score, count), n=1))
+    for count in (4, 3, 2, 1):
+        np.testing.assert_array_equal(largest(score, count), score >= 4 - count)

@@ -1,0 +1,111 @@
+"""Which part may know which: the table of the design, read from the imports."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "jaxpeft"
+FILES = sorted(PACKAGE.rglob("*.py"))
+OURS = [*FILES, ROOT / "train.py", *sorted((ROOT / "benchmarks").rglob("*.py"))]
+
+# A room → what it may import of jaxpeft, besides itself. Rooms that are not named may import anything.
+MAY_IMPORT = {
+    "errors": set(),
+    "paths": set(),
+    "adapters": {"errors", "paths"},
+    "pruning": {"errors", "paths"},
+    "quant": {"errors", "paths"},
+    "data": {"errors"},
+    "targets": {"adapters", "errors"},
+    "inject": {"adapters", "errors", "paths", "pruning", "quant"},
+    "merge": {"adapters", "errors", "paths", "pruning", "quant"},
+    "config": {"errors"},
+    "models": {"adapters", "errors", "inject", "paths", "quant"},
+    "training": {"adapters", "errors", "inject", "models", "paths", "pruning", "quant"},
+}
+
+# A name → the only file that may use it. Names are matched whole.
+ONLY_IN = {
+    r"Flax\w+|FLAX_\w+": "models/build.py",
+    r"orbax(\..+)?": "training/checkpoint.py",
+    r"make_mesh|Mesh|NamedSharding|PartitionSpec|AxisType": "training/sharding.py",
+    r"intercept_methods": "inject.py",
+}
+
+
+def name_of(path):
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def imported(path):
+    """Dotted names of all modules that a file imports, wherever in it; of `from a import b` both `a` and `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def names(path):
+    """Imported modules and names, attributes and variables of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (node.module, *(alias.name for alias in node.names))
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Name):
+            yield node.id
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_arrows_point_one_way(room):
+    files = [path for path in FILES if name_of(path).split("/")[0].removesuffix(".py") == room]
+    assert files, f"there is no {room} any more"
+    rooms = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir()}
+    wrong = {
+        f"{name_of(path)} imports {module}"
+        for path in files
+        for module in imported(path)
+        if module.startswith("jaxpeft.")
+        and module.split(".")[1] in rooms
+        and module.split(".")[1] not in MAY_IMPORT[room] | {room}
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("pattern", ONLY_IN)
+def test_what_only_one_file_may_use(pattern):
+    users = {name_of(path) for path in FILES if any(re.fullmatch(pattern, name) for name in names(path))}
+    assert users == {ONLY_IN[pattern]}
+
+
+def test_data_and_config_run_without_jax():
+    """Workers that tokenise, and `--help`, must not start an accelerator."""
+    for path in FILES:
+        if name_of(path).startswith("data/") or name_of(path) == "config.py":
+            libraries = {module.split(".")[0] for module in imported(path)}
+            assert not libraries & {"jax", "jaxlib", "flax", "optax", "chex"}, path
+    code = "import jaxpeft, jaxpeft.config, jaxpeft.data, sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_files_stay_readable():
+    long = {path.name: count for path in OURS if (count := len(path.read_text().splitlines())) > 400}
+    assert not long, "a file of more than 400 lines is two ideas"
+    assert not [path for path in OURS if path.name in ("utils.py", "util.py", "helpers.py", "common.py", "misc.py")]
+    assert not [path for path in OURS if not ast.get_docstring(ast.parse(path.read_text())) and path.stat().st_size]
+
+
+def test_tests_have_names_of_their_own():
+    """pytest imports test files by their basename."""
+    tests = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(tests) == sorted(set(tests))

