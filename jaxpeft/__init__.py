@@ -26,7 +26,7 @@ _PUBLIC = {
     "load_run": "jaxpeft.finished",
     "load_tokenizer": "jaxpeft.models.build",
     "match_targets": "jaxpeft.targets",
-    "merge": "jaxpeft.merge",
+    "merge": "jaxpeft.merging",
     "prune": "jaxpeft.pruning.masks",
     "quantize": "jaxpeft.quant.nf4",
     "save_adapter": "jaxpeft.interop.peft_files",

@@ -50,6 +50,7 @@ def parse_run(args: list[str], prog: str, default_config: Path | None = None) ->
     args = _bare_switches(args)
     if default_config and not any(arg == "--config" or arg.startswith("--config=") for arg in args):
         args = ["--config", str(default_config), *args]
+    _check_yaml(args, prog)
     values = parser.parse_args(args)
     return lambda: _build(parser, values)
 
@@ -108,6 +109,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def _check_yaml(args: list[str], prog: str) -> None:
+    """Name the file that is no YAML: jsonargparse says only where in it."""
+    for i, arg in enumerate(args):
+        named = arg.partition("=")[2] if arg.startswith("--config=") else arg if args[i - 1 : i] == ["--config"] else ""
+        path = Path(named)
+        try:
+            yaml.safe_load(path.read_text() if path.is_file() else "")
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            fail(f"{path} is not YAML: {error}", prog=prog)
 
 
 def _bare_switches(args: list[str]) -> list[str]:

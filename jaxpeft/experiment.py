@@ -16,9 +16,9 @@ from jaxpeft.errors import InputError
 from jaxpeft.interop.merged import save_model
 from jaxpeft.interop.peft_files import BaseInfo, save_adapter
 from jaxpeft.judge import Judge
-from jaxpeft.merge import merge
+from jaxpeft.merging import merge
 from jaxpeft.models.build import Model
-from jaxpeft.paths import count
+from jaxpeft.paths import Adapters, Layers, Params, count
 from jaxpeft.predict import fill_masks
 from jaxpeft.prepare import Adapted, metric_names, prepare_adapters, prepare_data, prepare_model, prepare_splits
 from jaxpeft.pruning import Cubic, OneShot, Schedule
@@ -72,12 +72,15 @@ def run(config: RunConfig) -> Results:
     state = parallel.replicate(init_state(adapted.adapters, optimizer, dropout_rng, pruned=plan.pruning is not None))
     num_trainable, num_total = count(adapted.adapters), count(adapted.adapters) + count(frozen)
 
+    # Before any training, also where a run is resumed; and before its directory exists: a sentence may be refused.
+    start = parallel.replicate(adapted.adapters)
+    answers_before = _examples(config, objective, frozen, start, {}, tokenizer)
+    before = judge.test(frozen, start, {})
+
     directory.mkdir(parents=True, exist_ok=True)
     write_config(config, directory / "config.yaml")
     checkpoints = Checkpoints(directory / "checkpoints", hash_base(frozen))
     state, progress = _restored(config, checkpoints, state)
-    answers_before = _examples(config, objective, frozen, state, tokenizer) if not progress.update else None
-    before = judge.test(frozen, state.adapters, state.masks)
 
     traces: Counter = Counter()
     with MetricsLog(directory, progress.update) as log, stop_requests() as requested:
@@ -119,7 +122,7 @@ def run(config: RunConfig) -> Results:
         test=test,
         exported=exported,
         traces=traces,
-        examples=(answers_before, _examples(config, objective, frozen, best, tokenizer)),
+        examples=(answers_before, _examples(config, objective, frozen, best.adapters, best.masks, tokenizer)),
     )
     write_results(results, directory / "results.json")
     plot_curves(read_metrics(directory / "metrics.jsonl"), directory / "curves.png", config.run_name)
@@ -212,11 +215,13 @@ def _best(checkpoints: Checkpoints, outcome: Outcome) -> TrainState:
     return checkpoints.restore(outcome.state, update)[0]
 
 
-def _examples(config: RunConfig, objective: Objective, frozen: Any, state: TrainState, tokenizer: Any) -> list | None:
+def _examples(
+    config: RunConfig, objective: Objective, frozen: Params, adapters: Adapters, masks: Layers, tokenizer: Any
+) -> list | None:
     texts = config.evaluation.examples
     if config.task != "masked-lm" or not texts:
         return None
-    return fill_masks(objective, frozen, state.adapters, state.masks, tokenizer, texts, top=3)
+    return fill_masks(objective, frozen, adapters, masks, tokenizer, texts, top=3)
 
 
 def _export(
@@ -241,7 +246,7 @@ def _export(
         directory / "adapter",
         best.adapters,
         adapted.method,
-        base=BaseInfo.of(model, str(directory / "base") if config.model.weights == "random" else None),
+        base=BaseInfo.of(model, str((directory / "base").absolute()) if config.model.weights == "random" else None),
         masks=best.masks,
         target_modules=adapted.target_modules,
         exclude_modules=config.adapter.exclude_modules,
@@ -272,6 +277,5 @@ def _conclude(directory: Path, results: Results) -> None:
         f"\nfiles in {directory}: adapter, model card, curves.png, results.json, metrics.jsonl, config.yaml, checkpoints"
     )
     say("next:")
-    example = results.examples[0]["text"] if results.examples else "This is a great movie!"
-    say(f"  python -m jaxpeft predict {directory} {example!r}")
+    say(f"  python -m jaxpeft predict {directory} {results.sentence()!r}")
     say(f"  python -m jaxpeft merge {directory} merged-model")

@@ -13,7 +13,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.interop.merged import save_model
 from jaxpeft.interop.peft_files import load_adapter
 from jaxpeft.judge import Judge
-from jaxpeft.merge import merge as merge_trees
+from jaxpeft.merging import merge as merge_trees
 from jaxpeft.paths import Adapters, Params
 from jaxpeft.predict import Answers, classify, fill_masks
 from jaxpeft.prepare import prepare_model, prepare_splits

@@ -53,6 +53,11 @@ def prepare_splits(config: RunConfig) -> Splits:
         raise InputError(
             f"classification needs labels, and {splits.source} has none; name their column with data.label_column"
         )
+    for split in (splits.validation, splits.test):
+        if splits.num_labels == 1 and split is not None and len(split) < 2:
+            raise InputError(
+                f"{splits.source} leaves 1 row to judge a regression by, and a correlation needs two; add rows"
+            )
     return splits
 
 

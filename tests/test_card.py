@@ -113,7 +113,6 @@ def test_the_code_classifies(root):
     )  # torch prints four digits
 
 
-@pytest.mark.xfail(strict=True, reason="report.card._torch_lines puts a softmax on the one output of a regression")
 def test_the_code_gives_the_value_of_a_regression(root):
     ours, theirs = outputs(root)["full"]
     assert float(re.search(r"-?\d\.\d+", theirs)[0]) == pytest.approx(eval(ours)[0][0][1], abs=1e-4)

@@ -138,26 +138,20 @@ def test_a_mistake_is_named_in_one_line(name, work, capsys):
     assert not (work / "runs").exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="jsonargparse says where in the text, config_file.Parser does not say of which file"
-)
 def test_a_file_that_is_no_yaml_is_named(work, capsys):
     assert "not.yaml" in refused(capsys, "--config not.yaml")
 
 
-@pytest.mark.xfail(strict=True, reason="num_labels 1 of a single named class means regression everywhere else")
 def test_a_single_class_is_refused(work, capsys):
     (work / "few.tsv").write_text("text\tlabel\n" + "a line\tgood\n" * 30)
     assert "good" in refused(capsys, "--task classification --data.train_file few.tsv --data.bucket_lengths [16]")
 
 
-@pytest.mark.xfail(strict=True, reason="scipy's ValueError: no correlation of the one row that is held out of ten")
 def test_a_correlation_of_one_row_is_refused(work, capsys):
     (work / "few.tsv").write_text("text\tlabel\n" + "".join(f"a line\t{i}.5\n" for i in range(10)))
     assert "1 row" in refused(capsys, "--task classification --data.train_file few.tsv --data.bucket_lengths [16]")
 
 
-@pytest.mark.xfail(strict=True, reason="experiment.run makes the directory before it looks at the examples")
 def test_a_sentence_without_a_mask_leaves_nothing(work, capsys):
     assert "'Hello.' has no [MASK]" in refused(capsys, f'{TEXT} --evaluation.examples ["Hello."]')
     assert not (work / "runs").exists()

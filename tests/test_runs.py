@@ -112,7 +112,6 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(everything, root, mon
             assert {**parts[step], "tokens_per_second": None} == {**row, "tokens_per_second": None}
 
 
-@pytest.mark.xfail(strict=True, reason="experiment.run measures `before` on the restored state")
 def test_a_resumed_run_says_what_was_before_any_training(everything, root):
     _, results = everything
     resumed = root / "runs" / "interrupted"
@@ -272,7 +271,6 @@ def test_only_a_head_on_random_weights(root, monkeypatch):
     np.testing.assert_allclose([p for _, p in ours], np.sort(probabilities)[::-1][:5], rtol=0, atol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="experiment._conclude gives a masked-lm run a sentence without a mask")
 def test_what_a_run_says_to_type_next_works(root, capsys):
     _, output = tiny_runs.head_on_random_weights(root)
     command = re.search("python -m jaxpeft (predict .*)", output)[1]

@@ -79,6 +79,8 @@ def _encode_names(
     names = tuple(label_names) if label_names is not None else tuple(sorted({str(value) for value in first}))
     if num_labels is not None and num_labels != len(names):
         raise InputError(f"num_labels is {num_labels}, but the labels are {', '.join(names)}; make the two agree")
+    if len(names) == 1:
+        raise InputError(f"all labels are '{names[0]}'; a classification needs at least two classes")
     ids = {name: index for index, name in enumerate(names)}
     encoded = {}
     for where, column in columns.items():

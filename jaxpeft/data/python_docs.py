@@ -28,14 +28,8 @@ _TEST_TOPICS = (
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of a topic, without lines that hold no letter or digit.
-
-    Those lines are underlines and the rules of tables: a row of forty '*' is forty tokens that any model predicts.
-    """
-    for block in re.split(r"\n\s*\n", text):
-        lines = [line for line in block.splitlines() if re.search(r"[^\W_]", line)]
-        if lines:
-            yield "\n".join(lines)
+    """The paragraphs of a topic, as they stand: prose, examples and grammar."""
+    yield from (block for block in re.split(r"\n\s*\n", text) if block.strip())
 
 
 def paragraph_key(paragraph: str) -> str:

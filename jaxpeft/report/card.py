@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jaxpeft.config import RunConfig
 from jaxpeft.models.build import Model
 from jaxpeft.report.results import NAMES, Results, show
+from jaxpeft.targets import DEFAULT_TARGETS
 
 _CITATIONS = {
     "lora": "LoRA: Hu et al. 2021, arXiv 2106.09685",
@@ -32,7 +33,7 @@ def write_card(path: Path, config: RunConfig, model: Model, results: Results) ->
     sections = [
         f"# {results.name}",
         _description(config, results),
-        "## Training configuration\n\n" + _table(_configuration(config, results)),
+        "## Training configuration\n\n" + _table(_configuration(config, model, results)),
         "## Parameters\n\n" + _table(_parameters(results)),
         "## Results\n\n" + _results(results),
         "## Usage\n\n" + _usage(path.parent, config, model, results),
@@ -85,11 +86,11 @@ def _description(config: RunConfig, results: Results) -> str:
     )
 
 
-def _configuration(config: RunConfig, results: Results) -> list[tuple[str, str]]:
+def _configuration(config: RunConfig, model: Model, results: Results) -> list[tuple[str, str]]:
     a, t, p, m = config.adapter, config.training, config.pruning, config.model
     rows = [("method", method_name(config))]
     if a.method in ("lora", "hira"):
-        targets = a.target_modules or "the model's default"
+        targets = a.target_modules or list(DEFAULT_TARGETS[model.model_type])
         rows += [("rank", f"{a.rank}")] + ([("alpha", f"{a.alpha:g}")] if a.method == "lora" else [])
         rows += [
             ("dropout", f"{a.dropout:g}"),
@@ -153,9 +154,7 @@ def _results(results: Results) -> str:
 
 def _usage(export: Path, config: RunConfig, model: Model, results: Results) -> str:
     run = export.parent
-    sentence = results.examples[0]["text"] if results.examples else "This is a great movie!"
-    if config.task == "masked-lm" and "[MASK]" not in sentence:
-        sentence = "This is a great [MASK]!"
+    sentence = results.sentence()
     note = ""
     if config.model.quantization == "nf4":
         note = "\nIt was trained on an NF4 base; on the full-precision base below its outputs differ slightly.\n"
@@ -196,7 +195,8 @@ def _torch_lines(export: Path, config: RunConfig, model: Model, results: Results
             "print(tokenizer.decode(model(**inputs).logits[0, mask].argmax()))",
         ]
     else:
-        lines += [f'inputs = tokenizer({sentence!r}, return_tensors="pt")', "print(model(**inputs).logits.softmax(-1))"]
+        answer = "logits" if results.num_labels == 1 else "logits.softmax(-1)"
+        lines += [f'inputs = tokenizer({sentence!r}, return_tensors="pt")', f"print(model(**inputs).{answer})"]
     return "\n".join(lines)
 
 

@@ -79,6 +79,12 @@ class Results:
             ("adapter size" if self.method != "full" else "model size", "", f"{self.export_bytes / 1e6:.2f} MB"),
         ]
 
+    def sentence(self) -> str:
+        """A sentence to try the run on: with a mask where it fills masks."""
+        if self.examples:
+            return self.examples[0]["text"]
+        return "This is a great [MASK]!" if self.task == "masked-lm" else "This is a great movie!"
+
     def example_rows(self) -> Iterator[tuple[str, str, str]]:
         """(sentence, answers before, answers after), the answers in words."""
         for example in self.examples:
@@ -167,16 +173,13 @@ def _examples(config: RunConfig, answers: tuple[list | None, list | None]) -> li
     before, after = answers
     if not after:
         return []
-    # A resumed run did not see the untrained model.
     return [
-        {"text": text, "before": before[i] if before else None, "after": after[i]}
+        {"text": text, "before": before[i] if before else [], "after": after[i]}
         for i, text in enumerate(config.evaluation.examples)
     ]
 
 
-def _words(masks: list | None) -> str:
-    if masks is None:
-        return "not measured (the run was resumed)"
+def _words(masks: list) -> str:
     return " | ".join(", ".join(f"{token} {100 * p:.0f} %" for token, p in answers) for answers in masks)
 
 

@@ -50,13 +50,18 @@ def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 def _pearson(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.stats import pearsonr
 
-    return pearsonr(logits[:, 0], labels).statistic
+    return 0.0 if _constant(logits[:, 0], labels) else pearsonr(logits[:, 0], labels).statistic
 
 
 def _spearman(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
-    return spearmanr(logits[:, 0], labels).statistic
+    return 0.0 if _constant(logits[:, 0], labels) else spearmanr(logits[:, 0], labels).statistic
+
+
+def _constant(*columns: np.ndarray) -> bool:
+    # Correlation with a constant is not defined; no information is what it means here.
+    return any(np.ptp(column) == 0 for column in columns)
 
 
 _METRICS = {"accuracy": _accuracy, "f1": _f1, "matthews": _matthews, "pearson": _pearson, "spearman": _spearman}

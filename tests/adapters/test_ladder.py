@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxpeft.adapters import Hira, Lora
 from jaxpeft.adapters.init import init_adapters
 from jaxpeft.inject import apply, discover_sites
-from jaxpeft.merge import merge
+from jaxpeft.merging import merge
 from jaxpeft.quant.nf4 import quantize
 
 METHODS = {"lora": Lora(rank=4, alpha=6.0), "hira": Hira(rank=4)}

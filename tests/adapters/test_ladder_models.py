@@ -9,7 +9,7 @@ import tiny
 
 from jaxpeft.adapters import Hira, Lora
 from jaxpeft.inject import apply
-from jaxpeft.merge import merge
+from jaxpeft.merging import merge
 from jaxpeft.models.build import Quantization
 
 LORA, HIRA = Lora(rank=4, alpha=6.0), Hira(rank=4)

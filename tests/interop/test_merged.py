@@ -6,7 +6,7 @@ import torch_side
 from trained import Case, our_logits
 
 from jaxpeft import load_model, save_model
-from jaxpeft.merge import merge
+from jaxpeft.merging import merge
 from jaxpeft.models.build import Quantization
 
 CASES = [
@@ -82,7 +82,6 @@ def test_a_half_precision_base_is_saved_in_single(trained, tmp_path):
     np.testing.assert_allclose(logits, torch_side.torch_logits(merged, run.inputs), rtol=0, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="the module jaxpeft.merge, once imported, hides the function of that name")
 def test_the_function_has_its_public_name():
     import jaxpeft
 

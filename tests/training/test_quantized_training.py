@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxpeft.adapters import Hira, Lora, Site
 from jaxpeft.adapters.init import init_adapters
 from jaxpeft.inject import apply
-from jaxpeft.merge import merge
+from jaxpeft.merging import merge
 from jaxpeft.models.build import Quantization
 from jaxpeft.paths import leaf_paths
 from jaxpeft.quant.nf4 import Nf4Tensor, quantize

@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 from jaxpeft.adapters import Hira, Lora
-from jaxpeft.merge import merge
+from jaxpeft.merging import merge
 from jaxpeft.models.build import Quantization
 from jaxpeft.paths import leaf_paths
 from jaxpeft.quant.nf4 import Nf4Tensor, dequantize
