@@ -50,7 +50,7 @@ def sst2(data: Path, output: str) -> Case:
             validation_file=str(data / "sst2" / "dev.tsv"),
             column_names=["sentence", "label"],
         ),
-        adapter=AdapterConfig(rank=8, alpha=16, target_modules=["query", "value"]),
+        adapter=AdapterConfig(rank=8, alpha=8, target_modules=["query", "value"]),
         training=TrainingConfig(num_epochs=3, batch_size=16, learning_rate=1e-3, warmup_steps=100, log_every_steps=50),
     )
     return Case(config, "accuracy", 0.86, True, "0.869 to 0.873")

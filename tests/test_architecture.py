@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "data": {"errors"},
     "targets": {"adapters", "errors"},
     "inject": {"adapters", "errors", "paths", "pruning", "quant"},
-    "merge": {"adapters", "errors", "paths", "pruning", "quant"},
+    "merging": {"adapters", "errors", "paths", "pruning", "quant"},
     "config": {"errors"},
     "models": {"adapters", "errors", "inject", "paths", "quant"},
     "training": {"adapters", "errors", "inject", "models", "paths", "pruning", "quant"},
