@@ -41,17 +41,16 @@ def measure(name: str, flags: list[str], learning_rate: float, runs: Path) -> di
 def table(record: dict[str, list[dict]]) -> str:
     """The Markdown table: every method at its best learning rate."""
     best = {name: min(rows, key=lambda row: row["validation_perplexity"]) for name, rows in record.items()}
-    speed = best["LoRA"]["tokens_per_second"] if "LoRA" in best else None
     lines = [
-        "| method | test perplexity | masked-token accuracy | trainable | export | frozen base in memory | time a step | learning rate |",
+        "| method | test perplexity | masked-token accuracy | trainable | export | frozen base in memory | tokens/s | learning rate |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in best.items():
         kept = f" ({row['adapter_entries_kept']:,} adapter entries kept)" if row["sparsity"] else ""
-        relative = f"{speed / row['tokens_per_second']:.2f} ×" if speed else ""
         lines.append(
             f"| {name} | {row['test']['perplexity']:.1f} | {row['test']['accuracy']:.3f} | {row['parameters_trainable']:,}{kept} "
-            f"| {row['export_bytes'] / 1e6:.2f} MB | {row['frozen_bytes'] / 1e6:.1f} MB | {relative} | {row['learning_rate']:g} |"
+            f"| {row['export_bytes'] / 1e6:.2f} MB | {row['frozen_bytes'] / 1e6:.1f} MB "
+            f"| {row['tokens_per_second']:,.0f} | {row['learning_rate']:g} |"
         )
     return "\n".join(lines)
 
