@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,11 +189,6 @@ def module_inputs(module: nn.Module, config: Any, batch: dict[str, Any]) -> dict
     }
     wanted = inspect.signature(type(module).__call__).parameters
     return {key: value for key, value in available.items() if key in wanted}
-
-
-def with_params(model: Model, params: Params) -> Model:
-    """The same model with other parameters, for example merged ones."""
-    return replace(model, params=params)
 
 
 def _config(source: Source, num_labels: int | None) -> Any:

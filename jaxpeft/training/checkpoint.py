@@ -16,7 +16,6 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxpeft.errors import InputError
-from jaxpeft.paths import Params
 from jaxpeft.training.step import TrainState
 
 
@@ -31,7 +30,7 @@ class Progress:
     seconds: float = 0.0
 
 
-def tree_hash(tree: Any) -> str:
+def hash_base(tree: Any) -> str:
     """SHA-256 over the paths, dtypes and bytes of a tree's arrays: the identity of a frozen base."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -108,8 +107,3 @@ class Checkpoints:
                 raise InputError(
                     f"{where} holds another adapter: {key} is {shapes.get(key)} there and {wanted.get(key)} in this configuration"
                 )
-
-
-def hash_base(frozen: Params) -> str:
-    """The hash that a checkpoint records of its base."""
-    return tree_hash(frozen)

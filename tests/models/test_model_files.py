@@ -306,3 +306,17 @@ def test_what_cannot_be_loaded_is_refused(name, copied):
 def test_a_classifier_of_another_size_is_refused(saved):
     with pytest.raises(InputError, match=r"classifier/bias has shape \(2,\) where the config asks for \(3,\)"):
         load_model(str(saved("bert", "classification")), "classification", num_labels=3)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rates"),
+    [
+        ("bert", ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+        ("roberta", ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+        ("distilbert", ("dropout", "attention_dropout")),
+    ],
+)
+def test_dropout_of_the_base_is_set_in_the_module_and_not_in_what_is_saved(tiny_models, model_type, rates):
+    model = tiny_models(model_type, dropout=0.0)
+    assert [getattr(model.module.config, rate) for rate in rates] == [0.0, 0.0]
+    assert [getattr(model.config, rate) for rate in rates] == [0.1, 0.1]

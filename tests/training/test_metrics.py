@@ -35,3 +35,9 @@ def test_correlations():
 def test_a_score_is_larger_when_better():
     metrics = {"loss": 2.0, "perplexity": 3.0, "accuracy": 0.5}
     assert [score(metrics, name) for name in metrics] == [-2.0, -3.0, 0.5]
+
+
+def test_the_correlation_of_constant_predictions_is_no_information():
+    constant = np.zeros((3, 1), np.float32)
+    metrics = classification_metrics(constant, np.arange(3.0), 0.5, ("pearson", "spearman"))
+    assert (metrics["pearson"], metrics["spearman"]) == (0.0, 0.0)
