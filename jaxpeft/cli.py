@@ -1,4 +1,4 @@
-"""The commands: train, evaluate, predict, merge. Parses flags and files; what they do is imported only then."""
+"""The commands: train, evaluate, predict, merge, quantize. Parses flags and files; what they do is imported only then."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.config import EvaluationConfig
+from jaxpeft.config import EvaluationConfig, ModelConfig
 from jaxpeft.config_file import Parser, fail, parse_run
 from jaxpeft.errors import InputError, near
 
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "predict", _predict_parser(), help="Fill masks or classify texts with a run's best adapter."
     )
     commands.add_subcommand("merge", _merge_parser(), help="Write a plain model with the adapter merged in.")
-    if args[:1] and not args[0].startswith("-") and args[0] not in ("evaluate", "predict", "merge"):
+    commands.add_subcommand("quantize", _quantize_parser(), help="Write a model with its linear layers in 4 or 8 bits.")
+    if args[:1] and not args[0].startswith("-") and args[0] not in COMMANDS:
         fail(f"unknown command '{args[0]}'{near(args[0], COMMANDS)}", prog=prog, hint=f"one of {', '.join(COMMANDS)}")
     values = parser.parse_args(args).as_dict()
     options = {key: value for key, value in values[values["command"]].items() if key != "config"}
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     return None
 
 
-COMMANDS = ("train", "evaluate", "predict", "merge")
+COMMANDS = ("train", "evaluate", "predict", "merge", "quantize")
 
 
 def _evaluate_parser() -> Parser:
@@ -76,10 +77,46 @@ def _merge_parser() -> Parser:
     parser = Parser(description="Merge a run's adapter into its base, as a model that transformers loads.")
     parser.add_argument("run", help="A run's directory, such as runs/quickstart.")
     parser.add_argument("output", help="A new directory for the model.")
+    parser.add_argument(
+        "--requantize",
+        type=bool,
+        default=False,
+        help="Quantise the sum again, as the run's base is; false: write it in float32.",
+    )
+    return parser
+
+
+def _quantize_parser() -> Parser:
+    parser = Parser(
+        description="Write a model with its encoder's linear layers quantised, as bitsandbytes stores them."
+    )
+    parser.add_argument("model", help="What --model.name takes: hub id, directory, package:module/folder.")
+    parser.add_argument("output", help="A new directory for the model.")
+    parser.add_argument("--data_type", choices=["nf4", "fp4", "int8"], default="nf4", help="How weights are stored.")
+    parser.add_argument(
+        "--block_size",
+        type=int,
+        default=ModelConfig.quantization_block_size,
+        help="Weights that share one scale in 4 bits, a power of two from 64 to 4096.",
+    )
+    parser.add_argument(
+        "--double_quantization", type=bool, default=True, help="Store the scales of 4-bit weights in 8 bits too."
+    )
+    parser.add_argument(
+        "--task",
+        choices=["masked-lm", "classification"],
+        default=None,
+        help="Write only what the model for this task has; null: all that the checkpoint holds for either. In torch, a "
+        "bare BERT's masked language model loads only from what was written for masked-lm.",
+    )
     return parser
 
 
 def _dispatch(command: str, options: dict[str, Any]) -> None:
+    if command == "quantize":
+        from jaxpeft import quantizing
+
+        return quantizing.run(**options)
     from jaxpeft import finished
 
     commands: dict[str, Callable[..., None]] = {
@@ -87,7 +124,7 @@ def _dispatch(command: str, options: dict[str, Any]) -> None:
         "predict": finished.predict,
         "merge": finished.merge,
     }
-    commands[command](**options)
+    return commands[command](**options)
 
 
 def _guarded(action: Callable[[], None], prog: str) -> None:

@@ -6,7 +6,7 @@ A config file holds the same keys as YAML. Nothing heavy is imported here: `--he
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from jaxpeft.errors import InputError
 
@@ -25,12 +25,12 @@ class ModelConfig:
     """What layers compute in and frozen matrices are stored in; what trains stays float32. bfloat16 pays on GPU and TPU."""
     dropout: float | None = None
     """Rate of every dropout in the base while training, 0 to 1; null: the checkpoint's own. A short run is better off with 0."""
-    quantization: Literal["none", "nf4"] = "none"
-    """Store the encoder's linear layers in 4-bit NormalFloat (QLoRA)."""
+    quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
+    """Store the encoder's linear layers in 4-bit NormalFloat (QLoRA), 4-bit floats or int8; none: as the checkpoint holds them."""
     quantization_block_size: int = 64
-    """Weights that share one scale, a power of two from 64 to 4096."""
+    """Weights that share one scale in 4 bits, a power of two from 64 to 4096; int8 has a scale per output channel."""
     double_quantization: bool = True
-    """Store those scales in 8 bits too (4.13 bits a weight instead of 4.5)."""
+    """Store the scales of 4-bit weights in 8 bits too (4.13 bits a weight instead of 4.5)."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
 
@@ -67,22 +67,99 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What is learned, and where."""
+    """What is learned, and where. Names are PEFT's, but rank (its r), alpha (lora_alpha) and dropout (lora_dropout).
 
-    method: Literal["lora", "hira", "full", "head"] = "lora"
-    """lora, hira; the baselines: full trains every weight, head only the task's head."""
-    rank: int = 8
+    Null is the method's own default, which is PEFT's. An option that is set and that the method does not have is an error;
+    rank, alpha and dropout alone may be set for any.
+    """
+
+    # fmt: off
+    method: Literal["lora", "hira", "ia3", "vera", "loha", "lokr", "adalora", "ln-tuning", "bitfit", "prompt-tuning",
+                    "full", "head"] = "lora"
+    # fmt: on
+    """What is learned; the baselines: full trains every weight, head only the task's head."""
+    rank: int | None = None
     """Rank r of the low-rank matrices."""
-    alpha: float = 8.0
-    """LoRA's update is scaled by alpha / rank; HiRA has no alpha."""
+    alpha: float | None = None
+    """The update is scaled by alpha / rank (LoRA, LoHa, LoKr; AdaLoRA by its own rule); HiRA has no alpha."""
     dropout: float = 0.0
     """Dropout rate on the adapter's input, 0 to 1."""
     target_modules: str | list[str] | None = None
     """Adapted layers: a list of names ([query,value]), one regular expression, or all-linear; null: the model's default."""
     exclude_modules: str | list[str] | None = None
     """Layers left out of target_modules, in the same forms."""
+    layers_to_transform: int | list[int] | None = None
+    """Numbers of the model's layers to adapt, from 0, where target_modules is a list; null: all."""
+    layers_pattern: str | list[str] | None = None
+    """Name in front of that number (layer), where it is not the usual one."""
     modules_to_save: list[str] | None = None
     """Further modules that train whole; a new head always does."""
+    rank_pattern: dict[str, int] | None = None
+    """Layers of another rank: name or regular expression of its end → rank. LoRA, HiRA, LoHa, LoKr."""
+    alpha_pattern: dict[str, float] | None = None
+    """Layers of another alpha, likewise. LoRA, LoHa, LoKr."""
+    use_rslora: bool | None = None
+    """LoRA: scale by alpha / √rank."""
+    use_dora: bool | None = None
+    """LoRA: learn the length of every output's weights apart from their direction (DoRA)."""
+    bias: Literal["none", "all", "lora_only"] | None = None
+    """LoRA, AdaLoRA: the base's biases that train too: none, all, or those of the adapted layers."""
+    lora_bias: bool | None = None
+    """LoRA: a bias on B."""
+    init_lora_weights: bool | str | None = None
+    """LoRA's start: true, false, gaussian, orthogonal, pissa, pissa_niter_4, olora, loftq, eva, lora_ga."""
+    loftq_config: dict[str, int] | None = None
+    """Of init_lora_weights loftq: loftq_bits, loftq_iter."""
+    eva_config: dict[str, Any] | None = None
+    """Of init_lora_weights eva: rho, tau, whiten, adjust_scaling_factors."""
+    lora_ga_config: dict[str, Any] | None = None
+    """Of init_lora_weights lora_ga: direction, scale, stable_gamma."""
+    calibration_batches: int = 8
+    """Training batches that the starts eva and lora_ga look at."""
+    init_weights: bool | str | None = None
+    """The start of HiRA, VeRA, LoHa and LoKr: true, false (not silent, for tests), gaussian (HiRA), lycoris (LoKr)."""
+    feedforward_modules: str | list[str] | None = None
+    """IA³: the adapted layers whose input is scaled, not their output."""
+    init_ia3_weights: bool | None = None
+    """IA³: start silent."""
+    projection_prng_key: int | None = None
+    """VeRA: seed of the frozen factors."""
+    save_projection: bool | None = None
+    """VeRA: write the frozen factors into the adapter's file; they can be drawn again from the seed."""
+    d_initial: float | None = None
+    """VeRA: first value of the vector d."""
+    rank_dropout: float | None = None
+    """LoHa, LoKr: rate at which outputs of the update are dropped, 0 to 1."""
+    rank_dropout_scale: bool | None = None
+    """LoKr: scale up what rank_dropout leaves."""
+    module_dropout: float | None = None
+    """LoHa, LoKr: rate at which a layer's update is left out, 0 to 1."""
+    decompose_both: bool | None = None
+    """LoKr: low-rank both factors of the Kronecker product."""
+    decompose_factor: int | None = None
+    """LoKr: size of the smaller factor; -1: as square as can be."""
+    target_r: int | None = None
+    """AdaLoRA: mean rank of a layer at the end."""
+    init_r: int | None = None
+    """AdaLoRA: rank of every layer at the start."""
+    tinit: int | None = None
+    """AdaLoRA: updates before ranks fall."""
+    tfinal: int | None = None
+    """AdaLoRA: updates at the end with the final ranks."""
+    deltaT: int | None = None
+    """AdaLoRA: updates between two allocations."""
+    beta1: float | None = None
+    """AdaLoRA: smoothing of the sensitivity, between 0 and 1."""
+    beta2: float | None = None
+    """AdaLoRA: smoothing of the uncertainty, between 0 and 1."""
+    orth_reg_weight: float | None = None
+    """AdaLoRA: weight of the orthogonality of P and Q in the loss."""
+    num_virtual_tokens: int | None = None
+    """Prompt tuning: trained tokens in front of every row."""
+    prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] | None = None
+    """Prompt tuning: start from noise, or from the embeddings of random tokens, or of a text."""
+    prompt_tuning_init_text: str | None = None
+    """Prompt tuning: that text."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +192,10 @@ class TrainingConfig:
     """Passes whose gradients are averaged into one update."""
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW. HiRA wants a far larger one than LoRA."""
+    loraplus_lr_ratio: float | None = None
+    """LoRA+: learning rate of B, and of vectors, over that of A, at least 1; null: one rate for all."""
+    loraplus_lr_embedding: float = 1e-6
+    """LoRA+: peak learning rate of adapted embeddings."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """What the learning rate does after the warm-up: falls to 0 linearly or as a cosine, or stays."""
     warmup_steps: int = 100
@@ -191,9 +272,18 @@ def _check_ranges(config: RunConfig) -> None:
     t, p, a, d, m, e = config.training, config.pruning, config.adapter, config.data, config.model, config.evaluation
     block = m.quantization_block_size
     checks = [
-        ("adapter.rank", a.rank, a.rank >= 1, "at least 1"),
-        ("adapter.alpha", a.alpha, a.alpha > 0, "above 0"),
+        ("adapter.rank", a.rank, a.rank is None or a.rank >= 1, "at least 1, or null"),
+        ("adapter.alpha", a.alpha, a.alpha is None or a.alpha > 0, "above 0, or null"),
         ("adapter.dropout", a.dropout, 0 <= a.dropout < 1, "at least 0 and below 1"),
+        ("adapter.calibration_batches", a.calibration_batches, a.calibration_batches >= 1, "at least 1"),
+        ("adapter.rank_dropout", a.rank_dropout, 0 <= (a.rank_dropout or 0) < 1, "at least 0 and below 1, or null"),
+        ("adapter.module_dropout", a.module_dropout, 0 <= (a.module_dropout or 0) < 1, "at least 0 and below 1, or null"),
+        ("adapter.init_r", a.init_r, a.init_r is None or a.init_r >= 1, "at least 1, or null"),
+        ("adapter.target_r", a.target_r, a.target_r is None or a.target_r >= 1, "at least 1, or null"),
+        ("adapter.beta1", a.beta1, a.beta1 is None or 0 < a.beta1 < 1, "between 0 and 1, or null"),
+        ("adapter.beta2", a.beta2, a.beta2 is None or 0 < a.beta2 < 1, "between 0 and 1, or null"),
+        ("adapter.num_virtual_tokens", a.num_virtual_tokens, a.num_virtual_tokens is None or a.num_virtual_tokens >= 1,
+         "at least 1, or null"),
         ("model.dropout", m.dropout, 0 <= (m.dropout or 0) < 1, "at least 0 and below 1, or null"),
         ("pruning.sparsity", p.sparsity, 0 <= p.sparsity < 1, "at least 0 and below 1"),
         ("pruning.begin", p.begin, p.begin is None or 0 < p.begin < 1, "between 0 and 1"),
@@ -204,6 +294,8 @@ def _check_ranges(config: RunConfig) -> None:
         ("training.batch_size", t.batch_size, t.batch_size >= 1, "at least 1"),
         ("training.accumulation_steps", t.accumulation_steps, t.accumulation_steps >= 1, "at least 1"),
         ("training.learning_rate", t.learning_rate, t.learning_rate > 0, "above 0"),
+        ("training.loraplus_lr_ratio", t.loraplus_lr_ratio, t.loraplus_lr_ratio is None or t.loraplus_lr_ratio >= 1, "at least 1, or null"),
+        ("training.loraplus_lr_embedding", t.loraplus_lr_embedding, t.loraplus_lr_embedding > 0, "above 0"),
         ("training.warmup_steps", t.warmup_steps, t.warmup_steps >= 0, "at least 0"),
         ("training.weight_decay", t.weight_decay, t.weight_decay >= 0, "at least 0"),
         ("training.max_grad_norm", t.max_grad_norm, t.max_grad_norm >= 0, "at least 0"),
@@ -231,13 +323,19 @@ def _check_combinations(config: RunConfig) -> None:
         raise InputError(
             f"data.name '{config.data.name}' and data.train_file '{config.data.train_file}' exclude each other: set one to null"
         )
-    if config.adapter.method in ("full", "head") and config.pruning.sparsity:
+    if config.adapter.method not in PRUNABLE and config.pruning.sparsity:
         raise InputError(
-            f"pruning.sparsity {config.pruning.sparsity} needs an adapter; adapter.method '{config.adapter.method}' has none"
+            f"pruning.sparsity {config.pruning.sparsity} needs an adapter of matrices ({', '.join(PRUNABLE)}), which adapter.method "
+            f"'{config.adapter.method}' is not; set it to 0"
+        )
+    if config.training.loraplus_lr_ratio and config.adapter.method != "lora":
+        raise InputError(
+            f"training.loraplus_lr_ratio {config.training.loraplus_lr_ratio:g} is LoRA's, and adapter.method is '{config.adapter.method}'; "
+            "set it to null"
         )
     if config.adapter.method == "full" and config.model.quantization != "none":
         raise InputError(
-            "adapter.method 'full' trains every weight and cannot train a 4-bit base: set model.quantization to none"
+            "adapter.method 'full' trains every weight and cannot train a quantised base: set model.quantization to none"
         )
     allowed = METRICS[config.task]
     if config.training.metric and config.training.metric not in allowed:
@@ -245,6 +343,9 @@ def _check_combinations(config: RunConfig) -> None:
             f"training.metric '{config.training.metric}' is not measured for {config.task}; choose from {', '.join(allowed)}"
         )
 
+
+PRUNABLE = ("lora", "hira", "loha", "lokr")
+"""Methods whose matrices can be pruned; AdaLoRA allocates its ranks itself."""
 
 METRICS = {
     "masked-lm": ("loss", "perplexity", "accuracy"),

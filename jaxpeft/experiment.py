@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,32 @@ from jaxpeft.interop.peft_files import BaseInfo, save_adapter
 from jaxpeft.judge import Judge
 from jaxpeft.merging import merge
 from jaxpeft.models.build import Model
-from jaxpeft.paths import Adapters, Layers, Params, count
+from jaxpeft.paths import Adapters, Layers, Params, count, leaf_paths
+from jaxpeft.plan import make_plan, with_length
 from jaxpeft.predict import fill_masks
-from jaxpeft.prepare import Adapted, metric_names, prepare_adapters, prepare_data, prepare_model, prepare_splits
-from jaxpeft.pruning import Cubic, OneShot, Schedule
+from jaxpeft.prepare import (
+    Adapted,
+    build_method,
+    lora_plus,
+    metric_names,
+    prepare_adapters,
+    prepare_data,
+    prepare_model,
+    prepare_splits,
+)
+from jaxpeft.pruning.allocation import Allocation
+from jaxpeft.quant import is_quantized
 from jaxpeft.report.card import write_card
 from jaxpeft.report.curves import plot_curves
 from jaxpeft.report.log import MetricsLog, read_metrics
+from jaxpeft.report.methods import method_name, options
 from jaxpeft.report.results import Results, measure, write_results
 from jaxpeft.report.terminal import TrainingBar, before_after_table, say
 from jaxpeft.training.checkpoint import Checkpoints, Progress, hash_base
 from jaxpeft.training.interrupt import stop_requests
-from jaxpeft.training.loop import Outcome, Plan, fit
+from jaxpeft.training.loop import Outcome, fit
 from jaxpeft.training.objectives import Objective
-from jaxpeft.training.optimizer import build_optimizer, learning_rate_schedule
+from jaxpeft.training.optimizer import build_optimizer
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import TrainState, init_state, make_train_step
 
@@ -44,32 +57,40 @@ def run(config: RunConfig) -> Results:
         SystemExit: 128 + signal, after a checkpoint, where SIGTERM or Ctrl-C came.
     """
     directory = _check_directory(config)
+    build_method(config)  # refuses what its options cannot mean, before anything is loaded
     parallel = data_parallel()
     parallel.check(config.training.batch_size, "training.batch_size")
     parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
 
     splits = prepare_splits(config)
     model, tokenizer = prepare_model(config, splits.num_labels)
-    adapted = prepare_adapters(config, model)
+    train_data = prepare_data(config, splits.train, tokenizer, config.training.batch_size)
+    adapted = prepare_adapters(config, model, tokenizer, train_data.train_batch)
     frozen = parallel.replicate(adapted.frozen)
     objective = Objective(model, adapted.method, splits.num_labels or 0)
-    train_data = prepare_data(config, splits.train, tokenizer, config.training.batch_size)
     judge = Judge.build(config, splits, tokenizer, objective, parallel)
-    _announce(model, splits, adapted)
+    _announce(config, model, splits, adapted)
     if isinstance(train_data, ClassificationData) and train_data.num_truncated:
         say(
             f"       {train_data.num_truncated} training rows are longer than {config.data.max_length} tokens and were cut"
         )
 
-    plan = make_plan(config, train_data.steps_per_epoch, metric_names(config, splits.num_labels)[0])
+    plan = make_plan(
+        config, train_data.steps_per_epoch, metric_names(config, splits.num_labels)[0], method=adapted.method
+    )
+    allocation = plan.pruning if isinstance(plan.pruning, Allocation) else None
     optimizer = build_optimizer(
         plan.learning_rate,
         weight_decay=config.training.weight_decay,
         max_grad_norm=config.training.max_grad_norm,
         accumulation_steps=config.training.accumulation_steps,
+        lora_plus=lora_plus(config, model),
     )
     dropout_rng = jax.random.fold_in(jax.random.key(config.seed), 1)
-    state = parallel.replicate(init_state(adapted.adapters, optimizer, dropout_rng, pruned=plan.pruning is not None))
+    pruned = plan.pruning is not None and allocation is None
+    state = parallel.replicate(
+        init_state(adapted.adapters, optimizer, dropout_rng, pruned=pruned, allocated=allocation is not None)
+    )
     num_trainable, num_total = count(adapted.adapters), count(adapted.adapters) + count(frozen)
 
     # Before any training, also where a run is resumed; and before its directory exists: a sentence may be refused.
@@ -93,7 +114,13 @@ def run(config: RunConfig) -> Results:
                 plan,
                 progress=progress,
                 batch_at=train_data.train_batch,
-                train_step=make_train_step(objective, optimizer, traces),
+                train_step=make_train_step(
+                    objective,
+                    optimizer,
+                    traces,
+                    allocation=allocation,
+                    max_grad_norm=config.training.max_grad_norm,
+                ),
                 validate=lambda state: judge.validate(frozen, state.adapters, state.masks),
                 checkpoints=checkpoints,
                 parallel=parallel,
@@ -107,6 +134,7 @@ def run(config: RunConfig) -> Results:
     best = _best(checkpoints, outcome)
     checkpoints.close()
     test = judge.test(frozen, best.adapters, best.masks)
+    adapted = replace(adapted, method=with_length(adapted.method, plan.num_steps))
     exported = _export(config, directory, model, adapted, frozen, best, tokenizer, splits)
     results = measure(
         config=config,
@@ -127,50 +155,8 @@ def run(config: RunConfig) -> Results:
     write_results(results, directory / "results.json")
     plot_curves(read_metrics(directory / "metrics.jsonl"), directory / "curves.png", config.run_name)
     write_card(exported.parent / "README.md", config, model, results)
-    _conclude(directory, results)
+    _conclude(config, directory, results)
     return results
-
-
-def make_plan(config: RunConfig, passes_per_epoch: int, metric: str) -> Plan:
-    """Turn epochs and shares of the run into updates.
-
-    Raises:
-        InputError: where warm-up or pruning do not fit into the run.
-    """
-    t = config.training
-    num_steps = t.num_steps or max(1, round(t.num_epochs * passes_per_epoch / t.accumulation_steps))
-    if t.warmup_steps >= num_steps:
-        raise InputError(
-            f"training.warmup_steps {t.warmup_steps} is not below the run's {num_steps} updates; lower it or train longer"
-        )
-    return Plan(
-        num_steps=num_steps,
-        accumulation_steps=t.accumulation_steps,
-        log_every_steps=t.log_every_steps,
-        eval_every_steps=t.eval_every_steps or max(1, -(-num_steps // 10)),
-        metric=t.metric or metric,
-        learning_rate=learning_rate_schedule(t.learning_rate, num_steps, t.warmup_steps, t.schedule),
-        pruning=_pruning(config, num_steps),
-        patience=t.early_stopping_patience,
-    )
-
-
-def _pruning(config: RunConfig, num_steps: int) -> Schedule | None:
-    p, warmup = config.pruning, config.training.warmup_steps
-    if not p.sparsity:
-        return None
-    # Not before the warm-up ends: B starts at zero, and until it has grown its magnitudes mean nothing.
-    begin = max(1, round(p.begin * num_steps)) if p.begin else max(1, warmup, round(0.1 * num_steps))
-    if p.schedule == "one-shot":
-        if begin >= num_steps:
-            raise InputError(f"pruning begins at update {begin}, not below the run's {num_steps}; lower pruning.begin")
-        return OneShot(p.sparsity, begin)
-    end = round(p.end * num_steps)
-    if end <= begin:
-        raise InputError(
-            f"pruning begins at update {begin} and ends at {end} of {num_steps}; raise pruning.end or lower pruning.begin"
-        )
-    return Cubic(p.sparsity, begin, end, p.every_steps)
 
 
 def _check_directory(config: RunConfig) -> Path:
@@ -237,7 +223,7 @@ def _export(
     """Write what serves: the adapter in PEFT's files, or, where everything trained, the model. Returns the weights' file."""
     if config.model.weights == "random":
         # Nobody else has this base: without it the adapter means nothing.
-        start = merge(adapted.frozen, {**adapted.adapters, "sites": {}})
+        start = merge(model.params, {**adapted.adapters, "sites": {}})
         save_model(directory / "base", model, start, tokenizer=tokenizer, label_names=splits.label_names)
     if config.adapter.method == "full":
         params = merge(frozen, best.adapters)
@@ -247,13 +233,16 @@ def _export(
         best.adapters,
         adapted.method,
         base=BaseInfo.of(model, str((directory / "base").absolute()) if config.model.weights == "random" else None),
+        frozen=frozen,
+        # What a quantised base lost to the start was rounded again, and so is no difference: the file then says how it started (OLoRA).
+        start=None if any(map(is_quantized, leaf_paths(frozen).values())) else adapted.adapters,
         masks=best.masks,
         target_modules=adapted.target_modules,
         exclude_modules=config.adapter.exclude_modules,
     )
 
 
-def _announce(model: Model, splits: Splits, adapted: Adapted) -> None:
+def _announce(config: RunConfig, model: Model, splits: Splits, adapted: Adapted) -> None:
     say(f"model  {model.source.name}, from {model.source.description}")
     if model.missing:
         modules = sorted({path.rpartition("/")[0].replace("/", ".") for path in model.missing})
@@ -262,12 +251,14 @@ def _announce(model: Model, splits: Splits, adapted: Adapted) -> None:
     for note in splits.notes:
         say(f"       {note}")
     if adapted.method:
-        say(f"adapts {len(adapted.adapters['sites'])} layers with {adapted.method}")
+        said = ", ".join(f"{name} {value}" for name, value in options(adapted.method))
+        where = f"{len(adapted.adapters['sites'])} layers with " if adapted.adapters["sites"] else ""
+        say(f"adapts {where}{method_name(config)}" + (f": {said}" if said else ""))
     devices = jax.local_devices()
     say(f"device {len(devices)} × {devices[0].device_kind}")
 
 
-def _conclude(directory: Path, results: Results) -> None:
+def _conclude(config: RunConfig, directory: Path, results: Results) -> None:
     before_after_table(results.table())
     for text, was, now in results.example_rows():
         say(f"{text}\n    before: {was}\n    after:  {now}")
@@ -278,4 +269,5 @@ def _conclude(directory: Path, results: Results) -> None:
     )
     say("next:")
     say(f"  python -m jaxpeft predict {directory} {results.sentence()!r}")
-    say(f"  python -m jaxpeft merge {directory} merged-model")
+    if config.adapter.method != "prompt-tuning":  # it changes the input, which no merged weights do
+        say(f"  python -m jaxpeft merge {directory} merged-model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 from jaxpeft.config import RunConfig
 from jaxpeft.config_file import read_config
 from jaxpeft.errors import InputError
-from jaxpeft.interop.merged import save_model
+from jaxpeft.interop.merged import new_directory, save_model
 from jaxpeft.interop.peft_files import load_adapter
 from jaxpeft.judge import Judge
 from jaxpeft.merging import merge as merge_trees
-from jaxpeft.paths import Adapters, Params
+from jaxpeft.paths import Adapters, Params, leaf_paths
 from jaxpeft.predict import Answers, classify, fill_masks
 from jaxpeft.prepare import prepare_model, prepare_splits
+from jaxpeft.quant import is_quantized
 from jaxpeft.report.results import NAMES, Results, read_results, show
 from jaxpeft.report.terminal import say
 from jaxpeft.training.objectives import Objective
@@ -110,14 +112,27 @@ def predict(run: str, texts: Sequence[str], top: int) -> None:
             say("  " + place + ", ".join(_answer(name, value) for name, value in group))
 
 
-def merge(run: str, output: str) -> None:
-    """Write a run's base with the adapter merged in, as a transformers model."""
-    target = Path(output)
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        raise InputError(f"'{output}' exists and is not empty; give a new directory")
+def merge(run: str, output: str, requantize: bool = False) -> None:
+    """Write a run's base with the adapter merged in, as a transformers model: in fp32, or quantised again as the base was."""
+    target = new_directory(output)
     finished = load_run(run)
-    model = finished.objective.model
-    params = merge_trees(finished.frozen, finished.adapters, finished.objective.method)
+    model, method = finished.objective.model, finished.objective.method
+    if requantize and not any(map(is_quantized, leaf_paths(finished.frozen).values())):
+        raise InputError(f"--requantize true, and the base of '{run}' is not quantised; leave it out")
+    for path in finished.adapters["sites"]:
+        if (
+            path.endswith("word_embeddings")
+            and finished.config.task == "masked-lm"
+            and model.config.tie_word_embeddings
+        ):
+            raise InputError(
+                f"the adapter of '{path}' cannot be merged: the model's decoder is tied to it and would change too; serve it as an adapter"
+            )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        params = merge_trees(finished.frozen, finished.adapters, method, requantize=requantize)
+    for warning in caught:
+        say(f"warning: {warning.message}")
     weights = save_model(target, model, params, tokenizer=finished.tokenizer, label_names=finished.results.label_names)
     say(
         f"merged model in {target} ({weights.stat().st_size / 1e6:.1f} MB); {model.torch_class}.from_pretrained('{target}') loads it"

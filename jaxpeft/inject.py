@@ -1,4 +1,4 @@
-"""The only interceptor: runs a Flax module with adapters at its linear layers, without editing the module.
+"""The only interceptor: runs a Flax module with adapters at its linear layers and embeddings, without editing the module.
 
 Call `apply` and `discover_sites` inside or outside `jax.jit`, but never open an interceptor around a function that is
 already jitted: jit's cache does not see it, and a warm program would run unadapted.
@@ -7,22 +7,21 @@ already jitted: jit's cache does not see it, and a warm program would run unadap
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxpeft.adapters.contract import Dropout, FrozenLinear, Method, Site, SiteParams
+from jaxpeft.adapters.contract import FrozenLayer, Method, Site, SiteMethod, SiteParams, check_masks
 from jaxpeft.errors import InputError, near
-from jaxpeft.paths import Adapters, Layers, Params, join, leaf_paths, nest
+from jaxpeft.paths import Adapters, Layers, Params, join, leaf_paths, nest, without_shared
 from jaxpeft.pruning.masks import apply_masks
-from jaxpeft.quant.nf4 import Nf4Tensor, dequantize
-from jaxpeft.quant.recompute import recomputed
+from jaxpeft.quant import QuantizedTensor, dequantize, is_quantized, recomputed
 
 
 def discover_sites(module: nn.Module, params: Params, **inputs: Any) -> dict[str, Site]:
-    """Return the linear layers that a call of `module` on `inputs` visits, by layer path, in the order of the calls.
+    """Return the linear layers and embeddings that a call of `module` on `inputs` visits, by layer path, in the order of the calls.
 
     Nothing is computed (`jax.eval_shape`); `params` may be arrays or shapes. A decoder tied to the embeddings has no
     kernel of its own and is not a site.
@@ -35,21 +34,22 @@ def discover_sites(module: nn.Module, params: Params, **inputs: Any) -> dict[str
 
     def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         path = "/".join(context.module.path)
-        if _is_linear_call(context) and f"{path}/kernel" in leaves:
-            shape = leaves[f"{path}/kernel"].shape
+        kind = _kind(context)
+        if kind and f"{path}/{_MATRIX[kind]}" in leaves:
+            shape = leaves[f"{path}/{_MATRIX[kind]}"].shape
             if len(shape) != 2:
                 raise InputError(
                     f"layer {path} has a kernel of shape {shape}: a model scanned over its layers has one path for "
                     "all of them and cannot be adapted; build it unscanned"
                 )
-            sites[path] = Site(path, *shape)
+            sites[path] = Site(path, shape[0], shape[1], kind)
         return call(*args, **kwargs)
 
     def trace(dense: Params) -> Any:
         with nn.intercept_methods(record):
             return module.apply({"params": dense}, **inputs)
 
-    # A 4-bit kernel is shown to the module as the matrix it stands for: Flax compares shapes.
+    # A quantised kernel is shown to the module as the matrix it stands for: Flax compares shapes.
     dense = nest({path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in leaves.items()})
     jax.eval_shape(trace, dense)
     return sites
@@ -70,7 +70,7 @@ def apply(
 
     Args:
         module: any Flax linen module.
-        frozen: its parameters, less those in `adapters["modules"]`; kernels may be `Nf4Tensor`s.
+        frozen: its parameters, less those in `adapters["modules"]`; kernels may be quantised.
         adapters: `{"sites": …, "modules": …}` as `init_adapters` returns them.
         method: what the parameters at the sites mean; None where there are none.
         masks: by layer, like `adapters["sites"]`; bool, True = keep. Layers without a mask are dense.
@@ -79,11 +79,13 @@ def apply(
         **inputs: the module's keyword arguments.
 
     Raises:
-        InputError: where an adapted layer was not visited by the call.
+        InputError: where an adapted layer was not visited by the call, or the method cannot be pruned and there are masks.
     """
+    check_masks(method, masks)
     sites = apply_masks(adapters["sites"], masks or {})
+    frozen, shared = without_shared(frozen)
     leaves = leaf_paths(join(frozen, adapters["modules"]))
-    quantized = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, Nf4Tensor)}
+    quantized = {path: leaf for path, leaf in leaves.items() if is_quantized(leaf)}
     params = nest({path: leaf for path, leaf in leaves.items() if path not in quantized})
     visited: set[str] = set()
 
@@ -92,14 +94,15 @@ def apply(
         if taps and path in taps and context.method_name == "__call__":
             args = (taps[path](args[0]), *args[1:])
         tensor = quantized.get(f"{path}/kernel")
-        if not _is_linear_call(context) or (tensor is None and path not in sites):
+        if not _kind(context) or (tensor is None and path not in sites):
             return call(*args, **kwargs)
         visited.add(path)
-        site = sites.get(path)
-        drops = site is not None and method is not None and method.dropout and dropout_rng is not None
+        if path not in sites:
+            return _run_layer(context.module, call, args[0], tensor, None, {}, None)
+        assert isinstance(method, SiteMethod), "adapters at sites need the method they belong to"
         # The layer's own key, folded from its path: the base's dropout draws what it did without adapters.
-        key = context.module.make_rng("dropout") if drops else None
-        return _run_layer(context.module, call, args[0], tensor, site, method, key)
+        key = context.module.make_rng("dropout") if method.uses_rng and dropout_rng is not None else None
+        return _run_layer(context.module, call, args[0], tensor, method.at(path), {**shared, **sites[path]}, key)
 
     rngs = None if dropout_rng is None else {"dropout": dropout_rng}
     with nn.intercept_methods(intercept):
@@ -110,52 +113,55 @@ def apply(
     return out
 
 
-def _is_linear_call(context: nn.module.InterceptorContext) -> bool:
-    # The tied decoder is an unbound Dense with an empty path: never a site.
-    return isinstance(context.module, nn.Dense) and context.method_name == "__call__" and bool(context.module.path)
+_MATRIX: dict[Literal["linear", "embedding"], str] = {"linear": "kernel", "embedding": "embedding"}
 
 
-def _dropout(rate: float, key: jax.Array | None) -> Dropout:
-    if key is None:
+def _kind(context: nn.module.InterceptorContext) -> Literal["linear", "embedding"] | None:
+    # The tied decoder is an unbound Dense with an empty path, or an embedding's `attend`: never a site.
+    if context.method_name != "__call__" or not context.module.path:
         return None
-    keep = 1.0 - rate
-    return lambda x: jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, jnp.zeros((), x.dtype))
+    return (
+        "linear"
+        if isinstance(context.module, nn.Dense)
+        else "embedding"
+        if isinstance(context.module, nn.Embed)
+        else None
+    )
 
 
 def _run_layer(
     module: nn.Module,
     call: Callable,
     x: jax.Array,
-    tensor: Nf4Tensor | None,
-    site: SiteParams | None,
-    method: Method | None,
-    dropout_key: jax.Array | None,
+    tensor: QuantizedTensor | None,
+    method: SiteMethod | None,
+    params: SiteParams,
+    rng: jax.Array | None,
 ) -> jax.Array:
-    """Run one linear layer: its base an array or in 4 bits (`tensor`), with an adapter (`site`) or without."""
+    """Run one layer: its base an array or quantised (`tensor`), with an adapter (`method` and `params`) or without."""
+    if isinstance(module, nn.Embed):
+        assert method is not None
+        table: jax.Array = module.get_variable("params", "embedding")
+        dtype = module.dtype or table.dtype
+        layer = FrozenLayer(call, table.astype, None, dtype, is_embedding=True)
+        return method.forward(x, params, layer, rng)
     assert isinstance(module, nn.Dense)
     dtype = module.dtype or x.dtype
     bias: jax.Array | None = module.get_variable("params", "bias")
 
-    def adapted(layer: FrozenLinear, x: jax.Array, site: SiteParams | None, key: jax.Array | None) -> jax.Array:
-        if site is None:
-            return layer.base(x)
-        assert method is not None, "adapters at sites need the method they belong to"
-        return method.forward(x, site, layer, _dropout(method.dropout, key))
-
     if tensor is None:
+        assert method is not None
         kernel: jax.Array = module.get_variable("params", "kernel")
-        return adapted(FrozenLinear(call, lambda: kernel.astype(dtype), bias, dtype), x, site, dropout_key)
+        return method.forward(x, params, FrozenLayer(call, kernel.astype, bias, dtype), rng)
 
     @recomputed
     def run(
-        tensor: Nf4Tensor, key: jax.Array | None, x: jax.Array, bias: jax.Array | None, site: SiteParams | None
+        tensor: QuantizedTensor, rng: jax.Array | None, x: jax.Array, bias: jax.Array | None, params: SiteParams
     ) -> jax.Array:
-        kernel = dequantize(tensor, dtype)
-
         def base(x: jax.Array) -> jax.Array:
-            y = x.astype(dtype) @ kernel
-            return y if bias is None else y + bias.astype(dtype)
+            return layer.plus_bias(x.astype(dtype) @ layer.kernel())
 
-        return adapted(FrozenLinear(base, lambda: kernel, bias, dtype), x, site, key)
+        layer = FrozenLayer(base, lambda dtype: dequantize(tensor, dtype), bias, dtype)
+        return base(x) if method is None else method.forward(x, params, layer, rng)
 
-    return run(tensor, dropout_key, x, bias, site)
+    return run(tensor, rng, x, bias, params)

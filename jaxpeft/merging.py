@@ -1,31 +1,86 @@
-"""Frozen base + adapters + masks → plain parameters: the only place that joins the trees."""
+"""Frozen base + adapters + masks → plain parameters, and back: the only place that joins the trees."""
 
 from __future__ import annotations
 
+import warnings
+
+import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import Method
-from jaxpeft.paths import Adapters, Layers, Params, join, leaf_paths, nest
+from jaxpeft.adapters.contract import Method, SiteMethod, SiteParams, check_masks
+from jaxpeft.errors import InputError
+from jaxpeft.paths import Adapters, Layers, Params, by_leaf, join, leaf_paths, nest, without_shared
 from jaxpeft.pruning.masks import apply_masks
-from jaxpeft.quant.nf4 import Nf4Tensor, dequantize
+from jaxpeft.quant import dequantize, is_quantized, quantize_like
 
 
-def merge(frozen: Params, adapters: Adapters, method: Method | None = None, *, masks: Layers | None = None) -> Params:
+def merge(
+    frozen: Params,
+    adapters: Adapters,
+    method: Method | None = None,
+    *,
+    masks: Layers | None = None,
+    requantize: bool = False,
+) -> Params:
     """Return the parameters of a plain model that computes what the adapted one does.
 
-    4-bit kernels are merged into their dequantised fp32 values: quantising the sum again would lose accuracy. Every
-    other leaf keeps its dtype; kernels are merged in fp32 and cast back once.
+    Quantised kernels are merged into their dequantised fp32 values, and all of them come back dense. With `requantize`
+    they stay quantised, the merged ones being quantised again: that loses accuracy, and a UserWarning says so. Every other
+    leaf keeps its dtype; kernels are merged in fp32 and cast back once. `frozen` is left as it is (`unmerge`).
+
+    An adapted embedding is merged as any kernel. Where a decoder is tied to it, that changes too, which the adapter did not
+    do: do not merge such a model.
 
     Raises:
-        ValueError: where a merged kernel is not finite.
+        InputError: where a merged kernel or a leaf that trained whole is not finite, or the method changes more than
+            weights (prompt tuning).
     """
+    frozen, shared = without_shared(frozen)
     leaves = leaf_paths(join(frozen, adapters["modules"]))
-    leaves = {k: dequantize(leaf) if isinstance(leaf, Nf4Tensor) else leaf for k, leaf in leaves.items()}
-    for path, params in apply_masks(adapters["sites"], masks or {}).items():
-        assert method is not None, "adapters at sites need the method they belong to"
-        kernel = leaves[f"{path}/kernel"]
-        merged = method.kernel(kernel.astype(jnp.float32), params)
-        if not bool(jnp.isfinite(merged).all()):
-            raise ValueError(f"the merged kernel of {path} is not finite: the adapter's values have diverged")
-        leaves[f"{path}/kernel"] = merged.astype(kernel.dtype)
+    check_masks(method, masks)
+    sites = apply_masks(adapters["sites"], masks or {})
+    if requantize and any(is_quantized(leaves.get(f"{path}/kernel")) for path in sites):
+        warnings.warn(
+            "merging into a quantised base quantises the sum again, which loses accuracy; merge into fp32 where it matters",
+            stacklevel=2,
+        )
+    for path, leaf in by_leaf(adapters["modules"]).items():
+        if not bool(jnp.isfinite(leaf).all()):
+            raise InputError(f"the trained {path} is not finite: its values have diverged")
+    for path, params in sites.items():
+        assert isinstance(method, SiteMethod), "adapters at sites need the method they belong to"
+        _merge_layer(leaves, path, {**shared, **params}, method.at(path), requantize)
+    if not requantize:
+        leaves = {path: dequantize(leaf) if is_quantized(leaf) else leaf for path, leaf in leaves.items()}
     return nest(leaves)
+
+
+def unmerge(merged: Params, frozen: Params, adapters: Adapters) -> Params:
+    """Undo `merge`, bit for bit: return `merged` with the base's own leaves back where merging put others.
+
+    Taking the update off again would not return the base, for the sum was rounded. So what was replaced is taken from `frozen`, the
+    base that was merged: quantised kernels too. What of the base trained whole is in neither and stays as it is in `merged`.
+    """
+    base = leaf_paths(without_shared(frozen)[0])
+    touched = {
+        path for path, leaf in base.items() if is_quantized(leaf) or path.rpartition("/")[0] in adapters["sites"]
+    }
+    return nest({path: base[path] if path in touched else leaf for path, leaf in leaf_paths(merged).items()})
+
+
+def _merge_layer(leaves: dict, path: str, params: SiteParams, method: SiteMethod, requantize: bool) -> None:
+    kernel_path = f"{path}/kernel" if f"{path}/kernel" in leaves else f"{path}/embedding"
+    kernel, bias = leaves[kernel_path], leaves.get(f"{path}/bias")
+    dense = dequantize(kernel) if is_quantized(kernel) else kernel.astype(jnp.float32)
+    with jax.default_matmul_precision("highest"):  # an accelerator's default would round A·B to bf16
+        merged = method.kernel(dense, params)
+    new_bias = method.adapted_bias(None if bias is None else bias.astype(jnp.float32), params)
+    for value in (merged, new_bias):
+        if value is not None and not bool(jnp.isfinite(value).all()):
+            raise InputError(f"the merged layer {path} is not finite: the adapter's values have diverged")
+    if is_quantized(kernel):
+        leaves[kernel_path] = quantize_like(kernel, merged) if requantize else merged
+    else:
+        leaves[kernel_path] = merged.astype(kernel.dtype)
+    if bias is not None and new_bias is not None:
+        leaves[f"{path}/bias"] = new_bias.astype(bias.dtype)

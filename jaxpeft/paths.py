@@ -7,11 +7,14 @@ dictionaries of two levels, layer path → parameter name → array, so that one
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
+
+T = TypeVar("T")
 
 Params = dict[str, Any]
 """A model's parameters: Flax's nested dictionaries of arrays (or quantised tensors)."""
@@ -60,9 +63,31 @@ def join(params: Params, layers: Mapping[str, Mapping[str, Any]]) -> Params:
     return nest({**flatten_dict(dict(params), sep="/"), **by_leaf(layers)}) if layers else params
 
 
+SHARED = "+shared"
+"""Key beside the model's modules in `frozen`: what a method keeps frozen for all sites (`Method.init_shared`).
+
+No Flax module can have this name.
+"""
+
+
+def without_shared(frozen: Params) -> tuple[Params, dict[str, Any]]:
+    """Cut `frozen` into the model's own parameters and what the method shares among its sites."""
+    return {key: value for key, value in frozen.items() if key != SHARED}, frozen.get(SHARED, {})
+
+
 def under(path: str, prefixes: Iterable[str]) -> bool:
     """Whether `path` is one of `prefixes` or lies below one."""
     return any(path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
+
+
+def pattern_value(patterns: Mapping[str, T], path: str, default: T) -> T:
+    r"""The value for a layer, by PEFT's rule for `rank_pattern` and `alpha_pattern`.
+
+    The first key, in order, that matches the layer's dotted name or its end after a dot wins; keys are regular
+    expressions: `{"query": 4, r"layer\.0\..*": 8}` gives 4 at `enc/layer/0/query` and 8 at `enc/layer/0/key`.
+    """
+    name = path.replace("/", ".")
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
 def count(tree: Any) -> int:

@@ -69,11 +69,14 @@ def classify(
 
 def _encode(objective: Objective, tokenizer: Any, texts: Sequence[str]) -> dict[str, np.ndarray]:
     encoded = tokenizer(list(texts), padding=True, pad_to_multiple_of=16, return_tensors="np")
-    limit = max_tokens(objective.model.config)
+    limit = max_tokens(objective.model.config) - objective.virtual_tokens
     lengths = encoded["attention_mask"].sum(1)
     if lengths.max() > limit:
         text = texts[int(lengths.argmax())]
-        raise InputError(f"'{text[:40]}…' has {lengths.max()} tokens; the model has {limit} positions: shorten it")
+        besides = " besides the prompt's" if objective.virtual_tokens else ""
+        raise InputError(
+            f"'{text[:40]}…' has {lengths.max()} tokens; the model has {limit} positions{besides}: shorten it"
+        )
     return {key: value[:, :limit].astype(np.int32) for key, value in encoded.items()}
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from jaxpeft.adapters import METHODS, Method
+from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, Method, PromptTuning, Site, SiteMethod
 from jaxpeft.adapters.init import init_adapters
-from jaxpeft.config import RunConfig
+from jaxpeft.calibration import calibrate
+from jaxpeft.config import AdapterConfig, RunConfig
 from jaxpeft.data import (
     GLUE,
     ClassificationData,
@@ -25,7 +27,16 @@ from jaxpeft.errors import InputError
 from jaxpeft.models.build import Model, Quantization, load_model, load_tokenizer, max_tokens
 from jaxpeft.models.sources import resolve
 from jaxpeft.paths import Adapters, Params, leaf_paths
-from jaxpeft.targets import CLASSIFIER_HEADS, DEFAULT_TARGETS, match_targets, whole_modules
+from jaxpeft.targets import (
+    CLASSIFIER_HEADS,
+    check_patterns,
+    default_feedforward,
+    default_targets,
+    match_targets,
+    whole_modules,
+)
+from jaxpeft.training.objectives import Batch, Objective
+from jaxpeft.training.optimizer import LoraPlus
 
 Data = MaskedLMData | ClassificationData
 
@@ -76,16 +87,19 @@ def prepare_model(config: RunConfig, num_labels: int | None) -> tuple[Model, Any
         dtype=m.dtype,
         dropout=m.dropout,
         gradient_checkpointing=m.gradient_checkpointing,
-        quantization=Quantization(m.quantization_block_size, m.double_quantization)
-        if m.quantization == "nf4"
-        else None,
+        quantization=None
+        if m.quantization == "none"
+        else Quantization(m.quantization, m.quantization_block_size, m.double_quantization),
         trained_leaves=lambda leaves, base_prefix: whole_leaves(config, leaves, base_prefix),
         seed=config.seed,
     )
-    limit = max_tokens(model.config)
+    method = build_method(config)
+    virtual = method.virtual_tokens if isinstance(method, SiteMethod) else 0
+    limit = max_tokens(model.config) - virtual
     if config.data.max_length > limit:
+        besides = f" besides adapter.num_virtual_tokens {virtual}" if virtual else ""
         raise InputError(
-            f"data.max_length {config.data.max_length} exceeds the {limit} positions of {m.name}; give at most {limit}"
+            f"data.max_length {config.data.max_length} exceeds the {limit} positions of {m.name}{besides}; give at most {limit}"
         )
     tokenizer = load_tokenizer(resolve(m.tokenizer).directory if m.tokenizer else model.source.directory)
     if len(tokenizer) > model.config.vocab_size:
@@ -134,13 +148,53 @@ def whole_leaves(config: RunConfig, leaves: Sequence[str], base_prefix: str) -> 
 
 
 def build_method(config: RunConfig) -> Method | None:
-    """The adapter method that `config.adapter` names; None for the baselines."""
+    """The adapter method that `config.adapter` names; None for the baselines.
+
+    Raises:
+        InputError: for an option that is set and that the method does not have.
+    """
     a = config.adapter
-    if a.method not in METHODS:
-        return None
-    # A method's fields have the names of the flags that set them.
-    method: Any = METHODS[a.method]
-    return method(**{field.name: getattr(a, field.name) for field in fields(method)})
+    kind: Any = METHODS.get(a.method)
+    options = {field.name for field in fields(kind)} if kind else set()
+    given = {name: value for name, value in vars(a).items() if value is not None}
+    for name, value in given.items():
+        if name not in options and name not in _OF_ANY_METHOD:
+            owners = [other for other, cls in METHODS.items() if name in {field.name for field in fields(cls)}]  # type: ignore[arg-type]
+            raise InputError(
+                f"adapter.{name} {value!r} is an option of {', '.join(owners)}, and adapter.method is '{a.method}'; set it to null"
+            )
+    _check_places(a, kind, options)
+    method = kind(**{name: value for name, value in given.items() if name in options}) if kind else None
+    if isinstance(method, AdaLora) and method.target_r > method.init_r:
+        raise InputError(
+            f"adapter.target_r is {method.target_r}; for AdaLoRA it must be from 0 to init_r ({method.init_r})"
+        )
+    if a.prompt_tuning_init_text and a.prompt_tuning_init != "TEXT":
+        raise InputError("adapter.prompt_tuning_init_text needs adapter.prompt_tuning_init TEXT")
+    for start in ("loftq", "eva", "lora_ga"):
+        if getattr(a, f"{start}_config") and a.init_lora_weights != start:
+            raise InputError(
+                f"adapter.{start}_config needs adapter.init_lora_weights {start}, which is {a.init_lora_weights}"
+            )
+    return method
+
+
+def _check_places(a: AdapterConfig, kind: Any, options: set[str]) -> None:
+    """Refuse a choice of layers for a method that has none; the baselines share their configs with other methods."""
+    chooses = kind is None or (issubclass(kind, SiteMethod) and not kind.fixed_targets)
+    for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"):
+        value = getattr(a, name)
+        if value is not None and not chooses and name not in options:
+            raise InputError(
+                f"adapter.{name} {value!r} is not for {a.method}, which adapts no layers of choice; set it to null"
+            )
+
+
+# What is no field of a method, or says nothing wrong where it is none: one config serves for every method.
+_OF_ANY_METHOD = (
+    *("method", "rank", "alpha", "dropout", "calibration_batches"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+)
 
 
 @dataclass(frozen=True)
@@ -153,26 +207,87 @@ class Adapted:
     target_modules: str | list[str] | None
 
 
-def prepare_adapters(config: RunConfig, model: Model) -> Adapted:
+def prepare_adapters(
+    config: RunConfig, model: Model, tokenizer: Any = None, batches: Callable[[int], Batch] | None = None
+) -> Adapted:
     """Choose the layers, and draw their adapters from the run's seed.
+
+    `tokenizer` is for a prompt that starts from a text, and `batches` (pass → training batch) for the starts that look at data.
 
     Raises:
         InputError: where a name matches nothing, or the rank exceeds a layer's width.
     """
-    a, method = config.adapter, build_method(config)
-    whole = whole_leaves(config, list(leaf_paths(model.params)), model.base_prefix) | set(model.missing)
-    names = a.target_modules or list(DEFAULT_TARGETS.get(model.model_type, ()))
-    if method and not names:
-        raise InputError(
-            f"there are no default target modules for '{model.model_type}'; name some with adapter.target_modules"
+    a, method = config.adapter, _completed(build_method(config), config, model, tokenizer)
+    sites, leaves = model.sites(), list(leaf_paths(model.params))
+    whole = whole_leaves(config, leaves, model.base_prefix) | set(model.missing)
+    names = _target_names(config, method, model.model_type)
+    targets: dict[str, Site] = {}
+    if isinstance(method, SiteMethod):
+        if not names:
+            raise InputError(
+                f"{method.name} has no default target modules for '{model.model_type}'; name some with adapter.target_modules"
+            )
+        targets = match_targets(
+            sites,
+            names,
+            exclude_modules=a.exclude_modules,
+            layers_to_transform=a.layers_to_transform,
+            layers_pattern=a.layers_pattern,
+            whole_layers={leaf.rpartition("/")[0] for leaf in whole},
         )
-    layers = {leaf.rpartition("/")[0] for leaf in whole}
-    targets = (
-        match_targets(model.sites(), names, exclude_modules=a.exclude_modules, whole_layers=layers) if method else {}
-    )
+        for option in ("rank_pattern", "alpha_pattern"):
+            check_patterns(getattr(a, option) or {}, targets, f"adapter.{option}")
+    evidence = None
+    if isinstance(method, Lora) and method.needs_evidence:
+        assert batches is not None, "a start that looks at data needs batches"
+        seen = [batches(i) for i in range(a.calibration_batches)]
+        found = calibrate(model, method, targets, seen, loss=_base_loss(model))
+        method, targets, evidence = found.method, found.targets, found.evidence
+        if a.init_lora_weights == "eva":
+            names = [path.replace("/", ".") for path in targets]  # it may have left layers out
+    if method:
+        whole |= method.whole_leaves(leaves, targets)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    frozen, adapters = init_adapters(model.params, method, targets, rng=key, whole_leaves=whole)
+    frozen, adapters = init_adapters(model.params, method, targets, rng=key, whole_leaves=whole, evidence=evidence)
     return Adapted(frozen, adapters, method, names if method else None)
+
+
+def _base_loss(model: Model) -> Callable[[Params, Batch], jax.Array]:
+    """The mean loss of the model without an adapter, as a function of its parameters."""
+    objective = Objective(model, None, model.config.num_labels if model.task == "classification" else 0)
+
+    def loss(params: Params, batch: Batch) -> jax.Array:
+        total, weight = objective.loss(objective.logits(params, {"sites": {}, "modules": {}}, {}, batch), batch)
+        return total / jnp.maximum(weight, 1.0)
+
+    return loss
+
+
+def _target_names(config: RunConfig, method: Method | None, model_type: str) -> str | list[str]:
+    fixed = list(method.fixed_targets) if isinstance(method, SiteMethod) else []
+    chosen = fixed or config.adapter.target_modules
+    return chosen or list(default_targets(method.name, model_type) if method else ())
+
+
+def _completed(method: Method | None, config: RunConfig, model: Model, tokenizer: Any) -> Method | None:
+    """`method` with what only the model and its tokenizer can say."""
+    if isinstance(method, Ia3) and config.adapter.feedforward_modules is None:
+        return replace(method, feedforward_modules=default_feedforward(model.model_type))
+    if isinstance(method, PromptTuning) and method.prompt_tuning_init_text:
+        assert tokenizer is not None, "a prompt that starts from a text needs the tokenizer"
+        name = config.model.tokenizer or model.source.hub_id or str(model.source.directory)
+        ids = tokenizer(method.prompt_tuning_init_text)["input_ids"]
+        return replace(method, init_token_ids=tuple(ids), tokenizer_name_or_path=name)
+    return method
+
+
+def lora_plus(config: RunConfig, model: Model) -> LoraPlus | None:
+    """LoRA+'s factors on the learning rate, or None without them."""
+    t = config.training
+    if not t.loraplus_lr_ratio:
+        return None
+    embeddings = frozenset(path for path, site in model.sites().items() if site.kind == "embedding")
+    return LoraPlus(t.loraplus_lr_ratio, t.loraplus_lr_embedding / t.learning_rate, embeddings)
 
 
 def metric_names(config: RunConfig, num_labels: int | None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ OURS = [*FILES, ROOT / "train.py", *sorted((ROOT / "benchmarks").rglob("*.py"))]
 MAY_IMPORT = {
     "errors": set(),
     "paths": set(),
-    "adapters": {"errors", "paths"},
+    "adapters": {"errors", "paths", "quant"},
     "pruning": {"errors", "paths"},
     "quant": {"errors", "paths"},
     "data": {"errors"},
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "merging": {"adapters", "errors", "paths", "pruning", "quant"},
     "config": {"errors"},
     "models": {"adapters", "errors", "inject", "paths", "quant"},
+    "calibration": {"adapters", "errors", "inject", "models", "paths", "quant"},
     "training": {"adapters", "errors", "inject", "models", "paths", "pruning", "quant"},
 }
 

@@ -67,7 +67,32 @@ MISTAKES = {
     "unknown-group": ("--config unknown-group.yaml", r"adaptor\.rank.*did you mean 'adapter\.rank'\?"),
     "wrong-type": (f"{TEXT} --adapter.rank many", r"adapter\.rank.*many"),
     "wrong-type-in-a-file": ("--config wrong-type.yaml", r"training\.num_steps.*many"),
-    "wrong-choice": (f"{TEXT} --adapter.method lore", r"adapter\.method.*'lora', 'hira', 'full', 'head'.*lore"),
+    "wrong-choice": (f"{TEXT} --adapter.method lore", r"adapter\.method.*'lora', 'hira', .*'full', 'head'.*lore"),
+    "option-of-another-method": (
+        f"{TEXT} --adapter.method hira --adapter.use_dora true",
+        r"adapter\.use_dora True is an option of lora, and adapter\.method is 'hira'; set it to null",
+    ),
+    "lora-plus-without-lora": (
+        f"{TEXT} --adapter.method ia3 --training.loraplus_lr_ratio 4",
+        r"loraplus_lr_ratio 4 is LoRA's, and adapter\.method is 'ia3'",
+    ),
+    "pruned-vectors": (
+        f"{TEXT} --adapter.method vera --pruning.sparsity 0.5",
+        r"needs an adapter of matrices .*'vera' is not",
+    ),
+    "unknown-start": (f"{TEXT} --adapter.init_lora_weights pizza", r"'pizza'"),
+    "places-of-bitfit": (
+        f"{TEXT} --adapter.method bitfit --adapter.target_modules [query]",
+        r"adapter\.target_modules \['query'\] is not for bitfit",
+    ),
+    "text-without-its-start": (
+        f"{TEXT} --adapter.method prompt-tuning --adapter.prompt_tuning_init_text x",
+        r"prompt_tuning_init_text needs adapter\.prompt_tuning_init TEXT",
+    ),
+    "adalora-ranks": (
+        f"{TEXT} --adapter.method adalora --adapter.target_r 99",
+        r"adapter\.target_r is 99; .* from 0 to init_r",
+    ),
     "no-config-file": ("--config nowhere.yaml", r"nowhere\.yaml"),
     "out-of-range": (f"{TEXT} --pruning.sparsity 1.5", r"pruning\.sparsity is 1\.5; it must be at least 0 and below 1"),
     "no-data": ("", r"no data: give data\.name .* or data\.train_file"),
@@ -270,7 +295,7 @@ print(sorted({"jax", "flax", "transformers", "torch", "datasets", "numpy"} & set
     assert done.stderr == "[]\n"
     if "train" in command[-2]:
         text = " ".join(done.stdout.split())
-        for flag, default in {"--adapter.rank": "8", "--training.learning_rate": "0.0003", "--name": "null"}.items():
+        for flag, default in {"--adapter.rank": "null", "--training.learning_rate": "0.0003", "--name": "null"}.items():
             assert re.search(rf" {flag} [A-Z_.]+ [^()]*\(type: [^()]*, default: {default}\)", text), flag
 
 

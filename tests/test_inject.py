@@ -27,6 +27,7 @@ DISTILBERT_LAYER = {
 }
 BERT = {f"encoder/layer/{i}/{name}": shape for i in range(2) for name, shape in BERT_LAYER.items()}
 DISTILBERT = {f"transformer/layer/{i}/{name}": shape for i in range(2) for name, shape in DISTILBERT_LAYER.items()}
+EMBEDDINGS = {"bert": {"token_type": (2, 32)}, "roberta": {"token_type": (1, 32)}}
 HEADS = {
     ("bert", "masked-lm"): {"cls/predictions/transform/dense": (32, 32)},
     ("bert", "classification"): {"bert/pooler/dense": (32, 32), "classifier": (32, 3)},
@@ -38,12 +39,17 @@ HEADS = {
 
 
 @pytest.mark.parametrize(("kind", "task"), HEADS)
-def test_sites_are_all_linear_layers_but_a_tied_decoder(tiny_models, kind, task):
+def test_sites_are_all_linear_layers_and_embeddings_but_a_tied_decoder(tiny_models, kind, task):
     model = tiny_models(kind, task, **({"num_labels": 3} if task == "classification" else {}))
     layers = DISTILBERT if kind == "distilbert" else BERT
     expected = {f"{kind}/{path}": shape for path, shape in layers.items()} | HEADS[kind, task]
     sites = model.sites()
-    assert {path: (site.d_in, site.d_out) for path, site in sites.items()} == expected
+    linear = {path: (site.d_in, site.d_out) for path, site in sites.items() if site.kind == "linear"}
+    embeddings = {path: (site.d_in, site.d_out) for path, site in sites.items() if site.kind == "embedding"}
+    assert linear == expected
+    # A decoder is tied to the word embeddings: what it does is no call of theirs.
+    shapes = {"word": (99, 32), "position": (40, 32)} | EMBEDDINGS.get(kind, {})
+    assert embeddings == {f"{kind}/embeddings/{name}_embeddings": shape for name, shape in shapes.items()}
     assert all(path == site.path for path, site in sites.items())
 
 
@@ -117,9 +123,9 @@ def test_a_rank_wider_than_its_layer_is_refused(bert, rank):
         tiny.adapted(bert, Lora(rank=rank))
 
 
-def test_a_4_bit_leaf_cannot_train_whole(tiny_models):
+def test_a_quantised_leaf_cannot_train_whole(tiny_models):
     model = tiny_models("bert", quantization=Quantization())
-    with pytest.raises(InputError, match="kernel is stored in 4 bits and cannot train whole"):
+    with pytest.raises(InputError, match="kernel is stored quantised and cannot train whole"):
         tiny.adapted(model, None, whole_leaves=["bert/encoder/layer/0/output/dense/kernel"])
 
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpeft.adapters import Hira, Lora
-from jaxpeft.merging import merge
+from jaxpeft.adapters import AdaLora, Hira, Ia3, Loha, Lokr, Lora, Vera
+from jaxpeft.errors import InputError
+from jaxpeft.merging import merge, unmerge
 from jaxpeft.models.build import Quantization
-from jaxpeft.paths import leaf_paths
-from jaxpeft.quant.nf4 import Nf4Tensor, dequantize
+from jaxpeft.paths import leaf_paths, without_shared
+from jaxpeft.quant import dequantize, is_quantized, quantize_like
 
 METHOD = Lora(rank=4, alpha=8.0)
 
@@ -40,7 +41,7 @@ def test_a_4_bit_base_is_merged_in_fp32_and_every_kernel_dequantised(tiny_models
     frozen, adapters = tiny.adapted(model, METHOD)
     merged = leaf_paths(merge(frozen, adapters, METHOD))
     for path, leaf in leaf_paths(frozen).items():
-        if isinstance(leaf, Nf4Tensor):
+        if is_quantized(leaf):
             chex.assert_shape(merged[path], leaf.shape)
             chex.assert_type(merged[path], jnp.float32)
             site = adapters["sites"].get(path.removesuffix("/kernel"))
@@ -61,8 +62,15 @@ def test_a_bf16_kernel_is_merged_in_fp32_and_rounded_once():
 def test_a_diverged_adapter_is_refused(bad):
     frozen = {"layer": {"kernel": jnp.ones((2, 2))}}
     adapters = {"sites": {"layer": {"a": jnp.full((2, 1), bad), "b": jnp.ones((1, 2))}}, "modules": {}}
-    with pytest.raises(ValueError, match="the merged kernel of layer is not finite"):
+    with pytest.raises(ValueError, match="the merged layer layer is not finite"):
         merge(frozen, adapters, Lora(rank=1))
+
+
+def test_a_head_that_diverged_is_refused(bert):
+    frozen, adapters = tiny.adapted(bert, METHOD, whole_leaves=["cls/predictions/bias"])
+    adapters["modules"]["cls/predictions"]["bias"] *= jnp.nan
+    with pytest.raises(InputError, match="the trained cls/predictions/bias is not finite"):
+        merge(frozen, adapters, METHOD)
 
 
 def test_merging_takes_nothing_from_its_arguments(bert):
@@ -71,3 +79,75 @@ def test_merging_takes_nothing_from_its_arguments(bert):
     merged = merge(frozen, adapters, METHOD)
     merged["bert"].clear()
     chex.assert_trees_all_equal(tiny.snapshot((frozen, adapters)), before)
+
+
+METHODS = {
+    "lora": METHOD,
+    "hira": Hira(rank=4),
+    "dora": Lora(rank=4, use_dora=True),
+    "ia3": Ia3(),  # scales biases too
+    "vera": Vera(rank=4),
+    "loha": Loha(rank=4),
+    "lokr": Lokr(rank=2),
+    "adalora": AdaLora(init_r=4, target_r=2),
+}
+BASES = {
+    "fp32": {},
+    "bf16": {"dtype": "bfloat16"},
+    "nf4": {"quantization": Quantization()},
+    "int8": {"quantization": Quantization("int8")},
+}
+
+
+@pytest.mark.usefixtures("standard_promotion")  # for the model in bf16
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("base", BASES)
+def test_unmerging_returns_the_base_bit_for_bit(tiny_models, base, method):
+    model = tiny_models("bert", **BASES[base])
+    frozen, adapters = tiny.adapted(model, method, whole_leaves=["cls/predictions/bias"])
+    merged = merge(frozen, adapters, method)
+    back = leaf_paths(unmerge(merged, frozen, adapters))
+    assert back.keys() == leaf_paths(model.params).keys()
+    for path, leaf in leaf_paths(without_shared(frozen)[0]).items():
+        chex.assert_trees_all_equal(back[path], leaf)
+    chex.assert_trees_all_equal(back["cls/predictions/bias"], adapters["modules"]["cls/predictions"]["bias"])
+    path = f"{next(iter(adapters['sites']))}/kernel"
+    assert (leaf_paths(merged)[path] != dequantized(back[path])).any()
+
+
+def dequantized(leaf):
+    return dequantize(leaf) if is_quantized(leaf) else leaf
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+def test_merging_into_a_quantised_base_quantises_the_sum_again_and_warns(tiny_models, base):
+    model = tiny_models("bert", **BASES[base])
+    frozen, adapters = tiny.adapted(model, METHOD)
+    with pytest.warns(UserWarning, match="quantises the sum again, which loses accuracy"):
+        merged = leaf_paths(merge(frozen, adapters, METHOD, requantize=True))
+    exact = leaf_paths(merge(frozen, adapters, METHOD))
+    for path, leaf in leaf_paths(frozen).items():
+        assert is_quantized(merged[path]) == is_quantized(leaf)
+        if path.removesuffix("/kernel") in adapters["sites"]:
+            chex.assert_trees_all_equal(merged[path], quantize_like(leaf, exact[path]))
+        else:
+            chex.assert_trees_all_equal(merged[path], leaf)
+
+
+def test_requantize_says_nothing_where_nothing_is_quantised(bert):
+    frozen, adapters = tiny.adapted(bert, METHOD)
+    chex.assert_trees_all_equal(merge(frozen, adapters, METHOD, requantize=True), merge(frozen, adapters, METHOD))
+
+
+def test_an_embedding_is_merged_as_the_linear_layer_of_its_ids():
+    frozen = {"words": {"embedding": jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])}}
+    site = {"a": jnp.array([[1.0], [0.0], [2.0]]), "b": jnp.array([[10.0, 20.0]])}
+    merged = merge(frozen, {"sites": {"words": site}, "modules": {}}, Lora(rank=1, alpha=0.5))
+    np.testing.assert_array_equal(merged["words"]["embedding"], [[6, 12], [3, 4], [15, 26]])
+
+
+def test_a_bias_of_b_has_nowhere_to_go_without_a_bias():
+    frozen = {"layer": {"kernel": jnp.ones((2, 2))}}
+    site = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 2)), "bias": jnp.ones(2)}
+    with pytest.raises(InputError, match="lora_bias cannot be merged into a layer without a bias"):
+        merge(frozen, {"sites": {"layer": site}, "modules": {}}, Lora(rank=1, lora_bias=True))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jaxpeft.paths import by_layer, by_leaf, count, join, leaf_paths, nest, size_bytes, split, under
-from jaxpeft.quant.nf4 import quantize
+from jaxpeft.quant import quantize
 
 PARAMS = {"a": {"b": {"kernel": 1, "bias": 2}, "c": {"scale": 3}}, "d": {"kernel": 4}}
 

@@ -60,3 +60,11 @@ def test_there_is_a_config_for_every_method_model_and_task():
     methods, models, tasks = ("lora", "sparse-lora", "qlora", "hira"), ("", "-bert-base"), ("wikitext2", "sst2")
     expected = {f"{task}-{method}{model}" for task in tasks for method in methods for model in models}
     assert expected <= {path.stem for path in CONFIGS}
+
+
+def test_the_table_of_methods_is_the_code_s():
+    """Counts of BERT-base again; step times from the file that was measured."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.methods_table import BEGIN, END, table
+
+    assert README.split(BEGIN)[1].split(END)[0].strip() == table()

@@ -13,8 +13,10 @@ import tiny_runs
 import torch_side
 import yaml
 
-from jaxpeft import InputError, load_run
+from jaxpeft import InputError, load_model, load_run
 from jaxpeft.config_file import read_config
+from jaxpeft.paths import leaf_paths
+from jaxpeft.quant import is_quantized
 from jaxpeft.report.terminal import TrainingBar
 
 
@@ -222,6 +224,20 @@ def test_merge_writes_a_model_that_answers_the_same(everything, labels, root, mo
     tiny_runs.jaxpeft(root, "merge", "runs/labels", "merged-labels")
     config = AutoModelForSequenceClassification.from_pretrained("merged-labels").config
     assert config.id2label == {0: "expression", 1: "statement"}
+
+
+def test_merge_can_quantise_the_sum_again(everything, labels, root, monkeypatch, capsys):
+    monkeypatch.chdir(root)
+    tiny_runs.jaxpeft(root, "merge", "runs/everything", "merged-again", "--requantize", "true")
+    assert "warning: merging into a quantised base quantises the sum again" in capsys.readouterr().out
+    run = load_run("runs/everything")
+    merged = load_model("merged-again", "masked-lm")
+    for path, leaf in leaf_paths(merged.params).items():
+        assert is_quantized(leaf) == is_quantized(leaf_paths(run.frozen).get(path))
+    with pytest.raises(SystemExit) as caught:
+        tiny_runs.jaxpeft(root, "merge", "runs/labels", "merged-labels-again", "--requantize", "true")
+    assert caught.value.code == 2
+    assert "the base of 'runs/labels' is not quantised" in capsys.readouterr().err
 
 
 def test_regression_with_every_weight(root, monkeypatch, capsys):

@@ -1,14 +1,20 @@
-"""Which layers are adapted: PEFT's rules, by hand and against torch PEFT itself."""
+"""Which layers are adapted, by hand; `test_targets_against_peft.py` asks PEFT itself."""
 
-from copy import deepcopy
+import re
 
 import pytest
-import tiny
 
 from jaxpeft.adapters import Site
 from jaxpeft.errors import InputError
-from jaxpeft.paths import leaf_paths
-from jaxpeft.targets import CLASSIFIER_HEADS, DEFAULT_TARGETS, match_targets, whole_modules
+from jaxpeft.paths import pattern_value
+from jaxpeft.targets import (
+    DEFAULT_TARGETS,
+    check_patterns,
+    default_feedforward,
+    default_targets,
+    match_targets,
+    whole_modules,
+)
 
 NAMES = [
     "enc/0/query",
@@ -19,7 +25,13 @@ NAMES = [
     "pooler/dense",
     "query",
 ]
-SITES = {name: Site(name, 4, 4) for name in NAMES}
+SITES = {name: Site(name, 4, 4) for name in NAMES} | {"words": Site("words", 9, 4, "embedding")}
+
+# Two stacks, so that the index in question is the first one and a pattern can tell them apart.
+DEEP_NAMES = [
+    f"m/{stack}/{i}/h/{j}/{name}" for stack in ("enc", "dec") for i in (0, 1) for j in (7, 8) for name in "qk"
+]
+DEEP = {name: Site(name, 4, 4) for name in [*DEEP_NAMES, "m/pool/q"]}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +43,11 @@ SITES = {name: Site(name, 4, 4) for name in NAMES}
         (["enc.1.my_query"], {}, ["enc/1/my_query"]),
         ("query", {}, ["query"]),  # a string is a regular expression for the whole name
         (r".*\.query", {}, ["enc/0/query", "enc/1/query"]),
-        (r"enc\.1\..*", {}, ["enc/1/query", "enc/1/my_query", "enc/1/out/dense"]),
+        (r"enc\.1\..*(query|dense)", {}, ["enc/1/query", "enc/1/my_query", "enc/1/out/dense"]),
+        # A regular expression may match a block where the block is left out.
+        (r"enc\.1\..*", {"exclude_modules": r".*(out|dense)"}, ["enc/1/query", "enc/1/my_query"]),
+        (["words", "key"], {}, ["enc/0/key", "words"]),
+        ("w.*", {}, ["words"]),
         (r".*query|.*key", {}, ["enc/0/query", "enc/0/key", "enc/1/query", "enc/1/my_query", "query"]),
         ("all-linear", {}, NAMES),
         ("All-Linear", {}, NAMES),
@@ -49,6 +65,71 @@ def test_rules(targets, options, expected):
 
 
 @pytest.mark.parametrize(
+    ("targets", "indices", "pattern", "expected"),
+    [
+        (["q"], 0, None, r"m/\w+/0/h/./q"),  # the first number counts
+        (["q"], [0, 1], None, r"m/\w+/./h/./q"),
+        (["q", "k"], [1], (), r"m/\w+/1/h/.*"),
+        (["q"], [1], "", r"m/\w+/1/h/./q"),
+        (["q"], [1], "enc", r"m/enc/1/h/./q"),
+        (["q"], [1], ["enc", "dec"], r"m/\w+/1/h/./q"),
+        (["q"], [8], "h", r"m/\w+/./h/8/q"),
+        (["q"], [1, 8], ["enc", "h"], r"m/enc/1/h/./q|m/dec/./h/8/q"),  # the first pattern that matches a name counts
+        (["q"], [0], "(e.c|dec)", r"m/\w+/0/h/./q"),  # a pattern is a regular expression
+        (["q"], [], None, r".*/q"),  # no index is no choice
+        (["q", "m.pool.q"], [0], None, r"m/\w+/0/h/./q|m/pool/q"),  # a full name is taken whatever its index
+        (["7.q", "m.enc.1.h.8.k"], [0], None, r"m/\w+/0/h/7/q|m/enc/1/h/8/k"),
+    ],
+)
+def test_indices_choose_among_the_layers_that_a_list_names(targets, indices, pattern, expected):
+    chosen = match_targets(DEEP, targets, layers_to_transform=indices, layers_pattern=pattern)
+    assert list(chosen) == [name for name in DEEP if re.fullmatch(expected, name)]
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "message"),
+    [
+        (["q"], {"layers_to_transform": 2}, r"layers_to_transform 2 matches none .*; their indices are 0, 1$"),
+        (["q"], {"layers_to_transform": [0, -1]}, r"layers_to_transform -1 matches none .* are 0, 1$"),
+        (["pool.q"], {"layers_to_transform": 0}, r"layers_to_transform 0 .*; none of them has an index: leave it out"),
+        (
+            # As PEFT reads it, two expressions: "enc" without an index, and "dec" where a name begins.
+            ["q"],
+            {"layers_to_transform": 0, "layers_pattern": "enc|dec"},
+            r"none of them has an index behind layers_pattern 'enc\|dec': leave it out",
+        ),
+        (
+            ["k", "pool.q"],
+            {"layers_to_transform": 0},
+            r"target_modules 'pool\.q' matches no layer with an index .* full name, .*: m\.pool\.q",
+        ),
+        (
+            ["q"],
+            {"layers_to_transform": 0, "layers_pattern": ["enc", "deck"]},
+            r"layers_pattern 'deck' matches none .*; did you mean 'dec'\?; their indices stand behind dec, enc, h$",
+        ),
+        (
+            ["q"],
+            {"layers_to_transform": 0, "layers_pattern": "(enc"},
+            r"layers_pattern '\(enc' is not a regular expres",
+        ),
+        (["q"], {"layers_pattern": "enc"}, r"layers_pattern 'enc' has no effect without layers_to_transform; name ind"),
+        (["q"], {"layers_pattern": ["enc"], "layers_to_transform": []}, r"layers_pattern \['enc'\] has no effect"),
+        (
+            ".*q",
+            {"layers_to_transform": [0]},
+            r"layers_to_transform \[0\] needs a list .* '\.\*q' is a string; list nam",
+        ),
+        ("all-linear", {"layers_to_transform": 0}, "layers_to_transform 0 needs a list .*'all-linear' is a string"),
+        (".*q", {"layers_pattern": "enc"}, "layers_pattern 'enc' needs a list of target_modules"),
+    ],
+)
+def test_an_index_or_a_pattern_that_chooses_nothing_is_refused(targets, options, message):
+    with pytest.raises(InputError, match=message):
+        match_targets(DEEP, targets, **options)
+
+
+@pytest.mark.parametrize(
     ("targets", "options", "message"),
     [
         (
@@ -61,8 +142,23 @@ def test_rules(targets, options, expected):
         ("enc.0", {}, r"'enc\.0', read as a regular expression, matches no layer.*a name: enc\.0\.query"),
         ("key", {}, r"'key', read as a regular expression, .* write a list, \[key\]"),
         ("que(ry", {}, r"'que\(ry' is not a regular expression"),
-        (["key"], {"exclude_modules": ["key"]}, "'key' matches no layer"),
-        (["pooler.dense"], {"whole_layers": ["pooler/dense"]}, r"'pooler\.dense' matches no layer"),
+        (
+            ["key"],
+            {"exclude_modules": ["key"]},
+            "'key' matches no layer that is left: exclude_modules leaves out, or mod",
+        ),
+        (["query", "key"], {"exclude_modules": ["key"]}, "'key' matches no layer that is left"),
+        (["pooler.dense"], {"whole_layers": ["pooler/dense"]}, r"'pooler\.dense' matches no layer that is left"),
+        (["all-linear"], {}, r"\['all-linear'\] matches no layer; write it as a string"),
+        (["wards"], {}, "did you mean 'words'.*end in dense, key, my_query, query; its embeddings are words$"),
+        (["out"], {}, "'out' matches no layer"),  # a block, which PEFT refuses too
+        (r"enc\.1\..*", {}, r"matches the block enc\.1\.out besides layers, which PEFT refuses; end it with names"),
+        ([], {}, r"target_modules \[\] leaves no layer to adapt"),
+        ("all-linear", {"exclude_modules": ".*"}, "'all-linear' leaves no layer to adapt; name some in it, or take"),
+        (["query"], {"exclude_modules": ["kay"]}, "exclude_modules 'kay' matches no layer .*; did you mean 'key'"),
+        (["query"], {"exclude_modules": ["key", "pooler"]}, "'pooler' matches no layer .* or name layers, not blocks"),
+        (["query"], {"exclude_modules": "key"}, "exclude_modules 'key' matches no layer .* or name whole names"),
+        (["query"], {"exclude_modules": "k(ey"}, r"exclude_modules 'k\(ey' is not a regular expression"),
     ],
 )
 def test_a_target_that_matches_nothing_is_refused_and_the_nearest_named(targets, options, message):
@@ -86,74 +182,54 @@ def test_whole_modules_are_matched_by_the_end_of_their_name():
         whole_modules(leaves, ["classifier", "poolar"])
 
 
-# What PEFT is given, for the torch twin of each tiny model: (model, task, LoraConfig's arguments).
-PEFT_TABLE = [
-    ("bert", "masked-lm", {"target_modules": ["query", "value"]}),
-    ("bert", "masked-lm", {"target_modules": ["dense"]}),
-    (
-        "bert",
-        "masked-lm",
-        {"target_modules": ["attention.output.dense", "key"], "exclude_modules": ["0.attention.self.key"]},
-    ),
-    ("bert", "masked-lm", {"target_modules": r".*layer\.1\..*(query|dense)"}),
-    ("bert", "masked-lm", {"target_modules": "all-linear"}),
-    ("bert", "masked-lm", {"target_modules": "all-linear", "exclude_modules": r".*\.encoder\.layer\.0\..*"}),
-    ("bert", "masked-lm", {}),
-    ("bert", "classification", {"target_modules": "all-linear"}),
-    ("bert", "classification", {"target_modules": ["dense"], "modules_to_save": ["pooler"]}),
-    ("distilbert", "masked-lm", {"target_modules": ["q_lin", "v_lin"]}),
-    ("distilbert", "masked-lm", {"target_modules": "all-linear"}),
-    ("distilbert", "classification", {"target_modules": ["q_lin", "v_lin", "lin1"]}),
-    ("distilbert", "classification", {"target_modules": "all-linear", "modules_to_save": ["pre_classifier"]}),
-    ("roberta", "classification", {"target_modules": "all-linear"}),
-    ("roberta", "masked-lm", {"target_modules": "all-linear", "exclude_modules": ["lm_head.dense"]}),
-    ("roberta", "masked-lm", {"target_modules": ["lm_head.dense"]}),
-    ("roberta", "classification", {"target_modules": ["query", "dense"]}),
-    ("roberta", "classification", {}),
-]
+PATTERNS = {"layer.0.query": 1, "query": 2, r"layer\.0\..*": 3, "^enc.*": 4, "value$": 5}
 
 
-@pytest.mark.parametrize(("kind", "task", "arguments"), PEFT_TABLE)
-def test_the_layers_are_those_that_torch_peft_adapts(tiny_models, kind, task, arguments):
-    torch_adapted, torch_whole = peft_layers(kind, task, arguments)
-    model = tiny_models(kind, task)
-    leaves = list(leaf_paths(model.params))
-    # PEFT trains a classifier's head whole; every task's `modules_to_save` come on top.
-    heads = CLASSIFIER_HEADS[:1] if task == "classification" else ()
-    whole = {leaf.rpartition("/")[0] for leaf in whole_modules(leaves, [*heads, *arguments.get("modules_to_save", [])])}
-    targets = arguments.get("target_modules", DEFAULT_TARGETS[kind])
-    chosen = match_targets(model.sites(), targets, exclude_modules=arguments.get("exclude_modules"), whole_layers=whole)
-    assert {path.replace("/", ".") for path in chosen} == torch_adapted
-    assert {path.replace("/", ".") for path in whole if path in model.sites()} == torch_whole
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("enc/layer/0/query", 1),  # the first key that matches wins
+        ("enc/layer/1/query", 2),
+        ("query", 2),
+        ("enc/layer/0/key", 3),
+        ("enc/layer/1/key", 4),
+        ("dec/value", 5),
+        ("dec/my_query", 0),  # the end of a name starts after a dot
+        ("query/dense", 0),
+    ],
+)
+def test_the_first_pattern_that_matches_the_end_of_a_name_gives_the_value(path, expected):
+    assert pattern_value(PATTERNS, path, 0) == expected
 
 
-def test_all_linear_spares_distilbert_s_whole_head_where_peft_fails(tiny_models):
-    """PEFT 0.21 adapts `pre_classifier`, unless it is named, and then cannot train it whole; here that is never adapted."""
-    with pytest.raises(TypeError, match="modules_to_save cannot be applied to modules of type"):
-        peft_layers("distilbert", "classification", {"target_modules": "all-linear"})
-    sites = tiny_models("distilbert", "classification").sites()
-    heads = ["pre_classifier", "classifier"]
-    assert list(match_targets(sites, "all-linear", whole_layers=heads)) == [s for s in sites if s not in heads]
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_are_checked_by_the_rule_that_they_are_read_by(pattern):
+    for path in [f"{a}{b}" for a in ("", "enc/", "enc/layer/0/", "dec/my_") for b in ("query", "key", "value")]:
+        if pattern_value({pattern: True}, path, False):
+            check_patterns([pattern], [path], "rank_pattern")
+        else:
+            with pytest.raises(InputError):
+                check_patterns([pattern], [path], "rank_pattern")
 
 
-def peft_layers(kind, task, arguments):
-    """The names of the linear layers that torch PEFT adapts, and of those that it trains whole."""
-    pytest.importorskip("torch")
-    peft = pytest.importorskip("peft")
-    from peft.tuners.lora import LoraLayer
-    from torch import nn
-    from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
+def test_a_pattern_that_matches_no_adapted_layer_is_refused():
+    check_patterns({}, SITES, "rank_pattern")
+    check_patterns({"query": 4, "0.key": 8}, SITES, "rank_pattern")
+    message = (
+        "rank_pattern 'quary' matches no adapted layer; did you mean 'query'.*; the adapted layers end in key, query$"
+    )
+    with pytest.raises(InputError, match=message):
+        check_patterns({"key": 4, "quary": 4}, ["enc/0/query", "enc/0/key"], "rank_pattern")
+    with pytest.raises(InputError, match=r"alpha_pattern '\(key' is not a regular expression"):
+        check_patterns({"(key": 4}, SITES, "alpha_pattern")
 
-    sizes = {key: value for key, value in tiny.CONFIGS[kind].items() if key != "model_type"}
-    classification = task == "classification"
-    auto = AutoModelForSequenceClassification if classification else AutoModelForMaskedLM
-    config = peft.LoraConfig(r=2, task_type="SEQ_CLS" if classification else None, **deepcopy(arguments))
-    model = peft.get_peft_model(auto.from_config(AutoConfig.for_model(kind, **sizes)), config).base_model.model
-    modules = dict(model.named_modules())
-    adapted = {name for name, module in modules.items() if isinstance(module, LoraLayer)}
-    whole = {
-        name.replace(".modules_to_save.default", "")
-        for name, module in modules.items()
-        if isinstance(module, nn.Linear) and ".modules_to_save." in name
-    }
-    return adapted, whole
+
+def test_every_default_is_known_for_the_same_model_types():
+    for name in ("lora", "hira", "vera", "loha", "lokr", "adalora", "ia3", "ln-tuning"):
+        assert all(default_targets(name, model_type) for model_type in DEFAULT_TARGETS)
+        assert default_targets(name, "gpt2") == ()
+    assert all(set(default_feedforward(t)) < set(default_targets("ia3", t)) for t in DEFAULT_TARGETS)
+    assert default_feedforward("gpt2") == ()
+    assert default_targets("bitfit", "bert") == default_targets("prompt-tuning", "bert") == ()
+    with pytest.raises(InputError, match=r"there is no method 'lroa'; did you mean 'lora'.*; there are adalora, "):
+        default_targets("lroa", "bert")

@@ -14,9 +14,9 @@ from flax import linen as nn
 from jaxpeft.adapters import Site
 from jaxpeft.adapters.init import init_adapters
 from jaxpeft.models import build
-from jaxpeft.paths import join, leaf_paths, nest
+from jaxpeft.paths import join, leaf_paths, nest, without_shared
 from jaxpeft.pruning import apply_masks, prune
-from jaxpeft.quant.nf4 import Nf4Tensor, dequantize, quantize
+from jaxpeft.quant import dequantize, is_quantized, quantize
 from jaxpeft.targets import DEFAULT_TARGETS, match_targets
 from jaxpeft.training.objectives import Objective
 from jaxpeft.training.optimizer import build_optimizer
@@ -127,7 +127,9 @@ def adapted(model, method, *, target_modules=None, whole_leaves=(), nonzero=True
     frozen, adapters = init_adapters(model.params, method, targets, rng=jax.random.key(seed), whole_leaves=whole_leaves)
     if nonzero:
         for i, site in enumerate(adapters["sites"].values()):
-            site["b"] = jnp.asarray(normal(100 + i, *site["b"].shape, scale=scale))
+            for j, (name, value) in enumerate(site.items()):
+                if (value == value.reshape(-1)[0]).all():  # zeros, or IA³'s ones: what makes a fresh adapter silent
+                    site[name] = value + jnp.asarray(normal(100 + i + 50 * j, *value.shape, scale=scale))
     return frozen, adapters
 
 
@@ -138,11 +140,15 @@ def half_masks(adapters):
 
 def merge_pure(frozen, adapters, method, masks=None):
     """`merge` as the methods define it, without its checks on the host, so that it can be differentiated."""
+    frozen, shared = without_shared(frozen)
     leaves = leaf_paths(join(frozen, adapters["modules"]))
-    leaves = {k: dequantize(v) if isinstance(v, Nf4Tensor) else v for k, v in leaves.items()}
+    leaves = {k: dequantize(v) if is_quantized(v) else v for k, v in leaves.items()}
     for path, params in apply_masks(adapters["sites"], masks or {}).items():
-        kernel = leaves[f"{path}/kernel"]
-        leaves[f"{path}/kernel"] = method.kernel(kernel.astype(jnp.float32), params).astype(kernel.dtype)
+        matrix = f"{path}/kernel" if f"{path}/kernel" in leaves else f"{path}/embedding"
+        kernel, bias, params = leaves[matrix], leaves.get(f"{path}/bias"), {**shared, **params}
+        leaves[matrix] = method.at(path).kernel(kernel.astype(jnp.float32), params).astype(kernel.dtype)
+        if bias is not None:
+            leaves[f"{path}/bias"] = method.at(path).adapted_bias(bias, params)
     return nest(leaves)
 
 

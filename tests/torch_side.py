@@ -49,9 +49,12 @@ def load_peft(model, directory):
         warnings.simplefilter("error")
         # Said of every module_to_save called "lm_head", whatever the file holds.
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", "Unsupported layer type '<class 'torch.nn.modules.normalization")  # LN tuning
+        # Said of every VeRA without its projections, also where PEFT draws the same ones again.
+        warnings.filterwarnings("ignore", "Specified to not (save|load) vera_A and vera_B")
         adapted = PeftModel.from_pretrained(model, directory)
         again = set_peft_model_state_dict(adapted, load_file(directory / "adapter_model.safetensors"))
-    assert again.unexpected_keys == []
+    assert set(again.unexpected_keys) <= {"prompt_embeddings"}  # which PEFT loads by another way
     return adapted.eval()
 
 

@@ -6,37 +6,54 @@ There is no alpha and no scaling. Unlike LoRA it needs the product with a full `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import Dropout, FrozenLinear, Site, SiteParams, low_rank_init
+from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams, dropout
+from jaxpeft.adapters.low_rank import Start, init_low_rank
+from jaxpeft.paths import pattern_value
 
 
 @dataclass(frozen=True)
-class Hira:
+class Hira(SiteMethod):
     """Hadamard high-rank adaptation; `dropout` is the rate on the adapter's input only."""
 
     name: ClassVar[str] = "hira"
+    embeddings: ClassVar[bool] = True
     rank: int = 32
     dropout: float = 0.0
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    init_weights: Start = True
 
-    def init(self, rng: jax.Array, site: Site) -> SiteParams:
-        """`a: [d_in, rank]` uniform, `b: [rank, d_out]` zero."""
-        return low_rank_init(rng, site, self.rank)
+    def at(self, path: str) -> Self:
+        """With the rank of the first pattern that matches `path`."""
+        return replace(self, rank=pattern_value(self.rank_pattern, path, self.rank)) if self.rank_pattern else self
+
+    def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
+        """`a: [d_in, rank]` and `b: [rank, d_out]`."""
+        return init_low_rank(rng, site, self.rank, self.init_weights)
+
+    def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
+        """`a` and `b`, of any rank, also one above the layer's width."""
+        return {"a": (site.d_in, self.rank), "b": (self.rank, site.d_out)}
 
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
         """W₀ + W₀ ⊙ (A·B)."""
         return frozen_kernel + frozen_kernel * (params["a"] @ params["b"])
 
-    def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLinear, dropout: Dropout) -> jax.Array:
-        """One product with W₀ ⊙ (1 + A·B) without dropout; base and delta apart with it."""
+    def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
+        """One product with W₀ ⊙ (1 + A·B) in fp32 without dropout, else base and delta apart. An embedding's rows alone are built."""
+        if layer.is_embedding:
+            y = layer.base(x)
+            return y + y * (layer.times(x, params["a"]) @ params["b"].astype(layer.dtype))
         kernel = layer.kernel()
         factor = (params["a"] @ params["b"]).astype(layer.dtype)
         x = x.astype(layer.dtype)
-        if dropout is not None:
-            return layer.base(x) + dropout(x) @ (kernel * factor)
-        y = x @ (kernel * (jnp.ones((), layer.dtype) + factor))
-        return y if layer.bias is None else y + layer.bias.astype(layer.dtype)
+        if (rng is not None and self.dropout) or layer.dtype != jnp.float32:
+            # In bf16 1 + A·B would round back to 1 until A·B has grown to 2⁻⁹.
+            return layer.base(x) + dropout(x, self.dropout, rng) @ (kernel * factor)
+        return layer.plus_bias(x @ (kernel * (jnp.ones((), layer.dtype) + factor)))

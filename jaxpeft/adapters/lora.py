@@ -1,44 +1,209 @@
 """LoRA: y = x·W₀ + s·dropout(x)·A·B, with s = alpha/rank (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
 Differs from the paper: A is drawn as PEFT draws it (uniform, ±1/√d_in), not normal. Matrices are stored as Flax
-kernels, `a: [d_in, r]` and `b: [r, d_out]`: the transposes of PEFT's `lora_A` and `lora_B`.
+kernels, `a: [d_in, r]` and `b: [r, d_out]`: the transposes of PEFT's `lora_A` and `lora_B`. Options have PEFT's names:
+
+- `use_rslora`: s = alpha/√rank (Kalajdzievski 2023, arXiv 2312.03732).
+- `use_dora`: a magnitude per output besides (`dora.py`).
+- `rank_pattern`, `alpha_pattern`: layers of another rank or alpha.
+- `bias`: which biases of the base train besides: none, all, or lora_only, those of the adapted layers.
+- `lora_bias`: a bias on B.
+- `init_lora_weights`: how A and B start (`initialization/`), with options of its own for three of the starts: `loftq_config`,
+  `eva_config`, `lora_ga_config`, mappings with PEFT's keys; what they leave out has PEFT's defaults.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from jaxpeft.adapters.contract import Dropout, FrozenLinear, Site, SiteParams, low_rank_init
+from jaxpeft.adapters import dora
+from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams, check_rank, dropout, kaiming
+from jaxpeft.adapters.initialization import (
+    DATA_DRIVEN,
+    Options,
+    check_start,
+    full_options,
+    init_lora,
+    loftq,
+    pissa_rounds,
+)
+from jaxpeft.errors import InputError
+from jaxpeft.paths import pattern_value
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(SiteMethod):
     """Low-rank adaptation; `dropout` is the rate on the adapter's input only."""
 
     name: ClassVar[str] = "lora"
+    embeddings: ClassVar[bool] = True
     rank: int = 8
     alpha: float = 8.0
     dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    bias: Literal["none", "all", "lora_only"] = "none"
+    lora_bias: bool = False
+    init_lora_weights: bool | str = True
+    loftq_config: Options | None = None
+    eva_config: Options | None = None
+    lora_ga_config: Options | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no start can be."""
+        options = {name: getattr(self, name) for name in ("loftq_config", "eva_config", "lora_ga_config")}
+        check_start(self.init_lora_weights, options, lora_bias=self.lora_bias)
+        if self.lora_bias and self.use_dora:
+            raise InputError("lora_bias and use_dora exclude each other, as in PEFT; set one of them to false")
 
     @property
     def scaling(self) -> float:
         """The factor s on A·B."""
-        return self.alpha / self.rank
+        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
 
-    def init(self, rng: jax.Array, site: Site) -> SiteParams:
-        """`a: [d_in, rank]` uniform, `b: [rank, d_out]` zero."""
-        return low_rank_init(rng, site, self.rank)
+    @property
+    def changes_base(self) -> bool:
+        """Whether the frozen kernel is changed to make room for a start of A·B that is not zero."""
+        return self.init_lora_weights in ("pissa", "olora", "loftq", "lora_ga") or self.draws_start
+
+    @property
+    def draws_start(self) -> bool:
+        """Whether chance decides what the frozen kernel loses to the start: "pissa_niter_N"."""
+        return pissa_rounds(self.init_lora_weights) is not None
+
+    @property
+    def needs_evidence(self) -> bool:
+        """Whether the start is measured on data (`jaxpeft.calibration`)."""
+        return self.init_lora_weights in DATA_DRIVEN
+
+    @property
+    def needs_full_precision(self) -> bool:
+        """As in PEFT: of the starts that change the base, OLoRA alone takes a quantised one, and quantises what is left again."""
+        return self.changes_base and self.init_lora_weights != "olora"
+
+    @property
+    def exports_difference(self) -> bool:
+        """Whether what was trained is exported as the difference to its start (PiSSA, OLoRA, LoRA-GA)."""
+        return self.changes_base and self.init_lora_weights != "loftq"
+
+    def whole_leaves(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
+        """The biases that `bias` names."""
+        if self.bias == "none":
+            return set()
+        biases = {leaf for leaf in leaves if leaf.rpartition("/")[2] == "bias"}
+        return biases if self.bias == "all" else biases & {f"{layer}/bias" for layer in adapted_layers}
+
+    def at(self, path: str) -> Self:
+        """With the rank and alpha of the first pattern that matches `path`."""
+        if not (self.rank_pattern or self.alpha_pattern):
+            return self
+        rank = pattern_value(self.rank_pattern, path, self.rank)
+        return replace(self, rank=rank, alpha=pattern_value(self.alpha_pattern, path, self.alpha))
+
+    def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
+        """`a: [d_in, rank]`, `b: [rank, d_out]`; for DoRA `m: [d_out]` = norms of W₀ + s·A·B; with `lora_bias`, `bias: [d_out]` = 0."""
+        return self._init(None, rng, site, kernel)
+
+    def init_from(self, evidence: jax.Array, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
+        """The same for `eva` and `lora_ga`, whose `evidence` is components of the inputs or the gradient of the kernel."""
+        return (
+            self._init(evidence, rng, site, kernel)
+            if self.needs_evidence
+            else super().init_from(evidence, rng, site, kernel)
+        )
+
+    def _init(
+        self, evidence: jax.Array | None, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]
+    ) -> SiteParams:
+        start = self.init_lora_weights
+        options = self.lora_ga_config if start == "lora_ga" else self.loftq_config
+        check_rank(self.rank, site)  # before the scaling divides by it
+        if self.lora_bias and site.kind == "embedding":
+            raise InputError(
+                f"lora_bias has no place at the embedding '{site.path}', as in PEFT; leave it out of target_modules"
+            )
+        params = init_lora(rng, site, self.rank, self.scaling, start, kernel, options=options, evidence=evidence)
+        if self.lora_bias:
+            zero, drawn = (
+                jnp.zeros(site.d_out, jnp.float32),
+                kaiming(jax.random.fold_in(rng, 1), (site.d_out,), self.rank),
+            )
+            params["bias"] = drawn if start is False else zero
+        if self.use_dora:
+            # The norms of what the layer computes now: of the changed kernel, where the start changes it.
+            frozen_kernel = self.rebase(kernel(), params) if self.changes_base else kernel()
+            params["m"] = jnp.linalg.norm(frozen_kernel + self.scaling * _product(params), axis=0)
+        return params
+
+    def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
+        """`a`, `b`, and `m` and `bias` where the options ask for them; of any rank, also one above the layer's width."""
+        shapes: dict[str, tuple[int, ...]] = {"a": (site.d_in, self.rank), "b": (self.rank, site.d_out)}
+        extra = [name for name, wanted in (("m", self.use_dora), ("bias", self.lora_bias)) if wanted]
+        return {**shapes, **dict.fromkeys(extra, (site.d_out,))}
+
+    def rebase(self, frozen_kernel: jax.Array, start: SiteParams) -> jax.Array:
+        """W₀ − s·A·B: what PiSSA, OLoRA and LoRA-GA leave of the kernel; for LoftQ its quantised Q."""
+        if self.init_lora_weights == "loftq":
+            # Its rounds once more: A and B of the last one do not say what came before.
+            options = full_options("loftq_config", self.loftq_config)
+            return jnp.asarray(loftq(np.asarray(frozen_kernel), self.rank, options)[0])
+        return frozen_kernel - self.scaling * _product(start)
+
+    def repeatable(self) -> Self:
+        """PiSSA by an exact SVD for "pissa_niter_N", whose draw a file does not hold; LoRA-GA as a LoRA without a start.
+
+        Loading the former, PEFT draws again. For the latter it leaves the base as it is, and so does this, with a UserWarning.
+        """
+        if self.init_lora_weights == "lora_ga":
+            warnings.warn(
+                "LoRA-GA changed the base it was trained on, by gradients that its file does not hold: the file is right for a base that "
+                "was saved after that change only; for the unchanged base, export the difference to the start",
+                stacklevel=2,
+            )
+            return replace(self, init_lora_weights=True)
+        return replace(self, init_lora_weights="pissa") if self.draws_start else self
 
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
-        """W₀ + s·A·B."""
-        return frozen_kernel + self.scaling * (params["a"] @ params["b"])
+        """W₀ + s·A·B, and for DoRA its columns at the lengths m."""
+        kernel = frozen_kernel + self.scaling * (params["a"] @ params["b"])
+        return dora.at_magnitude(kernel, params["m"]) if self.use_dora else kernel
 
-    def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLinear, dropout: Dropout) -> jax.Array:
+    def adapted_bias(self, frozen_bias: jax.Array | None, params: SiteParams) -> jax.Array | None:
+        """bias + s·(B's bias).
+
+        Raises:
+            InputError: where the layer has no bias for B's to be added to.
+        """
+        if "bias" not in params:
+            return frozen_bias
+        if frozen_bias is None:
+            raise InputError(
+                "lora_bias cannot be merged into a layer without a bias; leave such layers out of target_modules"
+            )
+        return frozen_bias + self.scaling * params["bias"]
+
+    def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
         """The side path: two thin products, never a `[d_in, d_out]` one."""
-        h = x.astype(layer.dtype) if dropout is None else dropout(x.astype(layer.dtype))
-        # Cast first: an fp32 adapter would promote a bf16 layer's output, and with it every layer above.
-        delta = (h @ params["a"].astype(layer.dtype)) @ params["b"].astype(layer.dtype)
-        return layer.base(x) + self.scaling * delta
+        x = layer.cast(x)
+        h = x if layer.is_embedding else dropout(x, self.dropout, rng)  # ids cannot be dropped
+        delta = layer.times(h, params["a"]) @ params["b"].astype(layer.dtype)
+        if "bias" in params:
+            delta = delta + params["bias"].astype(layer.dtype)
+        if not self.use_dora:
+            return layer.base(x) + self.scaling * delta
+        dropped = rng is not None and bool(self.dropout) and not layer.is_embedding
+        return dora.forward(x, h if dropped else None, self.scaling * delta, params, self.scaling, layer)
+
+
+def _product(params: SiteParams) -> jax.Array:
+    """A·B in full fp32: what is taken off the kernel must be what the adapter puts back."""
+    return jnp.matmul(params["a"], params["b"], precision="highest")

@@ -8,9 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from jaxpeft.errors import InputError
 from jaxpeft.models.build import Model
 from jaxpeft.models.checkpoint import to_torch_layout, torch_name
+from jaxpeft.models.quantized_files import quantization_config, stored_tensors
 from jaxpeft.paths import Params, leaf_paths
+from jaxpeft.quant import Quantization, is_quantized
+
+
+def new_directory(output: Path | str) -> Path:
+    """`output` as a path, if nothing is there that would be written over.
+
+    Raises:
+        InputError: where it is a file, or a directory with something in it.
+    """
+    path = Path(output)
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        raise InputError(f"'{output}' exists and is not empty; give a new directory")
+    return path
 
 
 def save_model(
@@ -21,19 +36,38 @@ def save_model(
     tokenizer: Any = None,
     label_names: Sequence[str] | None = None,
 ) -> Path:
-    """Write `params` (plain, from `merge`) with the model's config and tokenizer; return the weights' file, in torch's layout."""
+    """Write `params` (from `merge`) with the model's config and tokenizer; return the weights' file, in torch's layout.
+
+    Quantised kernels are stored as bitsandbytes stores them, and the config says so.
+    """
     from safetensors.numpy import save_file
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        torch_name(path): to_torch_layout(path, np.asarray(leaf, np.float32))
-        for path, leaf in leaf_paths(params).items()
-    }
+    leaves = leaf_paths(params)
+    tensors: dict[str, np.ndarray] = {}
+    for path, leaf in leaves.items():
+        if is_quantized(leaf):
+            tensors |= stored_tensors(torch_name(path), leaf)
+        else:
+            tensors[torch_name(path)] = to_torch_layout(path, np.asarray(leaf, np.float32))
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     config = type(model.config).from_dict(model.config.to_dict())
     config.architectures = [model.torch_class]
     config.dtype = "float32"  # what the file holds, whatever the base was stored in
+    config.__dict__.pop("quantization_config", None)  # of the base it was loaded from
+    if quantized := next(filter(is_quantized, leaves.values()), None):
+        kept = {
+            path.removesuffix("/kernel")
+            for path, leaf in leaves.items()
+            if path.endswith("/kernel") and not is_quantized(leaf)
+        }
+        heads = {path.split("/")[0] for path in leaves} - {
+            model.base_prefix
+        }  # with a decoder that is tied, and no leaf
+        config.quantization_config = quantization_config(
+            Quantization.of(quantized), sorted(heads | {path.replace("/", ".") for path in kept})
+        )
     if label_names:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: i for i, name in enumerate(label_names)}

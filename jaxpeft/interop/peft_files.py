@@ -7,6 +7,7 @@ What PEFT can carry, and what was chosen:
   embeddings. `modules_to_save=["cls"]` would write those embeddings again (47 MB for BERT), and PEFT raises a KeyError if the file lacks
   them. So the head's modules are named one by one, and the bias stands in the file under its own name: PEFT loads a key
   that is the base model's own parameter as it is. One limit: PEFT does not write that key when *it* saves the adapter again.
+- A bias that trains in an adapted layer is PEFT's `base_layer.bias`.
 - An adapter that is nothing but modules (the head-only baseline) needs a method all the same: LoRA on PEFT's
   "dummy-target-modules", which adapts no layer.
 """
@@ -14,69 +15,50 @@ What PEFT can carry, and what was chosen:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.adapters import Hira, Lora, Method
+from jaxpeft.adapters import Lora, Method, Site, SiteMethod
+from jaxpeft.adapters.init import rebased
 from jaxpeft.errors import InputError, near
+from jaxpeft.interop.formats import FORMATS, Format
+from jaxpeft.interop.formats.contract import NO_TARGETS
 from jaxpeft.models.build import Model
 from jaxpeft.models.checkpoint import to_torch_layout, torch_name
-from jaxpeft.paths import Adapters, Layers, Params, by_layer, by_leaf, leaf_paths, split
+from jaxpeft.paths import SHARED, Adapters, Layers, Params, by_layer, by_leaf, leaf_paths, split
 from jaxpeft.pruning.masks import apply_masks
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_DUMMY_TARGETS = "dummy-target-modules"
-
-# PEFT's key after the layer's name → our parameter; all are stored transposed.
-_KEYS = {
-    "lora": {"lora_A.weight": "a", "lora_B.weight": "b"},
-    "hira": {"hira_A": "a", "hira_B": "b"},
-}
-# Options that change what an adapter computes and that this version does not: refused where they are set. PEFT has had the
-# first six for long, so they are written too.
-_PLAIN: dict[str, Any] = {
-    "use_dora": False,
-    "use_rslora": False,
-    "bias": "none",
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "lora_bias": False,
-}
-_UNSUPPORTED = {
-    **_PLAIN,
-    "use_qalora": False,
-    "alora_invocation_tokens": None,
-    "arrow_config": None,
-    "kasa_config": None,
-    "layer_replication": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "use_bdlora": None,
-}
-# Initialisations after which PEFT subtracts the adapter's start from the base's weights, again at every load.
-_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """What an adapter's config says of its base: hub id or directory, torch class, architecture, and PEFT's task type."""
+    """What an adapter's config says of its base: hub id or directory, torch class, architecture, and PEFT's task type.
+
+    `sizes` are what prompt tuning says besides: the width of the embedded words, and the numbers of layers and heads.
+    """
 
     name: str
     torch_class: str
     model_type: str
     task_type: str | None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Model, name: str | None = None) -> BaseInfo:
         """What to say of `model`: its hub id where it has one, else its directory; `name` says otherwise."""
         name = name or model.source.hub_id or str(model.source.directory.absolute())
-        return cls(name, model.torch_class, model.model_type, "SEQ_CLS" if model.task == "classification" else None)
+        task_type, c = "SEQ_CLS" if model.task == "classification" else None, model.config
+        width = getattr(c, "embedding_size", c.hidden_size)
+        sizes = {"token_dim": width, "num_layers": c.num_hidden_layers, "num_attention_heads": c.num_attention_heads}
+        return cls(name, model.torch_class, model.model_type, task_type, sizes)
 
 
 def save_adapter(
@@ -85,6 +67,8 @@ def save_adapter(
     method: Method | None,
     *,
     base: BaseInfo,
+    frozen: Params | None = None,
+    start: Adapters | None = None,
     masks: Layers | None = None,
     target_modules: str | Sequence[str] | None = None,
     exclude_modules: str | Sequence[str] | None = None,
@@ -96,28 +80,56 @@ def save_adapter(
         adapters: `{"sites": …, "modules": …}`.
         method: what the sites' parameters mean.
         base: what the config says of the base model.
+        frozen: what the adapter was trained on, for the methods whose sites share frozen factors (VeRA).
+        start: the fresh adapter, for the starts that changed the base (PiSSA, OLoRA, LoRA-GA): the file then holds the
+            difference to it, a LoRA of twice the rank for the unchanged base.
         masks: bool, True = keep.
         target_modules: recorded as they were given; by default the adapted layers' full names.
         exclude_modules: likewise.
+
+    Raises:
+        InputError: where the start changed the base and `start` is not given, or PEFT has no file for the method as it is.
     """
     from safetensors.numpy import save_file
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = _site_tensors(apply_masks(adapters["sites"], masks or {}), method)
-    for path, leaf in by_leaf(adapters["modules"]).items():
-        tensors[_PREFIX + torch_name(path)] = to_torch_layout(path, np.asarray(leaf))
-    names = target_modules or sorted(path.replace("/", ".") for path in adapters["sites"]) or _DUMMY_TARGETS
+    sites = apply_masks(adapters["sites"], masks or {})
+    if masks and isinstance(method, SiteMethod):
+        method, sites = method.without_pruned(sites, masks)
+    form = _format_of(method)
+    if method is not None:
+        method, sites = form.exported(method, sites, None if start is None else start["sites"])
+    tensors = {} if method is None else _site_tensors(sites, form)
+    shared = (frozen or {}).get(SHARED, {})
+    saves_shared = isinstance(method, SiteMethod) and method.saves_shared
+    if sites and form.shared_keys and saves_shared and not shared:
+        raise InputError(
+            f"{form.peft_type} keeps factors that all layers share with the frozen parameters; give them as frozen="
+        )
+    for key, name in form.shared_keys.items() if shared and saves_shared else ():
+        tensors[key] = np.ascontiguousarray(np.asarray(shared[name]).T)
+    modules = by_leaf(adapters["modules"])
+    own = set() if method is None else method.whole_leaves(modules, sites)
+    for path, leaf in modules.items():
+        tensors[_module_key(path, form, sites, own)] = to_torch_layout(path, np.asarray(leaf))
+    names = target_modules or sorted(path.replace("/", ".") for path in sites) or NO_TARGETS
+    targets = {
+        "target_modules": _jsonable(names) if sites else NO_TARGETS,
+        "exclude_modules": _jsonable(exclude_modules),
+    }
+    # One config for whoever reads it; what a method says of itself wins over the common keys.
     config = {
-        **_method_config(method),
         "auto_mapping": None if base.task_type else _auto_mapping(base),
         "base_model_name_or_path": base.name,
-        "exclude_modules": _jsonable(exclude_modules),
         "inference_mode": True,
-        "modules_to_save": modules_to_save(adapters["modules"]) or None,
-        "target_modules": _jsonable(names) if adapters["sites"] else _DUMMY_TARGETS,
+        "modules_to_save": modules_to_save(_plain_modules(adapters["modules"], own)) or None,
+        "peft_type": form.peft_type,
         "task_type": base.task_type,
+        **(targets if form.names_layers else base.sizes),
+        **form.to_config(method if method is not None else Lora()),
     }
+    config = form.beside_targets(config, sorted(path.replace("/", ".") for path in sites))
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
     return directory / WEIGHTS_FILE
@@ -126,31 +138,49 @@ def save_adapter(
 def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapters, Method | None]:
     """Read an adapter that PEFT or `save_adapter` wrote, for a model with `params`; return `(frozen, adapters, method)`.
 
+    Where the adapter's start changed the base and the file was not converted (PiSSA, OLoRA, LoftQ), `frozen` is the base changed in
+    the same way, as PEFT does at every load.
+
     Raises:
         InputError: for a missing or pickled file, a method or option that is not supported, or tensors that do not fit the model.
     """
     directory = Path(directory)
-    config = _read_config(directory)
-    method = _method(config, directory)
+    config, form = _read_config(directory)
     leaves = leaf_paths(params)
-    known = {
-        torch_name(path): path for path in leaves if path.rpartition("/")[2] in ("kernel", "embedding", "scale", "bias")
-    }
+    names = {torch_name(path): path for path in leaves if path.rpartition("/")[2] in _LEAVES}
     sites: Layers = {}
     modules: dict[str, jax.Array] = {}
-    tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in _read_tensors(directory).items()}
+    shared: dict[str, jax.Array] = {}
+    tensors = {_without_prefix(key, form): tensor for key, tensor in _read_tensors(directory).items()}
     for name, tensor in tensors.items():
-        layer, parameter = _site_key(name, config["peft_type"].lower())
-        if parameter and f"{layer}/kernel" in leaves:
-            sites.setdefault(layer, {})[parameter] = jax.numpy.asarray(tensor.T)
-        elif name in known:
-            modules[known[name]] = jax.numpy.asarray(_fitting(known[name], tensor, leaves[known[name]], name))
-        elif not _is_tied_copy(name, tensor, tensors, leaves):
-            raise InputError(_no_place(directory / WEIGHTS_FILE, name, known))
-    for layer, group in sites.items():
-        _check_site(group, method, leaves[f"{layer}/kernel"].shape, layer, directory)
+        layer, parameter = _site_key(name, form, leaves)
+        module = _module_name(name, form)
+        if name in form.shared_keys:
+            shared[form.shared_keys[name]] = jnp.asarray(tensor.T)
+        elif parameter:
+            sites.setdefault(layer, {})[parameter] = jnp.asarray(tensor.T)
+        elif module in names:
+            modules[names[module]] = jnp.asarray(_fitting(names[module], tensor, leaves[names[module]], name))
+        elif not _is_copy(name, tensor, tensors, leaves):
+            raise InputError(_no_place(directory / WEIGHTS_FILE, name, names))
     frozen, _ = split(params, modules.__contains__)
-    return frozen, {"sites": sites, "modules": by_layer(modules)}, method if sites else None
+    method: Method | None = form.settled(form.from_config(config), sites)
+    if isinstance(method, SiteMethod):
+        targets = {path: _site(path, leaves) for path in sites}
+        for path, group in sites.items():
+            _check_site(group, method.at(path).shapes(targets[path]), form, f"layer {path}", directory)
+        if not method.saves_shared and not shared:
+            shared = method.init_shared(jax.random.key(0), targets)
+        _check_site(shared, method.shared_shapes(targets) if targets else {}, form, "the adapter", directory)
+        if method.changes_base:
+            frozen = rebased(frozen, method, targets)
+        method = method if sites else None
+    if shared:
+        frozen = {**frozen, SHARED: shared}
+    return frozen, {"sites": sites, "modules": by_layer(modules)}, method
+
+
+_LEAVES = ("kernel", "embedding", "scale", "bias")
 
 
 def modules_to_save(modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -163,35 +193,40 @@ def modules_to_save(modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return sorted({"classifier" if layer.startswith("classifier/") else layer.replace("/", ".") for layer in whole})
 
 
-def _site_tensors(sites: Layers, method: Method | None) -> dict[str, np.ndarray]:
-    if method is None:
-        return {}
-    return {
-        f"{_PREFIX}{path.replace('/', '.')}.{key}": np.ascontiguousarray(np.asarray(params[parameter]).T)
-        for path, params in sites.items()
-        for key, parameter in _KEYS[method.name].items()
-    }
+def _format_of(method: Method | None) -> Format:
+    kind = Lora if method is None else type(method)
+    return next(form for form in FORMATS if form.method is kind)
 
 
-def _method_config(method: Method | None) -> dict[str, Any]:
-    if isinstance(method, Hira):
-        return {
-            "peft_type": "HIRA",
-            "r": method.rank,
-            "hira_dropout": method.dropout,
-            "init_weights": True,
-            "fan_in_fan_out": False,
-        }
-    lora = method if isinstance(method, Lora) else Lora()
-    return {
-        "peft_type": "LORA",
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "init_lora_weights": True,
-        "fan_in_fan_out": False,
-        **_PLAIN,
-    }
+def _site_tensors(sites: Layers, form: Format) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for path, params in sites.items():
+        if form.alone_keys:
+            keys = {name: key for key, name in form.alone_keys.items()}
+        else:
+            # An embedding's keys where a site has them: a parameter has one key in either case.
+            named = form.embedding_keys if _is_embedding(path) and form.embedding_keys else form.keys
+            prefix = f"{form.module_prefix}{path.replace('/', '.')}."
+            keys = {name: prefix + key for key, name in named.items()}
+        tensors |= {keys[name]: np.ascontiguousarray(np.asarray(leaf).T) for name, leaf in params.items()}
+    return tensors
+
+
+def _is_embedding(path: str) -> bool:
+    return path.rpartition("/")[2].endswith("embeddings")
+
+
+def _module_key(path: str, form: Format, sites: Layers, own: set[str]) -> str:
+    """The key of a leaf that trains whole."""
+    layer, _, leaf = torch_name(path).rpartition(".")
+    infix = "base_layer." if path.rpartition("/")[0] in sites else form.module_infix if path in own else ""
+    return f"{form.module_prefix}{layer}.{infix}{leaf}"
+
+
+def _plain_modules(modules: Layers, own: set[str]) -> Layers:
+    """What of `modules` is PEFT's modules_to_save, and not the method's `own` business."""
+    layers = {path.rpartition("/")[0] for path in by_leaf(modules) if path not in own}
+    return {layer: group for layer, group in modules.items() if layer in layers}
 
 
 def _auto_mapping(base: BaseInfo) -> dict[str, str]:
@@ -203,7 +238,7 @@ def _jsonable(names: str | Sequence[str] | None) -> str | list[str] | None:
     return names if names is None or isinstance(names, str) else sorted(names)
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def _read_config(directory: Path) -> tuple[dict[str, Any], Format]:
     file = directory / CONFIG_FILE
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -211,26 +246,13 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise InputError(f"no {CONFIG_FILE} in '{directory}': it is not an adapter's directory") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict) or str(config.get("peft_type", "")).lower() not in _KEYS:
-        found = config.get("peft_type") if isinstance(config, dict) else config
-        raise InputError(f"{file}: peft_type {found!r} is not supported; known: {', '.join(_KEYS).upper()}")
-    for option, plain in _UNSUPPORTED.items():
-        if config.get(option, plain) not in (plain, None):
-            raise InputError(f"{file}: {option}={config[option]!r} is not supported")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING_INITS):
-        raise InputError(
-            f"{file}: init_lora_weights={start!r} also changes the base's weights, which is not supported; in torch, "
-            "save_pretrained(dir, path_initial_model_for_weight_conversion=…) makes a plain LoRA of it"
-        )
-    return config
-
-
-def _method(config: Mapping[str, Any], directory: Path) -> Method:
-    # A key that is absent has PEFT's default: LoRA r 8, alpha 8; HiRA r 32.
-    if config["peft_type"].lower() == "hira":
-        return Hira(rank=config.get("r", 32), dropout=config.get("hira_dropout", 0.0))
-    return Lora(rank=config.get("r", 8), alpha=config.get("lora_alpha", 8), dropout=config.get("lora_dropout", 0.0))
+    found = config.get("peft_type") if isinstance(config, dict) else config
+    form = next((form for form in FORMATS if isinstance(found, str) and form.reads(found, config)), None)
+    if form is None:
+        known = ", ".join(dict.fromkeys(form.peft_type for form in FORMATS))
+        raise InputError(f"{file}: peft_type {found!r} is not supported; known: {known}")
+    form.check(config, str(file))
+    return config, form
 
 
 def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
@@ -251,12 +273,34 @@ def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{directory / WEIGHTS_FILE} cannot be read: {error}") from error
 
 
-def _site_key(name: str, method: str) -> tuple[str, str | None]:
+def _without_prefix(key: str, form: Format) -> str:
+    return key if key in form.shared_keys or key in form.alone_keys else key.removeprefix(form.module_prefix)
+
+
+def _site_key(name: str, form: Format, leaves: Mapping[str, Any]) -> tuple[str, str | None]:
     """`("bert/…/query", "a")` for a site's key, `(…, None)` for any other."""
-    for key, parameter in _KEYS[method].items():
-        if name.endswith("." + key):
-            return name.removesuffix("." + key).replace(".", "/"), parameter
+    if name in form.alone_keys:
+        embeddings = next(path for path in leaves if path.endswith("word_embeddings/embedding"))
+        return embeddings.rpartition("/")[0], form.alone_keys[name]
+    for keys, leaf in ((form.keys, "kernel"), (form.embedding_keys, "embedding")):
+        for key, parameter in keys.items():
+            layer = name.removesuffix("." + key).replace(".", "/")
+            if name.endswith("." + key) and f"{layer}/{leaf}" in leaves:
+                return layer, parameter
     return name, None
+
+
+def _module_name(name: str, form: Format) -> str:
+    """The torch name of the base's own parameter that `name` stands for."""
+    layer, _, leaf = name.rpartition(".")
+    infixes = ("base_layer.", form.module_infix)
+    return f"{next((layer.removesuffix('.' + i[:-1]) for i in infixes if i and layer.endswith('.' + i[:-1])), layer)}.{leaf}"
+
+
+def _site(path: str, leaves: Mapping[str, Any]) -> Site:
+    is_linear = f"{path}/kernel" in leaves
+    d_in, d_out = leaves[f"{path}/{'kernel' if is_linear else 'embedding'}"].shape
+    return Site(path, d_in, d_out, "linear" if is_linear else "embedding")
 
 
 def _fitting(path: str, tensor: np.ndarray, leaf: Any, name: str) -> np.ndarray:
@@ -268,11 +312,18 @@ def _fitting(path: str, tensor: np.ndarray, leaf: Any, name: str) -> np.ndarray:
     return fitted
 
 
-def _is_tied_copy(name: str, tensor: np.ndarray, tensors: Mapping[str, np.ndarray], leaves: Mapping[str, Any]) -> bool:
-    """Whether a tensor without a place here repeats one that has: a decoder's weight the word embeddings, its bias the head's.
+def _is_copy(name: str, tensor: np.ndarray, tensors: Mapping[str, np.ndarray], leaves: Mapping[str, Any]) -> bool:
+    """Whether a tensor without a place here says nothing that another does not.
 
-    PEFT writes both where `modules_to_save` names a whole masked-LM head (`cls`, `lm_head`).
+    PEFT writes a decoder's weight and bias where `modules_to_save` names a whole masked-LM head (`cls`, `lm_head`): copies of
+    the word embeddings and of the head's bias. With `bias="all"` it also writes the biases of a wrapped head twice more: the trained ones
+    (`modules_to_save`) and the base's own (`original_module`).
     """
+    if ".original_module." in name:
+        return True
+    plain = re.sub(r"\.modules_to_save(\.default)?", "", name)
+    if plain != name:
+        return plain in tensors and np.array_equal(tensor, tensors[plain])
     head, _, leaf = name.rpartition(".decoder.")
     if leaf == "bias":
         return f"{head}.bias" in tensors and np.array_equal(tensor, tensors[f"{head}.bias"])
@@ -289,16 +340,19 @@ def _no_place(file: Path, name: str, known: Mapping[str, str]) -> str:
     return f"{file}: '{name}' belongs to no layer of this model{near(name, known)}"
 
 
-def _check_site(group: Mapping[str, Any], method: Method, shape: tuple[int, int], layer: str, directory: Path) -> None:
-    if set(group) != {"a", "b"}:
-        raise InputError(
-            f"{directory / WEIGHTS_FILE}: layer {layer} has only one of its two matrices; the file is incomplete"
-        )
-    a, b = group["a"].shape, group["b"].shape
-    if len(a) != 2 or len(b) != 2 or (a[0], b[1]) != shape:
-        raise InputError(
-            f"{directory}: the adapter of {layer} is for another base: it has {a} and {b}, the layer {shape}"
-        )
-    rank = getattr(method, "rank", a[1])
-    if not a[1] == b[0] == rank:
-        raise InputError(f"{directory}: the adapter of {layer} has rank {a[1]} and {b[0]}, {CONFIG_FILE} says {rank}")
+def _check_site(
+    group: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], form: Format, where: str, directory: Path
+) -> None:
+    keys = {
+        name: key for key, name in {**form.embedding_keys, **form.alone_keys, **form.keys, **form.shared_keys}.items()
+    }
+    for name in [*shapes, *group]:
+        if name not in group:
+            raise InputError(f"{directory / WEIGHTS_FILE}: {where} has no {keys[name]}; the file is incomplete")
+        if name not in shapes:
+            raise InputError(f"{directory}: {where} has {keys[name]}, of which {CONFIG_FILE} says nothing")
+        if group[name].shape != shapes[name]:
+            raise InputError(
+                f"{directory}: {keys[name]} of {where} has shape {group[name].shape[::-1]}, where this base and {CONFIG_FILE} "
+                f"ask for {shapes[name][::-1]}: it was trained on another base, or the config's rank is not its own"
+            )

@@ -7,21 +7,26 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxpeft.adapters.contract import PLACEHOLDER
 from jaxpeft.errors import InputError
 from jaxpeft.inject import discover_sites
 from jaxpeft.models.checkpoint import Checkpoint, open_checkpoint
+from jaxpeft.models.quantized_files import check_method
 from jaxpeft.models.sources import Source, resolve
 from jaxpeft.paths import Params, leaf_paths, nest
-from jaxpeft.quant.nf4 import quantize
+from jaxpeft.quant import Quantization, QuantizedTensor, dequantize, is_quantized, quantize
 
 Task = Literal["masked-lm", "classification"]
+TASKS: tuple[Task, ...] = ("masked-lm", "classification")
+
+Leaf = TypeVar("Leaf", np.ndarray, QuantizedTensor, np.ndarray | QuantizedTensor)
 
 # Where the hidden states enter the masked-LM head: gathering the masked positions there leaves the result as it is and
 # spares the vocabulary's product at every other position.
@@ -40,14 +45,6 @@ _DROPOUT_RATES = (
     *("dropout", "attention_dropout"),
     *("classifier_dropout", "seq_classif_dropout"),
 )
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How the frozen linear layers are stored: NF4 in blocks of `block_size` weights."""
-
-    block_size: int = 64
-    double_quantization: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,17 +77,63 @@ class Model:
         return _flax_class(self.config, self.task).__name__.removeprefix("Flax")
 
     @property
+    def quantization(self) -> Quantization | None:
+        """How its quantised kernels are stored, whoever quantised them; None where there are none."""
+        return next((Quantization.of(leaf) for leaf in leaf_paths(self.params).values() if is_quantized(leaf)), None)
+
+    @property
     def masked_lm_head(self) -> str | None:
         """Path of the module whose input may be gathered at the masked positions, where it is known."""
         return _MASKED_LM_HEADS.get(self.model_type)
 
-    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The module's arguments for a batch with `input_ids`, `attention_mask` and maybe `token_type_ids`, each `[batch, seq]`."""
-        return module_inputs(self.module, self.config, batch)
+    def inputs(self, batch: dict[str, Any], *, virtual_tokens: int = 0) -> dict[str, Any]:
+        """The module's arguments for a batch with `input_ids`, `attention_mask` and maybe `token_type_ids`, each `[batch, seq]`.
+
+        With `virtual_tokens` there is room for so many in front of every row, as prompt tuning asks for: `[batch, virtual + seq]`.
+        """
+        return module_inputs(self.module, self.config, batch, virtual_tokens)
 
     def sites(self) -> dict[str, Any]:
         """All linear layers by path (`discover_sites` on one short row)."""
         return discover_sites(self.module, self.params, **_example(self.module, self.config))
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model without its weights: transformers' model around the module, and what leaves it has.
+
+    Attributes:
+        model: transformers' Flax model, not initialised.
+        shapes: leaf path → `jax.ShapeDtypeStruct`.
+        kernels: the leaf paths of the linear layers' kernels.
+        base_prefix: the path of the encoder below the heads, such as `bert`.
+    """
+
+    model: Any
+    shapes: dict[str, Any]
+    kernels: frozenset[str]
+    base_prefix: str
+
+    @property
+    def base_kernels(self) -> set[str]:
+        """The kernels of the encoder's linear layers: those that are quantised."""
+        return {path for path in self.kernels if path.startswith(self.base_prefix + "/")}
+
+
+def build_skeleton(
+    config: Any, task: Task, *, dtype: str = "float32", gradient_checkpointing: bool = False
+) -> Skeleton:
+    """Build the Flax model of transformers' `config` for `task`, computing nothing.
+
+    Raises:
+        InputError: for an architecture without a Flax class, or one that cannot checkpoint gradients.
+    """
+    flax_class = _flax_class(config, task)
+    model = _bare(flax_class, config, jnp.dtype(dtype), gradient_checkpointing)
+    shapes = leaf_paths(jax.eval_shape(lambda: model.init_weights(jax.random.key(0), (1, 1))))
+    sites = discover_sites(model.module, nest(shapes), **_example(model.module, config))
+    kernels = frozenset(f"{layer}/kernel" for layer in sites) & shapes.keys()
+    return Skeleton(model, shapes, kernels, flax_class.base_model_prefix)
 
 
 def load_model(
@@ -106,7 +149,9 @@ def load_model(
     trained_leaves: Callable[[Sequence[str], str], set[str]] = lambda leaves, base_prefix: set(),
     seed: int = 0,
 ) -> Model:
-    """Load a Flax BERT, DistilBERT, RoBERTa, … for `task`; leaves come one at a time, so a 4-bit base never stands in full.
+    """Load a Flax BERT, DistilBERT, RoBERTa, … for `task`; leaves come one at a time, so a quantised base never stands in full.
+
+    Kernels that the checkpoint holds quantised (`python -m jaxpeft quantize`, or bitsandbytes' own) stay as they are.
 
     Args:
         name: hub id, directory, `package:module/folder`, or a `config.json`.
@@ -116,40 +161,41 @@ def load_model(
         dtype: what the layers compute in, and what frozen matrices are stored in (vectors and all that trains stay fp32).
         dropout: rate of every dropout in the base while training; None keeps the checkpoint's own.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
-        quantization: store the base's linear kernels in NF4.
+        quantization: store the base's linear kernels in NF4, FP4 or int8. A drawn base (weights "random") stands in full first.
         trained_leaves: (leaf paths, the base model's prefix) → those that will train; they stay fp32 arrays, as does what
             the checkpoint lacks.
         seed: draws what the checkpoint lacks.
 
     Raises:
-        InputError: for an unknown model, an architecture without a Flax class, missing or unreadable weights.
+        InputError: for an unknown model, an architecture without a Flax class, missing or unreadable weights, and where
+            `quantization` is not what the checkpoint holds.
     """
     source = resolve(name)
-    config = _config(source, num_labels)
-    flax_class = _flax_class(config, task)
-    model = _bare(flax_class, _with_dropout(config, dropout), jnp.dtype(dtype), gradient_checkpointing)
-    shapes = leaf_paths(jax.eval_shape(lambda: model.init_weights(jax.random.key(0), (1, 1))))
+    config = read_config(source, num_labels)
+    skeleton = build_skeleton(
+        _with_dropout(config, dropout), task, dtype=dtype, gradient_checkpointing=gradient_checkpointing
+    )
+    shapes, base_prefix = skeleton.shapes, skeleton.base_prefix
     reader = Checkpoint({})
     if weights == "pretrained":
-        reader = open_checkpoint(source.directory, list(shapes), flax_class.base_model_prefix)
+        reader = open_checkpoint(source.directory, list(shapes), base_prefix)
     drawn = [path for path in shapes if path not in reader]
-    values = _draw(model, drawn, seed)
+    values = _draw(skeleton.model, drawn, seed)
     missing = tuple(drawn) if weights == "pretrained" else ()
-    trained = trained_leaves(list(shapes), flax_class.base_model_prefix) | set(missing)
-    linear = discover_sites(model.module, nest(shapes), **_example(model.module, config))
-    quantized = {
-        f"{layer}/kernel" for layer in linear if quantization and layer.startswith(flax_class.base_model_prefix + "/")
-    }
+    trained = trained_leaves(list(shapes), base_prefix) | set(missing)
     leaves: dict[str, Any] = {}
     for path, shape in shapes.items():
-        leaf = values[path] if path in values else _checked(reader.read(path), path, shape.shape, source)
-        if path in trained:
+        leaf = values[path] if path in values else checked(reader.read(path), path, shape.shape, source)
+        if is_quantized(leaf):
+            _check_stored(leaf, path, skeleton, quantization, source)
+            leaves[path] = dequantize(leaf) if path in trained else jax.device_put(leaf)
+        elif path in trained:
             leaves[path] = jnp.asarray(leaf)
-        elif path in quantized:
+        elif quantization and path in skeleton.base_kernels:
             leaves[path] = jax.device_put(quantize(leaf, **vars(quantization)))
         else:
             leaves[path] = jnp.asarray(leaf, jnp.dtype(dtype) if leaf.ndim > 1 else jnp.float32)
-    return Model(model.module, config, nest(leaves), task, source, missing)
+    return Model(skeleton.model.module, config, nest(leaves), task, source, missing)
 
 
 def load_tokenizer(directory: Path | str) -> Any:
@@ -173,17 +219,28 @@ def max_tokens(config: Any) -> int:
     return config.max_position_embeddings - offset
 
 
-def module_inputs(module: nn.Module, config: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what `module` takes besides token ids and attention mask."""
+def module_inputs(module: nn.Module, config: Any, batch: dict[str, Any], virtual_tokens: int = 0) -> dict[str, Any]:
+    """Fill in what `module` takes besides token ids and attention mask, with room for `virtual_tokens` in front of every row.
+
+    Virtual tokens are attended to and of type 0. With them RoBERTa's positions count padding too, as transformers counts where
+    it is given embeddings instead of ids.
+    """
     ids, mask = batch["input_ids"], batch["attention_mask"]
+    types = batch.get("token_type_ids", jnp.zeros_like(ids))
+    if virtual_tokens:
+        ids, mask, types = (
+            jnp.pad(array, ((0, 0), (virtual_tokens, 0)), constant_values=value)
+            for array, value in ((ids, PLACEHOLDER), (mask, 1), (types, 0))
+        )
     positions = jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape)
     if "roberta" in config.model_type:
         real = (ids != config.pad_token_id).astype(jnp.int32)
-        positions = jnp.cumsum(real, axis=-1) * real + config.pad_token_id
+        counted = positions + 1 if virtual_tokens else jnp.cumsum(real, axis=-1) * real
+        positions = counted + config.pad_token_id
     available = {
         "input_ids": ids,
         "attention_mask": mask,
-        "token_type_ids": batch.get("token_type_ids", jnp.zeros_like(ids)),
+        "token_type_ids": types,
         "position_ids": positions,
         "head_mask": None,
     }
@@ -191,17 +248,26 @@ def module_inputs(module: nn.Module, config: Any, batch: dict[str, Any]) -> dict
     return {key: value for key, value in available.items() if key in wanted}
 
 
-def _config(source: Source, num_labels: int | None) -> Any:
+def read_config(source: Source, num_labels: int | None = None) -> Any:
+    """Transformers' config of `source`, without the `quantization_config` that is true of its files only.
+
+    Raises:
+        InputError: for an architecture that transformers does not know, and for files quantised by another than bitsandbytes.
+    """
     from transformers import AutoConfig
 
     extra = {} if num_labels is None else {"num_labels": num_labels}
     file = Path(source.name) if source.name.endswith(".json") else source.directory
     try:
-        return AutoConfig.from_pretrained(str(file), **extra)
+        config = AutoConfig.from_pretrained(str(file), **extra)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"model '{source.name}': its config.json names no architecture that transformers knows"
         ) from error
+    if hasattr(config, "quantization_config"):
+        check_method(config.quantization_config, f"model '{source.name}'")
+        del config.quantization_config
+    return config
 
 
 def _with_dropout(config: Any, rate: float | None) -> Any:
@@ -261,7 +327,25 @@ def _draw(model: Any, paths: list[str], seed: int) -> dict[str, np.ndarray]:
     return jax.device_get(init(jax.random.key(seed)))
 
 
-def _checked(array: np.ndarray, path: str, shape: tuple[int, ...], source: Source) -> np.ndarray:
-    if array.shape != shape:
-        raise InputError(f"{source.description}: {path} has shape {array.shape} where the config asks for {shape}")
-    return array
+def checked(leaf: Leaf, path: str, shape: tuple[int, ...], source: Source) -> Leaf:
+    """`leaf`, if it has `shape`.
+
+    Raises:
+        InputError: where the checkpoint's leaf is of another shape than the config's.
+    """
+    if leaf.shape != shape:
+        raise InputError(f"{source.description}: {path} has shape {leaf.shape} where the config asks for {shape}")
+    return leaf
+
+
+def _check_stored(
+    tensor: QuantizedTensor, path: str, skeleton: Skeleton, asked: Quantization | None, source: Source
+) -> None:
+    held = Quantization.of(tensor)
+    if path not in skeleton.kernels:
+        raise InputError(f"{source.description}: {path} is stored in {held.data_type}, and only linear layers may be")
+    if asked and str(asked) != str(held):
+        raise InputError(
+            f"{source.description} holds {path} in {held}, and {asked} was asked for: take it as it is "
+            "(--model.quantization none), or quantise the full-precision model"
+        )

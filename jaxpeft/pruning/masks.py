@@ -17,8 +17,11 @@ def num_kept(size: int, sparsity: float) -> int:
 
 
 def keep_counts(sites: Layers, sparsity: float) -> Layers:
-    """`num_kept` of every tensor: a tree of Python integers, like `sites`."""
-    return jax.tree.map(lambda leaf: num_kept(leaf.size, sparsity), sites)
+    """`num_kept` of every matrix, and all of every vector: a tree of Python integers, like `sites`.
+
+    A vector scales or shifts whole outputs (DoRA's magnitude): a zero in it would switch one off.
+    """
+    return jax.tree.map(lambda leaf: num_kept(leaf.size, sparsity) if leaf.ndim > 1 else leaf.size, sites)
 
 
 def keep_largest(score: jax.Array, num_keep: int | jax.Array) -> jax.Array:

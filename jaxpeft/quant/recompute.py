@@ -1,15 +1,14 @@
-"""Layers on a 4-bit kernel whose full-precision kernel lives only while the layer is computed, forward and backward."""
+"""Layers on a quantised kernel whose full-precision kernel lives only while the layer is computed, forward and backward."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.quant.nf4 import Nf4Tensor
+from jaxpeft.quant.scheme import QuantizedTensor
 
 
 def recomputed(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -20,15 +19,15 @@ def recomputed(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     the base were then alive at once: 12.8 MB of temporaries for 12.6 MB of kernels, where this leaves 2.0.
 
     Args:
-        layer: `(tensor, key, x, *args) → y`, of the 4-bit kernel, a PRNG key or None, the input, and further trees that
+        layer: `(tensor, key, x, *args) → y`, of the quantised kernel, a PRNG key or None, the input, and further trees that
             may be None. Gradients flow to `x` and `args`. It may close over no traced value.
     """
 
     @jax.custom_vjp
-    def run(tensor: Nf4Tensor, key: jax.Array | None, x: jax.Array, *args: Any) -> jax.Array:
+    def run(tensor: QuantizedTensor, key: jax.Array | None, x: jax.Array, *args: Any) -> jax.Array:
         return layer(_after(x, tensor), key, x, *args)
 
-    def forward(tensor: Nf4Tensor, key: jax.Array | None, *args: Any) -> tuple[jax.Array, tuple]:
+    def forward(tensor: QuantizedTensor, key: jax.Array | None, *args: Any) -> tuple[jax.Array, tuple]:
         return run(tensor, key, *args), (tensor, key, args)
 
     def backward(residuals: tuple, gradient: jax.Array) -> tuple:
@@ -41,16 +40,19 @@ def recomputed(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return run
 
 
-def _after(value: jax.Array, tensor: Nf4Tensor) -> Nf4Tensor:
+def _after(value: jax.Array, tensor: QuantizedTensor) -> QuantizedTensor:
     """`tensor`, in a program that has it only when it has `value`."""
 
-    def barrier(value: jax.Array, codes: jax.Array) -> jax.Array:
-        return jax.lax.optimization_barrier((value, codes))[1]
+    def barrier(value: jax.Array, stored: jax.Array) -> jax.Array:
+        return jax.lax.optimization_barrier((value, stored))[1]
 
-    def arithmetic(value: jax.Array, codes: jax.Array) -> jax.Array:
+    def arithmetic(value: jax.Array, stored: jax.Array) -> jax.Array:
         # Never true, which XLA does not see. For the CPU alone: the devices that share a batch must agree on a number.
         one = value.reshape(-1)[0]
-        return codes ^ ((one > 0) & (one < 0)).astype(codes.dtype)
+        return stored ^ ((one > 0) & (one < 0)).astype(stored.dtype)
 
-    codes = jax.lax.platform_dependent(value, jnp.asarray(tensor.codes), cpu=arithmetic, default=barrier)
-    return dataclasses.replace(tensor, codes=codes)
+    # Holding back the weights' own array, an integer one and the largest by far, holds back their dequantisation.
+    leaves, structure = jax.tree.flatten(tensor)
+    largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
+    leaves[largest] = jax.lax.platform_dependent(value, jnp.asarray(leaves[largest]), cpu=arithmetic, default=barrier)
+    return jax.tree.unflatten(structure, leaves)

@@ -9,23 +9,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jaxpeft.config import RunConfig
 from jaxpeft.models.build import Model
+from jaxpeft.prepare import build_method
+from jaxpeft.report.methods import DATA_TYPES, citations, method_name, options
 from jaxpeft.report.results import NAMES, Results, show
-from jaxpeft.targets import DEFAULT_TARGETS
+from jaxpeft.targets import default_targets
 
-_CITATIONS = {
-    "lora": "LoRA: Hu et al. 2021, arXiv 2106.09685",
-    "hira": "HiRA: Huang et al., ICLR 2025",
-    "sparse": "Magnitude pruning: Zhu & Gupta 2017, arXiv 1710.01878 (schedule); He et al. 2022, SparseAdapter, arXiv 2210.04284",
-    "nf4": "QLoRA: Dettmers et al. 2023, arXiv 2305.14314",
-}
-
-
-def method_name(config: RunConfig) -> str:
-    """A run's method in words: `Sparse LoRA`, `QLoRA`, …"""
-    name = {"lora": "LoRA", "hira": "HiRA", "full": "Full fine-tuning", "head": "Head only"}[config.adapter.method]
-    if config.model.quantization == "nf4":
-        name = "QLoRA" if name == "LoRA" else f"{name} on an NF4 base"
-    return f"Sparse {name}" if config.pruning.sparsity else name
+_BERT = "BERT: Devlin et al. 2018, arXiv 1810.04805"
 
 
 def write_card(path: Path, config: RunConfig, model: Model, results: Results) -> None:
@@ -38,7 +27,7 @@ def write_card(path: Path, config: RunConfig, model: Model, results: Results) ->
         "## Results\n\n" + _results(results),
         "## Usage\n\n" + _usage(path.parent, config, model, results),
         "## How it was measured\n\n" + _measured(config, results),
-        "## Citations\n\n" + "\n".join(f"- {line}" for line in _citations(config)),
+        "## Citations\n\n" + "\n".join(f"- {line}" for line in citations(config) or [_BERT]),
     ]
     ModelCard(f"---\n{_metadata(config, model, results).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n").save(path)
 
@@ -89,23 +78,15 @@ def _description(config: RunConfig, results: Results) -> str:
 def _configuration(config: RunConfig, model: Model, results: Results) -> list[tuple[str, str]]:
     a, t, p, m = config.adapter, config.training, config.pruning, config.model
     rows = [("method", method_name(config))]
-    if a.method in ("lora", "hira"):
-        targets = a.target_modules or list(DEFAULT_TARGETS[model.model_type])
-        rows += [("rank", f"{a.rank}")] + ([("alpha", f"{a.alpha:g}")] if a.method == "lora" else [])
-        rows += [
-            ("dropout", f"{a.dropout:g}"),
-            ("target modules", targets if isinstance(targets, str) else ", ".join(targets)),
-        ]
+    if method := build_method(config):
+        rows += options(method)
+        if targets := a.target_modules or default_targets(method.name, model.model_type):
+            rows.append(("target modules", targets if isinstance(targets, str) else ", ".join(targets)))
     if p.sparsity:
         rows.append(("sparsity", f"{100 * p.sparsity:g} %, magnitude-based, per tensor, {p.schedule}"))
-    storage = (
-        m.dtype
-        if m.quantization == "none"
-        else f"NF4, blocks of {m.quantization_block_size}" + (", double quantisation" if m.double_quantization else "")
-    )
     return [
         *rows,
-        ("frozen base stored as", storage),
+        ("frozen base stored as", f"linear layers in {model.quantization}" if model.quantization else m.dtype),
         ("dropout in the base", "the checkpoint's own" if m.dropout is None else f"{m.dropout:g}"),
         ("updates", f"{results.steps}"),
         ("batch size", f"{t.batch_size} × {t.accumulation_steps}" if t.accumulation_steps > 1 else f"{t.batch_size}"),
@@ -156,8 +137,11 @@ def _usage(export: Path, config: RunConfig, model: Model, results: Results) -> s
     run = export.parent
     sentence = results.sentence()
     note = ""
-    if config.model.quantization == "nf4":
-        note = "\nIt was trained on an NF4 base; on the full-precision base below its outputs differ slightly.\n"
+    if config.model.quantization != "none":
+        data_type = DATA_TYPES[config.model.quantization]
+        note = (
+            f"\nIt was trained on an {data_type} base; on the full-precision base below its outputs differ slightly.\n"
+        )
     return f"""In JAX:
 
 ```python
@@ -228,16 +212,6 @@ def _measured(config: RunConfig, results: Results) -> str:
     if config.pruning.sparsity:
         lines.append("Element sparsity of an adapter makes neither training nor inference faster.")
     return "\n\n".join([*lines, *(f"Data: {note}." for note in results.data_notes)])
-
-
-def _citations(config: RunConfig) -> list[str]:
-    keys = (
-        [config.adapter.method]
-        + ["sparse"] * bool(config.pruning.sparsity)
-        + ["nf4"] * (config.model.quantization == "nf4")
-    )
-    lines = [_CITATIONS[key] for key in keys if key in _CITATIONS]
-    return lines or ["BERT: Devlin et al. 2018, arXiv 1810.04805"]
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -14,12 +14,13 @@ import numpy as np
 from jaxpeft.errors import InputError
 from jaxpeft.paths import Params
 from jaxpeft.pruning import Schedule
+from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import keep_counts, sparsity_of
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.metrics import score
 from jaxpeft.training.objectives import Batch
 from jaxpeft.training.sharding import DataParallel
-from jaxpeft.training.step import TrainState, TrainStep, prune_step
+from jaxpeft.training.step import TrainState, TrainStep, allocate_step, prune_step
 
 
 class Log(Protocol):
@@ -41,7 +42,10 @@ class Bar(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """When what happens, in updates. `pruning` is None for a dense adapter; `patience` None never stops early."""
+    """When what happens, in updates. `pruning` is None for a dense adapter, and an `Allocation` for AdaLoRA.
+
+    `patience` None never stops early.
+    """
 
     num_steps: int
     accumulation_steps: int
@@ -49,7 +53,7 @@ class Plan:
     eval_every_steps: int
     metric: str
     learning_rate: Callable[[int], float]
-    pruning: Schedule | None = None
+    pruning: Schedule | Allocation | None = None
     patience: int | None = None
 
     def may_be_best(self, step: int) -> bool:
@@ -100,8 +104,7 @@ def fit(
             state, metrics = train_step(state, frozen, parallel.shard(dict(batch)))
             meter.add(metrics, batch)
         if plan.pruning and plan.pruning.due(step):
-            num_keep = keep_counts(state.adapters["sites"], plan.pruning.sparsity_at(step))
-            state = prune_step(state, num_keep)
+            state = _pruned(state, plan.pruning, step)
         bar.advance(step)
         number, last = stop_requested(), step == plan.num_steps
         if step % plan.log_every_steps == 0 or last or number:
@@ -117,6 +120,13 @@ def fit(
         if number:
             return Outcome(state, progress, meter.tokens_per_second, number)
     return Outcome(state, progress, meter.tokens_per_second)
+
+
+def _pruned(state: TrainState, schedule: Schedule | Allocation, step: int) -> TrainState:
+    sites = state.adapters["sites"]
+    if isinstance(schedule, Allocation):
+        return allocate_step(state, schedule.budget_at(step, len(sites)), step == schedule.last_step)
+    return prune_step(state, keep_counts(sites, schedule.sparsity_at(step)))
 
 
 def _report(metrics: dict[str, float], step: int, plan: Plan, log: Log, bar: Bar, meter: _Meter) -> None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxpeft.adapters import Method
+from jaxpeft.adapters import Method, SiteMethod
 from jaxpeft.inject import apply
 from jaxpeft.models.build import Model
 from jaxpeft.paths import Adapters, Layers, Params
@@ -31,6 +31,20 @@ class Objective:
     method: Method | None
     num_labels: int = 0
 
+    @property
+    def site_method(self) -> SiteMethod | None:
+        """The method, if it has parameters of its own."""
+        return self.method if isinstance(self.method, SiteMethod) else None
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens that the method puts in front of every row; positions and limits of length count without them."""
+        return self.site_method.virtual_tokens if self.site_method else 0
+
+    def penalty(self, adapters: Adapters) -> jax.Array | None:
+        """What the method adds to the training loss besides the task's, or None."""
+        return self.site_method.penalty(adapters["sites"]) if self.site_method else None
+
     def logits(
         self,
         frozen: Params,
@@ -39,17 +53,33 @@ class Objective:
         batch: Batch,
         dropout_rng: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits in fp32: `[batch, positions, vocabulary]` at the batch's `positions`, or `[batch, num_labels]`."""
+        """Logits in fp32: `[batch, positions, vocabulary]` at the batch's `positions`, or `[batch, num_labels]`.
+
+        A masked-lm batch without `positions` is answered at every one of its tokens.
+        """
+        room = {"virtual_tokens": self.virtual_tokens} if self.virtual_tokens else {}
         positions: Any = batch.get("positions")
+        if positions is not None:
+            positions = positions + self.virtual_tokens
         head = self.model.masked_lm_head if positions is not None else None
         taps = {head: partial(take_positions, positions=positions)} if head else None
-        inputs = self.model.inputs(dict(batch))
+        inputs = self.model.inputs(dict(batch), **room)
         out = apply(
-            self.model.module, frozen, adapters, self.method, masks=masks, dropout_rng=dropout_rng, taps=taps, **inputs
+            self.model.module,
+            frozen,
+            adapters,
+            self.site_method,
+            masks=masks,
+            dropout_rng=dropout_rng,
+            taps=taps,
+            **inputs,
         )
+        logits = out.logits
         if positions is not None and head is None:
-            return take_positions(out.logits, positions).astype(jnp.float32)
-        return out.logits.astype(jnp.float32)
+            logits = take_positions(logits, positions)
+        elif positions is None and logits.ndim == 3:
+            logits = logits[:, self.virtual_tokens :]
+        return logits.astype(jnp.float32)
 
     def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """Loss of every label, shaped like `batch["labels"]`: cross-entropy in nats, or the squared error of regression."""

@@ -13,6 +13,7 @@ import optax
 from flax import struct
 
 from jaxpeft.paths import Adapters, Layers, Params
+from jaxpeft.pruning.allocation import Allocation, Importance, fresh_importance, keep_important, update_importance
 from jaxpeft.pruning.masks import apply_masks, magnitude_masks
 from jaxpeft.training.objectives import Batch, Objective
 
@@ -22,7 +23,7 @@ class TrainState:
     """All that changes in training, and all that a checkpoint holds.
 
     `step` counts passes (an update takes `accumulation_steps` of them); `masks` is {} or bool, True = keep; `rng` is the
-    run's typed key, from which every pass folds its own.
+    run's typed key, from which every pass folds its own; `importance` is {} but where ranks are allocated (AdaLoRA).
     """
 
     step: jax.Array
@@ -30,29 +31,48 @@ class TrainState:
     masks: Layers
     opt_state: Any
     rng: jax.Array
+    importance: Importance = struct.field(default_factory=dict)
 
 
 TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def init_state(
-    adapters: Adapters, optimizer: optax.GradientTransformation, rng: jax.Array, *, pruned: bool
+    adapters: Adapters,
+    optimizer: optax.GradientTransformation,
+    rng: jax.Array,
+    *,
+    pruned: bool,
+    allocated: bool = False,
 ) -> TrainState:
     """The state before the first step; with `pruned`, masks that keep everything, so that pruning does not recompile.
 
-    It holds copies: a step is donated its state and consumes it, and `adapters` and `rng` stay the caller's.
+    With `allocated` (AdaLoRA) the masks are over its triplets alone, and there is the importance that they are chosen by. The state
+    holds copies: a step is donated it and consumes it, and `adapters` and `rng` stay the caller's.
     """
     adapters, rng = jax.tree.map(jnp.copy, (adapters, rng))
-    masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), adapters["sites"]) if pruned else {}
-    return TrainState(jnp.zeros((), jnp.int32), adapters, masks, optimizer.init(adapters), rng)
+    masked = {path: {"e": site["e"]} for path, site in adapters["sites"].items()} if allocated else adapters["sites"]
+    masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), masked) if pruned or allocated else {}
+    importance = fresh_importance(adapters["sites"]) if allocated else {}
+    return TrainState(jnp.zeros((), jnp.int32), adapters, masks, optimizer.init(adapters), rng, importance)
 
 
 def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformationExtraArgs, traces: Counter | None = None
+    objective: Objective,
+    optimizer: optax.GradientTransformationExtraArgs,
+    traces: Counter | None = None,
+    *,
+    allocation: Allocation | None = None,
+    max_grad_norm: float = 0.0,
 ) -> TrainStep:
     """Return the jitted `(state, frozen, batch) → (state, {"loss", "grad_norm"})`; `state` is donated.
 
-    `traces` counts one for each batch shape that is compiled, keyed by the shape of `input_ids`.
+    Args:
+        objective: what is minimised. Its method's penalty is part of the loss that is minimised and reported, as in PEFT.
+        optimizer: what makes the updates.
+        traces: counts one for each batch shape that is compiled, keyed by the shape of `input_ids`.
+        allocation: the schedule that the state's importance is kept for, where there is one.
+        max_grad_norm: the norm that the optimizer clips to (0: it does not), for the importance is of the clipped gradients.
     """
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -62,15 +82,39 @@ def make_train_step(
         def mean_loss(adapters: Adapters) -> jax.Array:
             logits = objective.logits(frozen, adapters, state.masks, batch, dropout_rng)
             total, weight = objective.loss(logits, batch)
-            return total / jnp.maximum(weight, 1.0)
+            loss, penalty = total / jnp.maximum(weight, 1.0), objective.penalty(adapters)
+            return loss if penalty is None else loss + penalty
 
         loss, grads = jax.value_and_grad(mean_loss)(state.adapters)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.adapters, masks=state.masks)
         adapters = optax.apply_updates(state.adapters, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return replace(state, step=state.step + 1, adapters=adapters, opt_state=opt_state), metrics
+        after = replace(state, step=state.step + 1, adapters=adapters, opt_state=opt_state)
+        if allocation is not None:
+            after = replace(after, importance=_importance(state, after, grads, allocation, max_grad_norm))
+        return after, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _importance(
+    before: TrainState, after: TrainState, grads: Adapters, allocation: Allocation, max_grad_norm: float
+) -> Importance:
+    """The importance after a pass: of the parameters after the update, and the gradients that it was made of."""
+    update, done = after.step, jnp.asarray(True)
+    if isinstance(before.opt_state, optax.MultiStepsState):
+        # Passes are averaged: the update is made of their mean, in the last of them.
+        n = (before.opt_state.mini_step + 1).astype(jnp.float32)
+        grads = jax.tree.map(lambda mean, grad: mean + (grad - mean) / n, before.opt_state.acc_grads, grads)
+        update, done = after.opt_state.gradient_step, after.opt_state.mini_step == 0
+    if max_grad_norm:
+        grads, _ = optax.clip_by_global_norm(max_grad_norm).update(grads, optax.EmptyState())
+    updated = update_importance(
+        before.importance, after.adapters["sites"], grads["sites"], beta1=allocation.beta1, beta2=allocation.beta2
+    )
+    # The last allocation is made by what was known before it.
+    done &= update < allocation.last_step
+    return jax.tree.map(lambda new, old: jnp.where(done, new, old), updated, before.importance)
 
 
 def make_eval_step(objective: Objective, traces: Counter | None = None) -> Callable[..., tuple[dict, jax.Array]]:
@@ -92,6 +136,18 @@ def prune_step(state: TrainState, num_keep: Layers) -> TrainState:
     return replace(
         state, masks=masks, adapters={**state.adapters, "sites": apply_masks(state.adapters["sites"], masks)}
     )
+
+
+@jax.jit
+def allocate_step(state: TrainState, budget: int, last: bool) -> TrainState:
+    """Set the singular values of all but the `budget` most important triplets to zero.
+
+    They may grow again, until the `last` allocation: it becomes the masks.
+    """
+    chosen = keep_important(state.importance, budget)
+    masks = jax.tree.map(lambda new, old: jnp.where(last, new, old), chosen, state.masks)
+    sites = apply_masks(state.adapters["sites"], chosen)
+    return replace(state, masks=masks, adapters={**state.adapters, "sites": sites})
 
 
 def _count(traces: Counter | None, batch: Batch) -> None:

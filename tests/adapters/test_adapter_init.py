@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpeft.adapters import METHODS, Hira, Lora, Site
+from jaxpeft.adapters import METHODS, FrozenLayer, Hira, Lora, Site, dora
+from jaxpeft.errors import InputError
 
 
 @pytest.mark.parametrize("method", [Lora(rank=64), Hira(rank=64)])
 @pytest.mark.parametrize("dims", [(256, 512), (1024, 96)])
 def test_a_is_uniform_and_b_is_zero(method, dims):
     site = Site("layer", *dims)
-    params = method.init(jax.random.key(0), site)
+    params = method.init(jax.random.key(0), site, kernel=lambda: pytest.fail("not needed"))
     chex.assert_shape([params["a"], params["b"]], [(site.d_in, 64), (64, site.d_out)])
     chex.assert_type([params["a"], params["b"]], jnp.float32)
     assert not params["b"].any()
@@ -28,7 +29,56 @@ def test_a_is_uniform_and_b_is_zero(method, dims):
 def test_scaling_is_alpha_over_rank():
     assert Lora(rank=8, alpha=16).scaling == 2
     assert Lora().scaling == 1
+    assert Lora(rank=16, alpha=16, use_rslora=True).scaling == 4
     assert not hasattr(Hira(), "scaling")
+
+
+def test_lora_bias_is_refused_where_peft_refuses_it():
+    with pytest.raises(InputError, match="lora_bias and use_dora exclude each other"):
+        Lora(lora_bias=True, use_dora=True)
+    words = Site("embeddings/word_embeddings", 99, 32, "embedding")
+    with pytest.raises(InputError, match="lora_bias has no place at the embedding"):
+        Lora(lora_bias=True).init(jax.random.key(0), words, lambda: jnp.zeros((99, 32)))
+
+
+def test_a_small_hira_is_not_rounded_away_in_bf16():
+    """W₀ = 1 and x = (1, −1): the base gives 0, and A·B = (2⁻¹⁰, 0) gives 2⁻¹⁰, though 1 + 2⁻¹⁰ is 1 in bf16."""
+    kernel = jnp.ones((2, 1), jnp.bfloat16)
+    layer = FrozenLayer(lambda x: x @ kernel, kernel.astype, None, jnp.bfloat16)
+    params = {"a": jnp.array([[2.0**-5], [0.0]]), "b": jnp.array([[2.0**-5]])}
+    out = Hira(rank=1).forward(jnp.array([[1.0, -1.0]], jnp.bfloat16), params, layer, None)
+    assert out.dtype == jnp.bfloat16
+    assert float(out[0, 0]) == 2.0**-10
+
+
+def test_patterns_give_layers_their_own_rank_and_alpha():
+    method = Lora(rank=8, alpha=16, rank_pattern={"query": 2}, alpha_pattern={r"layer\.1\..*": 4})
+    assert (method.at("layer/0/query").rank, method.at("layer/0/query").scaling) == (2, 8)
+    assert (method.at("layer/1/value").rank, method.at("layer/1/value").scaling) == (8, 0.5)
+    assert method.at("layer/0/value") == method
+    assert Hira(rank=8, rank_pattern={"query": 2}).at("layer/0/query").rank == 2
+
+
+def test_dora_by_hand():
+    """W₀ + A·B = [[3, 1], [4, 0]] has columns of length 5 and 1; m makes them 10 and 3."""
+    w, params = jnp.array([[1.0, 0.0], [0.0, -2.0]]), {"a": jnp.array([[1.0], [2.0]]), "b": jnp.array([[2.0, 1.0]])}
+    method = Lora(rank=1, alpha=1, use_dora=True)
+    params["m"] = jnp.array([10.0, 3.0])
+    np.testing.assert_allclose(dora.column_norms(w, params, 1.0), [5, 1], rtol=1e-6)
+    np.testing.assert_allclose(method.kernel(w, params), [[6, 3], [8, 0]], rtol=1e-6)
+    fresh = method.init(jax.random.key(0), Site("layer", 2, 2), lambda: w)
+    np.testing.assert_allclose(fresh["m"], [1, 2], rtol=1e-6)
+
+
+def test_dora_s_norm_is_computed_without_a_full_product():
+    """No value of the traced norm has as many entries as the kernel, but its own square."""
+    rank, d_in, d_out = 4, 64, 96
+    w, a, b = jnp.ones((d_in, d_out)), jnp.ones((d_in, rank)), jnp.ones((rank, d_out))
+    jaxpr = jax.make_jaxpr(lambda w, a, b: dora.column_norms(w, {"a": a, "b": b}, 2.0))(w, a, b)
+    products = [v.aval.shape for e in jaxpr.eqns if e.primitive.name == "dot_general" for v in e.outvars]
+    assert sorted(products) == [(rank, rank), (rank, d_out), (rank, d_out)]
+    exact = np.linalg.norm(np.ones((d_in, d_out)) + 2.0 * np.full((d_in, d_out), rank), axis=0)
+    np.testing.assert_allclose(dora.column_norms(w, {"a": a, "b": b}, 2.0), exact, rtol=1e-6)
 
 
 def test_the_meaning_of_each_method_by_hand():

@@ -6,6 +6,8 @@ import pytest
 import torch_side
 from trained import train
 
+from jaxpeft import load_model
+
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
@@ -19,3 +21,24 @@ def trained(tmp_path_factory):
         return train(case, base, directory / "adapter")
 
     return make
+
+
+def _bases(tmp_path_factory, layers):
+    @functools.cache
+    def base(model_type, task):
+        directory = torch_side.write_base(tmp_path_factory.mktemp("base"), model_type, task, layers=layers)
+        return directory, load_model(str(directory), task)
+
+    return base
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory):
+    """A function `(model_type, task) → (directory, our model)`, of two layers."""
+    return _bases(tmp_path_factory, 2)
+
+
+@pytest.fixture(scope="session")
+def shallow_bases(tmp_path_factory):
+    """The same with one layer, for what takes many steps."""
+    return _bases(tmp_path_factory, 1)

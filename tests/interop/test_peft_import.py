@@ -1,4 +1,4 @@
-"""Adapters made by torch PEFT, loaded here: the same logits, and the same bytes when written again."""
+"""Adapters made by torch PEFT, loaded here: what is odd, old or spoilt (parity: test_parity.py)."""
 
 import json
 import shutil
@@ -8,32 +8,9 @@ import pytest
 import torch_side
 from trained import our_logits
 
-from jaxpeft import BaseInfo, Hira, InputError, Lora, load_adapter, load_model, save_adapter
+from jaxpeft import InputError, load_adapter
 
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 12, "lora_dropout": 0.1, "init_lora_weights": False}
-HIRA = {"peft_type": "HIRA", "r": 4, "hira_dropout": 0.1, "init_weights": False}
-LABELS = {"task_type": "SEQ_CLS"}
-ADAPTERS = {
-    "bert-list": ("bert", "classification", {**LORA, **LABELS, "target_modules": ["query", "value"]}),
-    "bert-hira": ("bert", "masked-lm", {**HIRA, "target_modules": ["query", "attention.output.dense"]}),
-    "bert-transform": (
-        "bert",
-        "masked-lm",
-        {**LORA, "target_modules": ["key"], "modules_to_save": ["predictions.transform"]},
-    ),
-    "distilbert-regex": (
-        "distilbert",
-        "classification",
-        {**LORA, **LABELS, "target_modules": r".*layer\.1.*(q|v)_lin"},
-    ),
-    "distilbert-named": (
-        "distilbert",
-        "classification",
-        {**HIRA, "target_modules": "all-linear", "modules_to_save": ["pre_classifier", "classifier"], **LABELS},
-    ),
-    "roberta-all": ("roberta", "masked-lm", {**LORA, "target_modules": "all-linear", "exclude_modules": ["key"]}),
-    "roberta-hira": ("roberta", "classification", {**HIRA, **LABELS, "target_modules": ["intermediate.dense"]}),
-}
 
 
 def write_adapter(directory, base, task, values):
@@ -54,50 +31,12 @@ def write_adapter(directory, base, task, values):
     return model
 
 
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory):
-    """`(model_type, task) → (directory, our model)`."""
-    made = {}
-
-    def base(model_type, task):
-        if (model_type, task) not in made:
-            directory = torch_side.write_base(tmp_path_factory.mktemp("base"), model_type, task)
-            made[model_type, task] = directory, load_model(str(directory), task)
-        return made[model_type, task]
-
-    return base
-
-
 @pytest.fixture
 def lora(bases, tmp_path):
     """The directory of a good LoRA for BERT, to be spoilt, and its model."""
     base, model = bases("bert", "masked-lm")
     write_adapter(tmp_path / "lora", base, "masked-lm", {**LORA, "target_modules": ["query"]})
     return tmp_path / "lora", model
-
-
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_it_computes_what_peft_computes_and_keeps_its_bytes(name, bases, tmp_path):
-    model_type, task, values = ADAPTERS[name]
-    base, model = bases(model_type, task)
-    peft = write_adapter(tmp_path / "theirs", base, task, values)
-    frozen, adapters, method = load_adapter(tmp_path / "theirs", model.params)
-    assert method == (Hira(4, 0.1) if values["peft_type"] == "HIRA" else Lora(4, 12, 0.1))
-
-    inputs = torch_side.batch(model_type)
-    ours = our_logits(model, frozen=frozen, adapters=adapters, method=method, inputs=inputs)
-    theirs = torch_side.torch_logits(peft, inputs)
-    with peft.disable_adapter():
-        assert np.abs(theirs - torch_side.torch_logits(peft, inputs)).max() > 0.1
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
-
-    save_adapter(tmp_path / "ours", adapters, method, base=BaseInfo.of(model))
-    before, after = torch_side.tensors_of(tmp_path / "theirs"), torch_side.tensors_of(tmp_path / "ours")
-    assert {key: tensor.tobytes() for key, tensor in after.items()} == {
-        key: tensor.tobytes() for key, tensor in before.items()
-    }
-    again = torch_side.load_peft(torch_side.load_torch(base, task), tmp_path / "ours")
-    np.testing.assert_array_equal(theirs, torch_side.torch_logits(again, inputs))
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
@@ -169,16 +108,13 @@ SPOILT = {
     "not-an-object": (lambda d: (d / "adapter_config.json").write_text("[1]"), r"peft_type \[1\] is not supported"),
     "garbage": (lambda d: (d / "adapter_model.safetensors").write_bytes(b"\x93garbage" * 9), "cannot be read"),
     "empty": (lambda d: (d / "adapter_model.safetensors").write_bytes(b""), "cannot be read"),
-    "unknown-type": (lambda d: change_config(d, peft_type="VERA"), "'VERA' is not supported; known: LORA, HIRA"),
-    "dora": (lambda d: change_config(d, use_dora=True), "use_dora=True is not supported"),
-    "rslora": (lambda d: change_config(d, use_rslora=True), "use_rslora=True is not supported"),
-    "rank-pattern": (lambda d: change_config(d, rank_pattern={"query": 2}), "rank_pattern=.* is not supported"),
-    "bias": (lambda d: change_config(d, bias="lora_only"), "bias='lora_only' is not supported"),
-    "pissa": (lambda d: change_config(d, init_lora_weights="pissa_niter_4"), "init_lora_weights='pissa_niter_4'"),
-    "other-rank": (lambda d: change_config(d, r=8), r"query has rank 4 and 4, adapter_config\.json says 8"),
+    "unknown-type": (lambda d: change_config(d, peft_type="BOFT"), "'BOFT' is not supported; known: LORA, HIRA"),
+    "qalora": (lambda d: change_config(d, use_qalora=True), "use_qalora=True is not supported"),
+    "dora-without-magnitude": (lambda d: change_config(d, use_dora=True), "query has no lora_magnitude_vector"),
+    "other-rank": (lambda d: change_config(d, r=8), r"query has shape \(4, 32\), where .* ask for \(8, 32\)"),
     "width": (lambda d: change_tensors(d, lambda t: t.update({FIRST: np.ones((4, 48), np.float32)})), "another base"),
     "axes": (lambda d: change_tensors(d, lambda t: t.update({FIRST: np.ones(4, np.float32)})), "another base"),
-    "half": (lambda d: change_tensors(d, lambda t: t.pop(FIRST)), "only one of its two matrices"),
+    "half": (lambda d: change_tensors(d, lambda t: t.pop(FIRST)), "query has no lora_A.weight; the file is incomplete"),
     "unknown-key": (
         lambda d: change_tensors(d, lambda t: t.update({FIRST.replace("layer.0", "layer.7"): t.pop(FIRST)})),
         r"'bert\.encoder\.layer\.7\..*' belongs to no layer",

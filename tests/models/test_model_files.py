@@ -16,7 +16,7 @@ from trained import our_logits
 from jaxpeft import InputError, Quantization, load_model
 from jaxpeft.models.build import max_tokens
 from jaxpeft.paths import leaf_paths
-from jaxpeft.quant.nf4 import Nf4Tensor
+from jaxpeft.quant import is_quantized
 
 NOTHING = {"adapters": {"sites": {}, "modules": {}}, "method": None}
 BERT_HEAD = {"transform/dense/kernel", "transform/dense/bias", "transform/LayerNorm/scale", "transform/LayerNorm/bias"}
@@ -211,7 +211,7 @@ def test_only_the_encoders_frozen_kernels_are_stored_in_4_bits(saved):
         quantization=Quantization(),
         trained_leaves=lambda leaves, prefix: {leaf for leaf in leaves if "pooler" in leaf},
     )
-    stored = {path for path, leaf in leaf_paths(model.params).items() if isinstance(leaf, Nf4Tensor)}
+    stored = {path for path, leaf in leaf_paths(model.params).items() if is_quantized(leaf)}
     assert len(stored) == 6
     assert all(path.startswith("bert/encoder/layer/") and path.endswith("/kernel") for path in stored)
 

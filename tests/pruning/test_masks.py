@@ -11,16 +11,17 @@ from jaxpeft.pruning.masks import keep_counts, keep_largest
 
 
 def sites(*tensors):
-    return {"layer": {f"t{i}": jnp.asarray(tensor) for i, tensor in enumerate(tensors)}}
+    """A layer of matrices; a list of numbers is a matrix of one row."""
+    return {"layer": {f"t{i}": jnp.atleast_2d(jnp.asarray(tensor)) for i, tensor in enumerate(tensors)}}
 
 
 def kept(masks):
-    return [np.asarray(mask).astype(int).tolist() for mask in masks["layer"].values()]
+    return [np.asarray(mask).astype(int).reshape(-1).tolist() for mask in masks["layer"].values()]
 
 
 def test_the_largest_magnitudes_stay():
     assert kept(prune(sites([0.1, -0.4, 0.3, -0.2]), 0.5)) == [[0, 1, 1, 0]]
-    assert kept(prune(sites([[0.1, -0.4], [0.3, -0.2]]), 0.25)) == [[[0, 1], [1, 1]]]
+    assert kept(prune(sites([[0.1, -0.4], [0.3, -0.2]]), 0.25)) == [[0, 1, 1, 1]]
     assert kept(prune(sites([0.1, -0.4, 0.3, -0.2]), 0.0)) == [[1, 1, 1, 1]]
 
 
@@ -34,6 +35,13 @@ def test_each_tensor_is_ranked_alone():
     """The second tensor is a thousand times the first and loses half of its entries all the same."""
     small, large = [0.1, 0.4, 0.3, 0.2], [100.0, 400.0, 300.0, 200.0]
     assert kept(prune(sites(small, large), 0.5)) == [[0, 1, 1, 0]] * 2
+
+
+def test_a_vector_is_never_pruned():
+    """A zero in DoRA's magnitude would switch an output off."""
+    layer = {"layer": {"a": jnp.ones((2, 2)), "m": jnp.array([1.0, 0.1, 0.2, 0.3])}}
+    masks = prune(layer, 0.5)["layer"]
+    assert (int(masks["a"].sum()), int(masks["m"].sum())) == (2, 4)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from jaxpeft.training.step import TrainState, prune_step
 
 def test_1_at_the_start_b_says_nothing_and_after_some_steps_it_does():
     """B = 0: all its entries tie and the mask is the first half, whatever the data. Hence masks come after the warm-up."""
-    params = Lora(rank=4).init(jax.random.key(0), Site("layer", 8, 6))
+    params = Lora(rank=4).init(jax.random.key(0), Site("layer", 8, 6), lambda: jnp.zeros((8, 6)))
     first_half = np.arange(24).reshape(4, 6) < 12
     np.testing.assert_array_equal(prune({"layer": params}, 0.5)["layer"]["b"], first_half)
     x, y = tiny.normal(0, 32, 8), tiny.normal(1, 32, 6)

@@ -8,7 +8,7 @@ import tiny
 from jaxpeft.adapters import Lora
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import keep_counts
-from jaxpeft.quant.nf4 import quantize
+from jaxpeft.quant import quantize
 from jaxpeft.training.checkpoint import Checkpoints, Progress, hash_base
 from jaxpeft.training.step import init_state, make_train_step, prune_step
 

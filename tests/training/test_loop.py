@@ -52,7 +52,7 @@ class Recorder:
 
 
 def empty_state():
-    sites = {"layer": {"a": jnp.arange(1.0, 9), "b": jnp.arange(1.0, 5)}}
+    sites = {"layer": {"a": jnp.arange(1.0, 9)[None], "b": jnp.arange(1.0, 5)[None]}}
     masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), sites)
     return TrainState(jnp.int32(0), {"sites": sites, "modules": {}}, masks, (), jax.random.key(0))
 
@@ -179,7 +179,7 @@ def test_only_an_adapter_that_is_pruned_to_the_end_may_be_best(tmp_path, schedul
     assert outcome.progress.best_update == 6
     assert outcome.progress.best_score == 0.3
     assert [int(mask.sum()) for mask in outcome.state.masks["layer"].values()] == [4, 2]
-    np.testing.assert_array_equal(outcome.state.adapters["sites"]["layer"]["a"], [0, 0, 0, 0, 5, 6, 7, 8])
+    np.testing.assert_array_equal(outcome.state.adapters["sites"]["layer"]["a"], [[0, 0, 0, 0, 5, 6, 7, 8]])
     sparsity = {step: metrics["sparsity"] for step, split, metrics in recorder.lines if split == "train"}
     assert sparsity[8] == 0.5
     assert saved_updates(tmp_path) == [6, 8]

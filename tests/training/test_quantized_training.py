@@ -16,7 +16,7 @@ from jaxpeft.inject import apply
 from jaxpeft.merging import merge
 from jaxpeft.models.build import Quantization
 from jaxpeft.paths import leaf_paths
-from jaxpeft.quant.nf4 import Nf4Tensor, quantize
+from jaxpeft.quant import is_quantized, quantize
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_train_step
 
@@ -25,7 +25,7 @@ METHODS = {"lora": Lora(rank=2, dropout=0.1), "hira": Hira(rank=2)}
 
 
 def tensors(frozen):
-    return [leaf for leaf in leaf_paths(frozen).values() if isinstance(leaf, Nf4Tensor)]
+    return [leaf for leaf in leaf_paths(frozen).values() if is_quantized(leaf)]
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -104,7 +104,7 @@ def test_the_live_bytes_of_bert_base_s_linear_layers(tiny_models):
     assert weights == 2 * (4 * 768**2 + 2 * 768 * 3072)
     linear = sum(leaf.nbytes for leaf in jax.tree.leaves(held))
     assert 8 * linear / weights <= 4.2
-    rest = {path: leaf for path, leaf in leaf_paths(model.params).items() if not isinstance(leaf, Nf4Tensor)}
+    rest = {path: leaf for path, leaf in leaf_paths(model.params).items() if not is_quantized(leaf)}
     assert not [path for path in rest if "encoder" in path and path.endswith("kernel")]
     assert new == linear + sum(leaf.nbytes for leaf in rest.values())
 

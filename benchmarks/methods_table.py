@@ -1,0 +1,71 @@
+"""The README's table of all methods: python -m benchmarks.methods_table
+
+Counts parameters in BERT-base (masked-LM, nothing computed), takes the relative step times that `benchmarks.step_cost` measured, and
+writes the table between its marks in README.md. A test counts again and compares.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, Site, SiteMethod, Vera
+from jaxpeft.models.build import build_skeleton
+from jaxpeft.report.methods import methods_table
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- methods: python -m benchmarks.methods_table -->", "<!-- end of methods -->"
+
+
+def bert_base_parameters() -> dict[str, int]:
+    """Method → parameters that it trains in BERT-base: on query and value at rank 8 where it has a rank and a choice."""
+    skeleton = build_skeleton(AutoConfig.for_model("bert"), "masked-lm")
+    shapes = {path: leaf.shape for path, leaf in skeleton.shapes.items()}
+    layers = [
+        path.removesuffix("/kernel")
+        for path in skeleton.base_kernels
+        if path.endswith(("query/kernel", "value/kernel"))
+    ]
+    sites = [Site(layer, *shapes[f"{layer}/kernel"]) for layer in layers]
+    words = Site("bert/embeddings/word_embeddings", *shapes["bert/embeddings/word_embeddings/embedding"], "embedding")
+    counts = {}
+    for name, kind in METHODS.items():
+        # PEFT's own defaults where a rank of 8 would be another method: VeRA's 256, AdaLoRA's 12.
+        method = kind() if kind in (Vera, AdaLora, Ia3) or "rank" not in kind.__dataclass_fields__ else kind(rank=8)
+        if isinstance(method, SiteMethod):
+            adapted = [words] if method.fixed_targets else sites
+            counts[name] = sum(math.prod(shape) for site in adapted for shape in method.shapes(site).values())
+        else:
+            whole = {leaf for leaf in method.whole_leaves(shapes, []) if leaf.startswith(skeleton.base_prefix + "/")}
+            counts[name] = sum(math.prod(shapes[leaf]) for leaf in whole)
+    dora = sum(math.prod(shape) for site in sites for shape in Lora(rank=8, use_dora=True).shapes(site).values())
+    everything = sum(map(math.prod, shapes.values()))
+    head = sum(math.prod(shape) for path, shape in shapes.items() if not path.startswith(skeleton.base_prefix + "/"))
+    return {
+        **counts,
+        "sparse-lora": counts["lora"],
+        "qlora": counts["lora"],
+        "dora": dora,
+        "full": everything,
+        "head": head,
+    }
+
+
+def table() -> str:
+    """The table as it must stand in the README."""
+    step_times = json.loads((ROOT / "benchmarks" / "step_cost.json").read_text())["relative"]
+    return methods_table(bert_base_parameters(), step_times)
+
+
+def main() -> None:
+    """Write the table into the README."""
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    readme.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""AdaLoRA: y = x·W₀ + s·dropout(x)·(A ⊙ E)·B, an SVD whose triplets (aₖ, eₖ, bₖ) compete for a budget of ranks.
+
+Zhang et al. 2023, arXiv 2303.10512: the form is equation 3, the penalty equation 4, and the budget, which is a schedule and no
+part of a layer, section 3.3 (`jaxpeft.pruning.allocation`). As in PEFT, and not in the paper:
+
+- s = alpha/(init_r + 1e-5), whatever is left of init_r later; with alpha ≤ 0 alpha is the number of triplets that are held.
+- The penalty is the mean of ‖AᵀA − I‖ and ‖BBᵀ − I‖ over all layers (Frobenius norms, not their squares), times
+  `orth_reg_weight`.
+
+Options have PEFT's names; `total_step` is the number of updates the schedule is made for, None where it is not known yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams, dropout
+from jaxpeft.adapters.lora import Lora
+from jaxpeft.errors import InputError
+from jaxpeft.paths import Layers
+
+
+@dataclass(frozen=True)
+class AdaLora(SiteMethod):
+    """Low-rank adaptation with an adaptive rank: from `init_r` triplets in every layer to `target_r` on average.
+
+    Attributes:
+        target_r: triplets a layer that are left in the end, on average.
+        init_r: triplets a layer at the start.
+        tinit: updates before the budget falls.
+        tfinal: updates after its last fall, with fixed triplets.
+        deltaT: updates between two allocations.
+        beta1: decay of the importance's running mean.
+        beta2: decay of its uncertainty's.
+        orth_reg_weight: weight of the penalty.
+        alpha: numerator of s.
+        dropout: rate on the adapter's input only.
+        bias: which biases of the base train besides, as LoRA's.
+        init_lora_weights: False draws E too, so that a fresh adapter is not silent.
+        rank_pattern: a layer's dotted name + ".lora_E" → for every one of init_r triplets whether it is left: PEFT's
+            `rank_pattern`, empty before an allocation.
+        total_step: updates of the schedule.
+    """
+
+    name: ClassVar[str] = "adalora"
+    target_r: int = 8
+    init_r: int = 12
+    tinit: int = 0
+    tfinal: int = 0
+    deltaT: int = 1
+    beta1: float = 0.85
+    beta2: float = 0.85
+    orth_reg_weight: float = 0.5
+    alpha: float = 8.0
+    dropout: float = 0.0
+    bias: Literal["none", "all", "lora_only"] = "none"
+    init_lora_weights: bool = True
+    rank_pattern: Mapping[str, Sequence[bool]] = field(default_factory=dict)
+    total_step: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no schedule can be made of."""
+        checks = [
+            ("init_r", self.init_r, self.init_r >= 1, "at least 1"),
+            ("target_r", self.target_r, self.target_r >= 0, "at least 0"),
+            ("tinit", self.tinit, self.tinit >= 0, "at least 0"),
+            ("tfinal", self.tfinal, self.tfinal >= 0, "at least 0"),
+            ("deltaT", self.deltaT, self.deltaT >= 1, "at least 1"),
+            ("beta1", self.beta1, 0 < self.beta1 < 1, "between 0 and 1"),
+            ("beta2", self.beta2, 0 < self.beta2 < 1, "between 0 and 1"),
+            ("orth_reg_weight", self.orth_reg_weight, self.orth_reg_weight >= 0, "at least 0"),
+        ]
+        for option, value, fine, wanted in checks:
+            if not fine:
+                raise InputError(f"adapter.{option} is {value}; for AdaLoRA it must be {wanted}")
+        for layer, kept in self.rank_pattern.items():
+            if isinstance(kept, int) or len(kept) != self.init_r:
+                raise InputError(
+                    f"rank_pattern of AdaLoRA says for each of init_r ({self.init_r}) triplets whether it is left, and for "
+                    f"'{layer}' it is {kept}; leave it out: training finds it"
+                )
+
+    def whole_leaves(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
+        """The biases that `bias` names."""
+        return Lora(bias=self.bias).whole_leaves(leaves, adapted_layers)
+
+    def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
+        """`a: [d_in, init_r]`, `b: [init_r, d_out]` ~ N(0, 0.02²) and `e: [1, init_r]` = 0; all ~ N(0, 1) without `init_lora_weights`.
+
+        Raises:
+            InputError: where init_r exceeds the layer's width.
+        """
+        width = min(site.d_in, site.d_out)
+        if self.init_r > width:
+            raise InputError(f"adapter.init_r {self.init_r} exceeds {width}, the width of layer {site.path}")
+        shapes = self.shapes(site)
+        drawn = {
+            name: jax.random.normal(key, shapes[name])
+            for name, key in zip("abe", jax.random.split(rng, 3), strict=True)
+        }
+        if not self.init_lora_weights:
+            return drawn
+        return {"a": 0.02 * drawn["a"], "b": 0.02 * drawn["b"], "e": jnp.zeros(shapes["e"], jnp.float32)}
+
+    def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
+        """`a`, `b` and `e`, of as many triplets as `rank_pattern` leaves in the layer, which may be none."""
+        kept = self.rank_pattern.get(_key(site.path))
+        rank = self.init_r if kept is None else sum(kept)
+        return {"a": (site.d_in, rank), "b": (rank, site.d_out), "e": (1, rank)}
+
+    def _scaled(self, params: SiteParams) -> jax.Array:
+        """s·(A ⊙ E): `[d_in, r]`."""
+        alpha = self.alpha if self.alpha > 0 else float(params["a"].shape[1])
+        return params["a"] * (params["e"] * (alpha / (self.init_r + 1e-5)))
+
+    def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
+        """W₀ + s·(A ⊙ E)·B."""
+        return frozen_kernel + self._scaled(params) @ params["b"]
+
+    def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
+        """The side path, as LoRA's."""
+        h = dropout(layer.cast(x), self.dropout, rng)
+        return layer.base(x) + layer.times(h, self._scaled(params)) @ params["b"].astype(layer.dtype)
+
+    def penalty(self, sites: Layers) -> jax.Array | None:
+        """orth_reg_weight · the mean of ‖AᵀA − I‖ and ‖BBᵀ − I‖ over all layers; pruned triplets count too."""
+        if not self.orth_reg_weight or not sites:
+            return None
+        covariances = [c for p in sites.values() for c in (p["a"].T @ p["a"], p["b"] @ p["b"].T)]
+        norms = [_norm(c - jnp.eye(len(c), dtype=c.dtype)) for c in covariances]
+        return self.orth_reg_weight * sum(norms[1:], norms[0]) / len(norms)
+
+    def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
+        """The method with the `rank_pattern` that `masks` over `e` make, and `sites` with the triplets they keep."""
+        pattern, left = dict(self.rank_pattern), {}
+        for path, params in sites.items():
+            mask = masks.get(path, {}).get("e")
+            keep = np.ones(params["e"].shape[1], bool) if mask is None else np.asarray(mask)[0]
+            remaining = iter(keep.tolist())
+            # Of a layer that was cut before, the masks speak of what was left.
+            before = pattern.get(_key(path), [True] * len(keep))
+            pattern[_key(path)] = [held and next(remaining) for held in before]
+            chosen = np.flatnonzero(keep)
+            left[path] = {"a": params["a"][:, chosen], "b": params["b"][chosen], "e": params["e"][:, chosen]}
+        # With alpha ≤ 0 the scaling would follow the number of triplets: say what it was.
+        return replace(self, rank_pattern=pattern, alpha=self.alpha if self.alpha > 0 else float(self.init_r)), left
+
+
+def _key(path: str) -> str:
+    return path.replace("/", ".") + ".lora_E"
+
+
+def _norm(matrix: jax.Array) -> jax.Array:
+    """‖matrix‖ with the gradient 0 where it is 0, as torch has it; JAX's own is NaN there."""
+    square = jnp.square(matrix).sum()
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)

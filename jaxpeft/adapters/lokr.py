@@ -1,0 +1,97 @@
+"""LoKr: W = W₀ + s·(W₁ ⊗ W₂), s = alpha/rank, a Kronecker product of two small matrices (Yeh et al. 2023, arXiv 2309.14859).
+
+d_in = m·n and d_out = l·k; `w1: [m, l]` and `w2: [n, k]`, entry (i·n + j, p·k + q) of the update is W₁[i, p]·W₂[j, q]. A factor that
+is large beside the rank is itself a product of rank r, W₂ = B₂·A₂ with `w2_b: [n, r]`, `w2_a: [r, k]`, and with
+`decompose_both` W₁ too. A transposed Kronecker product is that of the transposed factors in the same order, so that PEFT's tensors
+are the transposes of ours, and its names are kept.
+
+As in PEFT, and unlike LyCORIS, s counts also where no factor is decomposed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft.adapters.contract import FrozenLayer, Site, SiteParams, kaiming
+from jaxpeft.adapters.lycoris import Lycoris
+from jaxpeft.errors import InputError
+
+
+@dataclass(frozen=True)
+class Lokr(Lycoris):
+    """Low-rank Kronecker product.
+
+    `decompose_factor` is m and l where it divides d_in and d_out, else their upper bound; -1: near the square root.
+    `rank_dropout_scale`: whether what `rank_dropout` keeps is divided by its share. `init_weights`: what starts at zero, W₁ (True),
+    W₂ ("lycoris"), or nothing (False, for tests).
+    """
+
+    name: ClassVar[str] = "lokr"
+    decompose_both: bool = False
+    decompose_factor: int = -1
+    rank_dropout_scale: bool = False
+    init_weights: bool | Literal["lycoris"] = True
+
+    def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
+        """`w1: [m, l]` or `w1_b: [m, r]` and `w1_a: [r, l]`; `w2: [n, k]` or `w2_b: [n, r]` and `w2_a: [r, k]`.
+
+        Uniform, ±1/√rows of each; zero are w1 or w1_a, with "lycoris" w2 or w2_b.
+
+        Raises:
+            InputError: for an unknown `init_weights`.
+        """
+        if self.init_weights not in (True, False, "lycoris"):
+            raise InputError(f"unknown init_weights '{self.init_weights}'; it must be true, false or lycoris")
+        m, n = split_width(site.d_in, self.decompose_factor)
+        l, k = split_width(site.d_out, self.decompose_factor)  # noqa: E741
+        r = self.rank
+        shapes = {"w1": (m, l)} if not (self.decompose_both and r < max(m, l) / 2) else {"w1_a": (r, l), "w1_b": (m, r)}
+        shapes |= {"w2": (n, k)} if not r < max(n, k) / 2 else {"w2_a": (r, k), "w2_b": (n, r)}
+        zero = {True: ("w1", "w1_a"), "lycoris": ("w2", "w2_b"), False: ()}[self.init_weights]
+        keys = dict(zip(("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"), jax.random.split(rng, 6), strict=True))
+        return {
+            name: jnp.zeros(shape, jnp.float32) if name in zero else kaiming(keys[name], shape, shape[0])
+            for name, shape in shapes.items()
+        }
+
+    def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
+        """W₀ + s·(W₁ ⊗ W₂)."""
+        w1, w2 = (params[w] if w in params else params[f"{w}_b"] @ params[f"{w}_a"] for w in ("w1", "w2"))
+        return frozen_kernel + self.scaling * jnp.kron(w1, w2)
+
+    def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
+        """x as an [m, n] matrix X: W₁ᵀ·X·W₂, from the small factors only."""
+        x = layer.cast(x)
+        blocks = x.reshape(*x.shape[:-1], params["w1" if "w1" in params else "w1_b"].shape[0], -1)
+        h = _times_factor(blocks, params, "w2", layer)
+        h = _times_factor(jnp.swapaxes(h, -1, -2), params, "w1", layer)
+        delta = jnp.swapaxes(h, -1, -2).reshape(*x.shape[:-1], -1)
+        return layer.base(x) + self.dropped(self.scaling * delta, rng, rescaled=self.rank_dropout_scale)
+
+
+def _times_factor(x: jax.Array, params: SiteParams, name: str, layer: FrozenLayer) -> jax.Array:
+    """x·W₁ or x·W₂ over the last axis, whole or through its rank."""
+    if name in params:
+        return layer.times(x, params[name])
+    return layer.times(layer.times(x, params[f"{name}_b"]), params[f"{name}_a"])
+
+
+def split_width(width: int, factor: int) -> tuple[int, int]:
+    """A width as a product of two numbers, by LyCORIS's rule: `factor` and the rest where it divides the width.
+
+    Else the largest divisor up to the width's square root and up to `factor`, where that is not -1, and the rest:
+
+    >>> split_width(768, -1), split_width(768, 4), split_width(768, 7), split_width(127, -1)
+    ((24, 32), (4, 192), (6, 128), (1, 127))
+    """
+    if factor > 0 and width % factor == 0:
+        return factor, width // factor
+    largest = math.isqrt(width) if factor == -1 else min(math.isqrt(width), max(factor, 1))
+    divisor = next(d for d in range(largest, 0, -1) if width % d == 0)
+    return divisor, width // divisor

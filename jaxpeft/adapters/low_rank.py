@@ -1,0 +1,66 @@
+"""What LoRA and HiRA share: two thin matrices, per-layer ranks, and how they start."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft.adapters.contract import Site, SiteParams, check_rank, kaiming
+from jaxpeft.errors import InputError
+
+Start = bool | Literal["gaussian"]
+
+
+def init_low_rank(rng: jax.Array, site: Site, rank: int, start: Start = True) -> SiteParams:
+    """`a: [d_in, rank]` and `b: [rank, d_out]` in fp32, as PEFT draws them.
+
+    Args:
+        rng: key of the draw.
+        site: the layer; for an embedding `a` is zero and `b` ~ N(0, 1) with every silent start.
+        rank: r, from 1 to the layer's width.
+        start: True: A ~ U(±1/√d_in), B = 0. "gaussian": A ~ N(0, (1/r)²), B = 0. False: neither is zero, for tests.
+
+    Raises:
+        InputError: where the rank exceeds the layer's width, or for an unknown start.
+    """
+    check_rank(rank, site)
+    key_a, key_b = jax.random.split(rng)
+    shape_a, shape_b = (site.d_in, rank), (rank, site.d_out)
+    if start is False:
+        if site.kind == "embedding":
+            return {"a": jax.random.normal(key_a, shape_a), "b": jax.random.normal(key_b, shape_b)}
+        return {"a": kaiming(key_a, shape_a, site.d_in), "b": kaiming(key_b, shape_b, rank)}
+    if site.kind == "embedding":
+        return {"a": jnp.zeros(shape_a, jnp.float32), "b": jax.random.normal(rng, shape_b)}
+    if start is True:
+        a = kaiming(rng, shape_a, site.d_in)
+    elif start == "gaussian":
+        a = jax.random.normal(rng, shape_a) / rank
+    else:
+        raise InputError(f"unknown initialisation '{start}'; it must be true, false or gaussian")
+    return {"a": a, "b": jnp.zeros(shape_b, jnp.float32)}
+
+
+def orthogonal(rng: jax.Array, site: Site, rank: int) -> SiteParams:
+    """`a: [d_in, rank]` and `b: [rank, d_out]`, neither zero, with A·B = 0: their rows lie in orthogonal spaces of the rank.
+
+    A = X·Q₁/10, B = Q₂ᵀ·Y/10 with X, Y ~ N(0, 1) and Q₁, Q₂ the even and the odd rows of an orthogonal matrix (PEFT's
+    "orthogonal", datta0.github.io/posts/rethink-lora-init). A·B is zero up to rounding, about 1e-9.
+
+    Raises:
+        InputError: for an odd rank, or one that exceeds the layer's width.
+    """
+    check_rank(rank, site)
+    if rank % 2:
+        raise InputError(
+            f"the orthogonal start splits the rank in two: give an even one, not {rank} (layer {site.path})"
+        )
+    key_q, key_a, key_b = jax.random.split(rng, 3)
+    q, _ = jnp.linalg.qr(jax.random.normal(key_q, (rank, rank)))
+    x = jax.random.normal(key_a, (site.d_in, rank // 2))
+    y = jax.random.normal(key_b, (rank // 2, site.d_out))
+    times = partial(jnp.matmul, precision="highest")  # else a TPU's product would not be orthogonal
+    return {"a": times(x, q[0::2]) / 10, "b": times(q[1::2].T, y) / 10}

@@ -1,0 +1,13 @@
+"""What LoRA's starts from data are measured by, on the frozen model: EVA's input components, LoRA-GA's kernel gradients.
+
+calibrated = calibrate(model, method, targets, batches, loss=loss)
+frozen, adapters = init_adapters(
+    model.params, calibrated.method, calibrated.targets, rng=rng, evidence=calibrated.evidence
+)
+"""
+
+from jaxpeft.calibration.calibrate import Calibrated, calibrate
+from jaxpeft.calibration.components import Components, input_components, record_inputs
+from jaxpeft.calibration.gradients import kernel_gradients
+
+__all__ = ["Calibrated", "Components", "calibrate", "input_components", "kernel_gradients", "record_inputs"]

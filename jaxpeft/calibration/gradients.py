@@ -1,0 +1,56 @@
+"""The mean gradient of the loss by frozen kernels: what LoRA-GA starts from (Wang et al. 2024, arXiv 2407.05000, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft.adapters import Site
+from jaxpeft.errors import InputError
+from jaxpeft.paths import Params, leaf_paths, nest
+from jaxpeft.quant import is_quantized
+
+
+def kernel_gradients(
+    loss: Callable[[Params, Mapping[str, Any]], jax.Array],
+    params: Params,
+    targets: Mapping[str, Site],
+    batches: Collection[Mapping[str, Any]],
+) -> dict[str, jax.Array]:
+    """The gradient `[d_in, d_out]` in fp32 by the kernel of every linear target, by layer; embeddings have none.
+
+    As in PEFT's `preprocess_loraga`, the mean over the batches of each batch's own gradient. Whether dropout is on is the
+    `loss`'s affair; PEFT leaves it on.
+
+    Args:
+        loss: maps parameters and a batch to the mean loss in fp32, a scalar.
+        params: the model's parameters, nested. No gradient is taken of other leaves.
+        targets: the layers, by path.
+        batches: at least one.
+
+    Raises:
+        InputError: without batches, or where a target is stored quantised.
+    """
+    if not len(batches):
+        raise InputError("LoRA-GA starts from gradients and was given no batch to take them on")
+    paths = {path: f"{path}/kernel" for path, site in targets.items() if site.kind == "linear"}
+    leaves = leaf_paths(params)
+    for path, leaf in paths.items():
+        if is_quantized(leaves[leaf]):
+            raise InputError(
+                f"layer {path} is stored quantised, and LoRA-GA needs its gradient: do not quantise the base"
+            )
+    kernels = {leaf: leaves.pop(leaf) for leaf in paths.values()}
+
+    @jax.jit
+    def gradient(kernels: Params, others: Params, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        return jax.grad(lambda kernels: loss(nest({**others, **kernels}), batch))(kernels)
+
+    total = {leaf: jnp.zeros(kernel.shape, jnp.float32) for leaf, kernel in kernels.items()}
+    for batch in batches:
+        found = gradient(kernels, leaves, dict(batch))
+        total = {leaf: total[leaf] + found[leaf].astype(jnp.float32) for leaf in total}
+    return {path: total[leaf] / len(batches) for path, leaf in paths.items()}

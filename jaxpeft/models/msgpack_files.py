@@ -1,0 +1,68 @@
+"""Flax's msgpack files, opened without reading them: where each leaf lies, and a function that reads it alone.
+
+Flax's own `msgpack_restore` makes the whole file arrays at once; a quantised base must never stand in full precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from jaxpeft.errors import InputError
+
+_CHUNKED = (
+    b"__msgpack_chunked_array__"  # flax.serialization's mark of an array of more than 1 GB, a dictionary of pieces
+)
+
+
+def msgpack_leaves(file: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """The leaves of a Flax checkpoint: path joined by slashes → function that reads the array.
+
+    Raises:
+        InputError: where the file is no msgpack of nested dictionaries, or ends before its time.
+    """
+    from msgpack.exceptions import UnpackException
+
+    try:
+        return {path: partial(_read, file, begin, end) for path, begin, end in _extents(file)}
+    except (UnpackException, ValueError, TypeError) as error:
+        raise InputError(f"{file} cannot be read as Flax msgpack: {error}; fetch it again") from error
+
+
+def _extents(file: Path) -> Iterator[tuple[str, int, int]]:
+    """Path, first byte and end of each leaf."""
+    from msgpack import Unpacker
+
+    with file.open("rb") as stream, file.open("rb") as peeking:
+        unpacker = Unpacker(stream, raw=False, max_buffer_size=file.stat().st_size)
+
+        def walk(path: str) -> Iterator[tuple[str, int, int]]:
+            begin = unpacker.tell()
+            peeking.seek(begin)
+            first = peeking.read(len(_CHUNKED) + 8)
+            if _is_map(first) and _CHUNKED not in first:
+                for _ in range(unpacker.read_map_header()):
+                    key = unpacker.unpack()
+                    yield from walk(f"{path}/{key}" if path else key)
+            elif path:
+                unpacker.skip()
+                yield path, begin, unpacker.tell()
+            else:
+                raise ValueError("it does not begin with a dictionary")
+
+        yield from walk("")
+
+
+def _is_map(first: bytes) -> bool:
+    return bool(first) and (first[0] & 0xF0 == 0x80 or first[0] in (0xDE, 0xDF))
+
+
+def _read(file: Path, begin: int, end: int) -> np.ndarray:
+    from flax.serialization import msgpack_restore
+
+    with file.open("rb") as stream:
+        stream.seek(begin)
+        return np.asarray(msgpack_restore(stream.read(end - begin)))

@@ -1,0 +1,127 @@
+"""Every method and option beside torch PEFT's: logits both ways, bytes, gradients, and a hundred updates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import parity
+import pytest
+import torch_side
+from parity_cases import CASES
+
+from jaxpeft import load_adapter
+from jaxpeft.training.optimizer import LoraPlus, build_optimizer
+
+TRAINING = [name for name, case in CASES.items() if case.trains]
+
+
+def same_logits(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_files_both_ways(name, bases, tmp_path):
+    case = CASES[name]
+    base, model = bases(case.model_type, case.task)
+    pair = parity.make_pair(case, base, model, tmp_path / "theirs", trained=True)
+    theirs = torch_side.torch_logits(pair.peft, pair.inputs)
+    assert np.abs(theirs - parity.silenced(pair)).max() > 1e-3  # it says something
+    same_logits(pair.logits(pair.adapters), theirs)
+
+    pair.save(tmp_path / "ours", pair.adapters)
+    before, after = (
+        parity.without_copies(torch_side.tensors_of(tmp_path / "theirs")),
+        torch_side.tensors_of(tmp_path / "ours"),
+    )
+    assert {key: tensor.tobytes() for key, tensor in after.items()} == {
+        key: tensor.tobytes() for key, tensor in before.items()
+    }
+    assert parity.config_meaning(case, tmp_path / "ours") == parity.config_meaning(case, tmp_path / "theirs")
+    again = torch_side.load_peft(torch_side.load_torch(base, case.task), tmp_path / "ours")
+    np.testing.assert_array_equal(torch_side.torch_logits(again, pair.inputs), theirs)
+    _, adapters, method = load_adapter(tmp_path / "ours", model.params)
+    assert method == pair.method
+    jax.tree.map(np.testing.assert_array_equal, adapters, pair.adapters)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_torch_s(name, bases, tmp_path):
+    case = CASES[name]
+    base, model = bases(case.model_type, case.task)
+    pair = parity.make_pair(case, base, model, tmp_path / "theirs", trained=True)
+    parity.torch_loss(pair.peft(**parity.torch_inputs(pair)).logits, pair, case.task).backward()
+    grads = {n: p.grad for n, p in pair.peft.named_parameters() if p.grad is not None and p.requires_grad}
+    theirs = parity.peft_tensors(pair.peft, grads)
+    gradients = jax.jit(jax.grad(lambda a: parity.our_loss(pair.logits(a), pair, case.task)))(pair.adapters)
+    ours = torch_side.tensors_of(pair.save(tmp_path / "ours", gradients))
+    assert ours.keys() == theirs.keys()
+    scale = max(np.abs(tensor).max() for tensor in theirs.values())
+    for key, expected in theirs.items():
+        # The bias of the keys shifts all scores of a softmax alike: its gradient is rounding on both sides.
+        zero = np.abs(expected).max() < 1e-6 * scale
+        assert (
+            (np.abs(ours[key]).max() < 1e-5 * scale) if zero else (parity.relative_error(ours[key], expected) < 1e-4)
+        ), key
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_hundred_updates_of_adamw(name, shallow_bases, tmp_path):
+    import torch
+
+    case = CASES[name]
+    base, model = shallow_bases(case.model_type, case.task)
+    pair = parity.make_pair(case, base, model, tmp_path / "theirs", trained=False)
+    trained = [parameter for parameter in pair.peft.parameters() if parameter.requires_grad]
+    theirs = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01)
+    train_both(pair, case, theirs, optax.adamw(1e-3, weight_decay=0.01), tmp_path / "ours")
+
+
+def test_lora_plus(shallow_bases, tmp_path):
+    """The same with PEFT's own optimizer: B and vectors faster, adapted embeddings slower."""
+    import torch
+    from peft.optimizers import create_loraplus_optimizer
+
+    case = CASES["embeddings-dora"]
+    base, model = shallow_bases(case.model_type, case.task)
+    pair = parity.make_pair(case, base, model, tmp_path / "theirs", trained=False)
+    theirs = create_loraplus_optimizer(
+        pair.peft,
+        torch.optim.AdamW,
+        lr=1e-3,
+        loraplus_lr_ratio=8,
+        loraplus_lr_embedding=1e-4,
+        loraplus_weight_decay=0.01,
+    )
+    embeddings = frozenset(path for path in pair.adapters["sites"] if path.endswith("embeddings"))
+    assert len(embeddings) == 2
+    ours = build_optimizer(
+        optax.constant_schedule(1e-3), weight_decay=0.01, max_grad_norm=0.0, lora_plus=LoraPlus(8, 0.1, embeddings)
+    )
+    train_both(pair, case, theirs, ours, tmp_path / "ours")
+
+
+def train_both(pair, case, theirs, ours, directory):
+    """A hundred updates on one batch: losses to 1e-4, the adapter's weights to 1e-3."""
+    inputs = parity.torch_inputs(pair)
+    adapters = jax.tree.map(jnp.asarray, pair.adapters)
+    ours = optax.with_extra_args_support(ours)
+    state = ours.init(adapters)
+
+    @jax.jit
+    def step(adapters, state):
+        loss, gradients = jax.value_and_grad(lambda a: parity.our_loss(pair.logits(a), pair, case.task))(adapters)
+        updates, state = ours.update(gradients, state, adapters, masks={})
+        return optax.apply_updates(adapters, updates), state, loss
+
+    for i in range(100):
+        loss = parity.torch_loss(pair.peft(**inputs).logits, pair, case.task)
+        theirs.zero_grad()
+        loss.backward()
+        theirs.step()
+        adapters, state, our_loss = step(adapters, state)
+        assert abs(float(our_loss) - loss.item()) < 1e-4, f"update {i}"
+    assert loss.item() < 0.99 * float(parity.our_loss(pair.logits(pair.adapters), pair, case.task))  # it learned
+    written = torch_side.tensors_of(pair.save(directory, adapters))
+    for key, expected in parity.peft_tensors(pair.peft, {}).items():
+        if not key.endswith(("key.bias", "key.base_layer.bias", "k_lin.bias")):  # Adam makes steps of its rounding
+            assert parity.relative_error(written[key], expected) < 1e-3, key

@@ -1,0 +1,386 @@
+"""Quantised checkpoints: ours in torch through bitsandbytes, bitsandbytes' here, the same arrays either way, and what is refused."""
+
+import functools
+import json
+
+import bitsandbytes_side
+import chex
+import jax
+import numpy as np
+import pytest
+import torch_side
+from trained import our_logits
+
+from jaxpeft import InputError, Quantization, load_model, quantize_model, save_model
+from jaxpeft.merging import merge
+from jaxpeft.models.quantized_files import read_quantized, stored_tensors
+from jaxpeft.paths import leaf_paths
+from jaxpeft.quant import CODEBOOKS, dequantize, is_quantized, quantize
+from jaxpeft.quant.dynamic_map import create_dynamic_map
+
+NOTHING = {"adapters": {"sites": {}, "modules": {}}, "method": None}
+NF4 = Quantization()
+SCHEMES = {
+    "nf4-double": NF4,
+    "nf4-128": Quantization("nf4", 128, False),
+    "fp4-double": Quantization("fp4"),
+    "int8": Quantization("int8"),
+}
+# Of the largest logit. Both sides multiply float32 activations with equal kernels: what is left is the order of sums of up
+# to 256 products, through six layers and norms; 2.3e-6 at most was seen (float32's own step is 1.2e-7).
+BOUND = 5e-6
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A function `(model_type, task) → directory` of a full-precision model saved by torch."""
+    pytest.importorskip("torch")
+
+    @functools.cache
+    def write(model_type="bert", task="masked-lm"):
+        directory = tmp_path_factory.mktemp("base")
+        wide = bitsandbytes_side.WIDE[model_type]
+        return torch_side.write_base(directory, model_type, task, layers=1, **wide)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def ours(base, tmp_path_factory):
+    """A function `(quantization, model_type, task, asked) → directory` of what `quantize_model` made of `base`."""
+
+    @functools.cache
+    def write(quantization=NF4, model_type="bert", task="masked-lm", asked=None):
+        directory = tmp_path_factory.mktemp("ours") / "model"
+        quantize_model(str(base(model_type, task)), directory, quantization, task=asked)
+        return directory
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def theirs(base, tmp_path_factory):
+    """A function `(model_type, task, **options of BitsAndBytesConfig) → directory` that transformers quantised and saved."""
+    bitsandbytes_side.required()
+
+    @functools.cache
+    def write(model_type="bert", task="masked-lm", **options):
+        directory = tmp_path_factory.mktemp("theirs")
+        return bitsandbytes_side.write_quantized(base(model_type, task), directory, task, **options)
+
+    return write
+
+
+def logits(model, inputs):
+    return our_logits(model, frozen=model.params, inputs=inputs, **NOTHING)
+
+
+def assert_close(actual, desired, bound=BOUND):
+    np.testing.assert_allclose(actual, desired, rtol=0, atol=bound * np.abs(desired).max())
+
+
+def held(model):
+    """The quantised leaves by path."""
+    return {path: leaf for path, leaf in leaf_paths(model.params).items() if is_quantized(leaf)}
+
+
+def assert_same_logits(directory, model_type, task, num_layers, scheme):
+    """Of the directory, in torch and here; for int8 once with float activations and once as bitsandbytes computes."""
+    inputs, model = torch_side.batch(model_type), load_model(str(directory), task)
+    assert model.missing == ()
+    assert len(held(model)) == num_layers
+    mine = logits(model, inputs)
+    in_torch = bitsandbytes_side.load(directory, task)
+    assert len(bitsandbytes_side.quantized_layers(in_torch)) == num_layers
+    if scheme == "int8":
+        # LLM.int8() rounds activations to 8 bits as well, off by up to 1/254 of a row's maximum at each of six layers: 3 %.
+        assert_close(mine, torch_side.torch_logits(in_torch, inputs), bound=0.05)
+        in_torch = bitsandbytes_side.with_float_activations(in_torch)
+    assert_close(mine, torch_side.torch_logits(in_torch, inputs))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "model_type", "task", "num_layers"),
+    [
+        *((scheme, "bert", "masked-lm", 6) for scheme in SCHEMES),
+        ("nf4-double", "bert", "classification", 7),  # and the pooler
+        ("fp4-double", "distilbert", "classification", 6),
+        ("nf4-128", "roberta", "masked-lm", 6),
+    ],
+)
+def test_torch_loads_what_we_write(ours, scheme, model_type, task, num_layers):
+    bitsandbytes_side.required()
+    assert_same_logits(ours(SCHEMES[scheme], model_type, task), model_type, task, num_layers, scheme)
+
+
+DOUBLE = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+WRITTEN = {
+    "nf4-double": ("bert", "masked-lm", DOUBLE, 6),
+    "fp4": ("bert", "classification", {"load_in_4bit": True}, 7),
+    "nf4-double-head": ("distilbert", "masked-lm", DOUBLE, 7),  # transformers quantises vocab_transform as well
+    "int8": ("bert", "masked-lm", {"load_in_8bit": True}, 6),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_torch_writes_loads_here(theirs, name):
+    model_type, task, options, num_layers = WRITTEN[name]
+    assert_same_logits(theirs(model_type, task, **options), model_type, task, num_layers, name)
+
+
+def test_arrays_of_bitsandbytes_file_are_held_as_they_are(theirs):
+    directory = theirs(**DOUBLE)
+    file = torch_side.tensors_of(directory, "model.safetensors")
+    for path, tensor in held(load_model(str(directory), "masked-lm")).items():
+        name = path.removesuffix("/kernel").replace("/", ".") + ".weight"
+        np.testing.assert_array_equal(tensor.codes, file[name].reshape(-1))
+        np.testing.assert_array_equal(tensor.absmax.codes, file[f"{name}.absmax"])
+        np.testing.assert_array_equal(tensor.absmax.nested_absmax, file[f"{name}.nested_absmax"])
+        again = stored_tensors(name, tensor)
+        assert again.keys() == {key for key in file if key.startswith(name)}
+        for key, array in again.items():
+            np.testing.assert_array_equal(array, file[key])  # the JSON too
+
+
+def test_codes_stored_as_bfloat16(theirs):
+    import torch
+
+    plain = held(load_model(str(theirs(**DOUBLE)), "masked-lm"))
+    directory = theirs(bnb_4bit_quant_storage=torch.bfloat16, **DOUBLE)
+    chex.assert_trees_all_equal(held(load_model(str(directory), "masked-lm")), plain)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_a_written_base_is_the_one_quantised_while_loading(base, ours, scheme):
+    """Bit for bit, and taken either by not asking or by asking for the same."""
+    expected = load_model(str(base()), "masked-lm", quantization=scheme)
+    assert expected.quantization == scheme
+    for asked in (None, scheme):
+        loaded = load_model(str(ours(scheme)), "masked-lm", quantization=asked)
+        assert loaded.quantization == scheme
+        chex.assert_trees_all_equal(loaded.params, expected.params)
+        assert jax.tree.structure(loaded.params) == jax.tree.structure(expected.params)
+
+
+def test_a_bare_encoder_is_written_without_a_head(base, ours):
+    directory = ours(NF4, "bert", "encoder")
+    names = torch_side.tensors_of(directory, "model.safetensors").keys()
+    assert {name.split(".")[0] for name in names} == {"embeddings", "encoder", "pooler"}
+    for task, num_layers in (("masked-lm", 6), ("classification", 7)):
+        model = load_model(str(directory), task)
+        expected = load_model(str(base("bert", "encoder")), task, quantization=NF4)
+        assert set(model.missing) == set(expected.missing) != set()
+        assert len(held(model)) == num_layers
+        chex.assert_trees_all_equal(model.params["bert"], expected.params["bert"])
+
+
+def test_torch_loads_a_bare_encoder(ours):
+    bitsandbytes_side.required()
+    import torch
+    from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+    inputs, outputs = torch_side.batch("bert"), []
+    for auto, asked, num_layers in (
+        (AutoModel, None, 7),
+        (AutoModelForSequenceClassification, None, 7),
+        # transformers 4.57 cannot leave out a quantised pooler that the model has no place for: written for the task.
+        (AutoModelForMaskedLM, "masked-lm", 6),
+    ):
+        directory = ours(NF4, "bert", "encoder", asked)
+        model, loading = auto.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+        assert all(key.startswith(("cls.", "classifier.")) for key in loading["missing_keys"])
+        assert not loading["unexpected_keys"]
+        assert len(bitsandbytes_side.quantized_layers(model)) == num_layers
+        model = model.base_model
+        tensors = {key: torch.tensor(value, dtype=torch.long) for key, value in inputs.items()}
+        with torch.no_grad():
+            outputs.append(bitsandbytes_side.in_float32(model.eval())(**tensors).last_hidden_state.numpy())
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    np.testing.assert_array_equal(outputs[0], outputs[2])
+
+
+def test_what_trains_whole_is_dequantised(theirs):
+    directory = str(theirs(*WRITTEN["nf4-double-head"][:2], **DOUBLE))
+    stored = load_model(directory, "masked-lm").params["vocab_transform"]["kernel"]
+    model = load_model(directory, "masked-lm", trained_leaves=lambda leaves, prefix: {"vocab_transform/kernel"})
+    kernel = model.params["vocab_transform"]["kernel"]
+    assert is_quantized(stored)
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, dequantize(stored))
+    assert len(held(model)) == 6
+
+
+def test_a_merged_model_no_longer_says_that_it_is_quantised(ours, tmp_path):
+    model, inputs = load_model(str(ours()), "masked-lm"), torch_side.batch("bert")
+    save_model(tmp_path, model, merge(model.params, NOTHING["adapters"]))
+    assert "quantization_config" not in torch_side.config_of(tmp_path, "config.json")
+    again = load_model(str(tmp_path), "masked-lm")
+    assert again.quantization is None
+    assert_close(logits(again, inputs), logits(model, inputs))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("shape", [(64, 48), (13, 11), (600, 700)])
+def test_tensors_survive_the_file(scheme, shape):
+    kernel = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    tensor = quantize(kernel, **vars(scheme))
+    file = stored_tensors("x.weight", tensor)
+    again = read_quantized("x.weight", file, file.__getitem__)
+    chex.assert_trees_all_equal(again, tensor)
+    assert jax.tree.structure(again) == jax.tree.structure(tensor)
+
+
+# Made by bitsandbytes 0.50.2, torch 2.13.0+cpu: quantize_4bit(kernel.T, quant_type="fp4", compress_statistics=True) of the
+# kernel [13, 11] in tests/quant/test_four_bit.py, then QuantState.as_dict(packed=True).
+GOLDEN_STATE = (
+    b'{"quant_type": "fp4", "blocksize": 64, "dtype": "float32", "shape": [11, 13], "nested_blocksize": 256, '
+    b'"nested_dtype": "float32", "nested_offset": 1.1100260019302368}'
+)
+GOLDEN_CODES = bytes.fromhex(
+    "f71c31f4c2e6dc5569c4eb1f7dda3661cb69d4daaefda361fa59a9991199fa369e9653ecda3676e62a916526744e5a97dce164529397c62e"
+    "965266e6c7a84c957c6e26b1c63c6dc0"
+)
+GOLDEN_FIRST = [-0.2857697606086731, -0.38102635741233826, -0.5715395212173462, -0.7620527148246765]
+
+
+def golden():
+    return {
+        "x.weight": np.frombuffer(GOLDEN_CODES, np.uint8).reshape(-1, 1),
+        "x.weight.absmax": np.uint8([201, 237, 0]),
+        "x.weight.quant_map": CODEBOOKS["fp4"],
+        "x.weight.nested_absmax": np.float32([0.13346350193023682]),
+        "x.weight.nested_quant_map": create_dynamic_map(),
+        "x.weight.quant_state.bitsandbytes__fp4": np.frombuffer(GOLDEN_STATE, np.uint8),
+    }
+
+
+def test_golden_file():
+    file = golden()
+    tensor = read_quantized("x.weight", file, file.__getitem__)
+    assert (tensor.shape, tensor.block_size, tensor.data_type) == ((13, 11), 64, "fp4")
+    np.testing.assert_allclose(dequantize(tensor)[0, :4], GOLDEN_FIRST, rtol=0, atol=5e-7)
+    for name, array in stored_tensors("x.weight", tensor).items():
+        np.testing.assert_array_equal(array, file[name])
+
+
+ASKED = {
+    "another data type": (Quantization("fp4"), "fp4 in blocks of 64 with double quantisation"),
+    "another block size": (Quantization("nf4", 128), "nf4 in blocks of 128 with double quantisation"),
+    "other scales": (Quantization("nf4", 64, False), "nf4 in blocks of 64 without double quantisation"),
+    "int8": (Quantization("int8"), "int8"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_another_quantisation_than_the_files_is_refused(ours, name):
+    asked, words = ASKED[name]
+    message = rf"holds bert/\S+/kernel in nf4 in blocks of 64 with double quantisation, and {words} was asked for"
+    with pytest.raises(InputError, match=message) as caught:
+        load_model(str(ours()), "masked-lm", quantization=asked)
+    assert "\n" not in str(caught.value)
+
+
+LAYER = "bert.encoder.layer.0.attention.self.query"
+STATE = f"{LAYER}.weight.quant_state.bitsandbytes__nf4"
+
+
+def without(name):
+    return lambda file: file.pop(name)
+
+
+def cut(name):
+    return lambda file: file.update({name: file[name][:-1]})
+
+
+def state(**changed):
+    def change(file):
+        values = {**json.loads(file[STATE].tobytes()), **changed}
+        file[STATE] = np.frombuffer(json.dumps(values).encode(), np.uint8)
+
+    return change
+
+
+def to_embedding(file):
+    name = "bert.embeddings.position_embeddings.weight"
+    file |= stored_tensors(name, quantize(np.ones((40, 128), np.float32)))
+
+
+SPOILT = {
+    "no codes": (without(f"{LAYER}.weight"), rf"lack {LAYER}.weight, a part of a quantised weight"),
+    "no scales": (without(f"{LAYER}.weight.absmax"), "stored as uint8 without the scales of a quantised weight"),
+    "no state": (without(STATE), r"0 tensors quant_state\.bitsandbytes__"),
+    "no nested scales": (without(f"{LAYER}.weight.nested_absmax"), rf"lack {LAYER}.weight.nested_absmax"),
+    "codes cut off": (cut(f"{LAYER}.weight"), "8191 bytes for 16384 weights"),
+    "scales cut off": (cut(f"{LAYER}.weight.absmax"), "255 scales for 256 blocks"),
+    "nested scales cut off": (cut(f"{LAYER}.weight.nested_absmax"), "0 nested scales for 1 blocks"),
+    "map cut off": (cut(f"{LAYER}.weight.quant_map"), "a quant_map that is not bitsandbytes'"),
+    "state cut off": (cut(STATE), "a quant_state.bitsandbytes__nf4 that cannot be read"),
+    "state of another shape": (state(shape=[64]), r"shape \[64\]"),
+    "state of no shape": (state(shape=None), "that cannot be read"),
+    "state of another type": (state(quant_type="fp4"), "quant_type fp4 in"),
+    "state of another block size": (state(blocksize=32), "has blocks of 32 weights; those read are 64, 128"),
+    "state without an offset": (state(nested_offset=None), "nested_offset None"),
+    "state of other nested blocks": (state(nested_blocksize=128), "nested blocks of 128"),
+    "state of another kernel": (
+        state(shape=[64, 256]),
+        r"has shape \(256, 64\) where the config asks for \(128, 128\)",
+    ),
+    "quantised embeddings": (to_embedding, "position_embeddings/embedding is stored in nf4, and only linear layers"),
+}
+
+
+def spoilt(directory, copy, spoil):
+    """A copy of the directory with its tensors changed."""
+    from safetensors.numpy import save_file
+
+    file = torch_side.tensors_of(directory, "model.safetensors")
+    spoil(file)
+    copy.mkdir(exist_ok=True)
+    (copy / "config.json").write_text((directory / "config.json").read_text())
+    save_file(file, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_malformed_files_are_refused(ours, tmp_path, name):
+    spoil, message = SPOILT[name]
+    with pytest.raises(InputError, match=message) as caught:
+        load_model(str(spoilt(ours(), tmp_path, spoil)), "masked-lm")
+    assert "\n" not in str(caught.value)
+
+
+INT8 = {
+    "no scales": (without(f"{LAYER}.SCB"), "stored as int8 without the scales of a quantised weight"),
+    "scales cut off": (cut(f"{LAYER}.SCB"), "127 scales for 128 channels"),
+    "floats": (
+        lambda file: file.update({f"{LAYER}.weight": np.ones((128, 128), np.float32)}),
+        r"float32 \[128, 128\] beside int8 scales",
+    ),
+    "another layout": (
+        lambda file: file.update({f"{LAYER}.weight_format": np.asarray(2, np.uint8)}),
+        "weight_format 2; only 0, row-major",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_malformed_int8_files_are_refused(ours, tmp_path, name):
+    spoil, message = INT8[name]
+    with pytest.raises(InputError, match=message) as caught:
+        load_model(str(spoilt(ours(Quantization("int8")), tmp_path, spoil)), "masked-lm")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_method_than_bitsandbytes_is_refused(ours, tmp_path):
+    directory = spoilt(ours(), tmp_path, lambda file: None)
+    config = torch_side.config_of(directory, "config.json")
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"is quantised by 'gptq'; only bitsandbytes' 4-bit and int8"):
+        load_model(str(directory), "masked-lm")
+
+
+def test_a_quantised_model_is_not_quantised_again(ours, tmp_path):
+    with pytest.raises(InputError, match=r"is quantised already, to nf4 in blocks of 64 .*full-precision model"):
+        quantize_model(str(ours()), tmp_path / "again", Quantization("int8"))
+    assert not (tmp_path / "again").exists()

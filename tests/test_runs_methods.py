@@ -1,0 +1,75 @@
+"""A whole run of every method and start, from flags to the exported adapter, which must say what the run measured."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import tiny_runs
+import torch_side
+
+from jaxpeft import load_run
+
+CLASSES = """
+--task classification --model.name base --data.train_file labels.tsv --data.bucket_lengths [16]
+--training.num_steps 6 --training.eval_every_steps 6
+"""
+WORDS = "--model.name base --data.train_file train.txt --data.validation_file validation.txt --data.test_file test.txt"
+RUNS = {
+    "dora": f"{CLASSES} --adapter.use_dora true --adapter.use_rslora true --adapter.bias all --adapter.rank_pattern '{{value: 1}}'",
+    "lora-plus": f"{CLASSES} --training.loraplus_lr_ratio 4 --adapter.target_modules '[word_embeddings, query]'",
+    "pissa": f"{CLASSES} --adapter.init_lora_weights pissa --adapter.layers_to_transform 0 --adapter.target_modules '[query]'",
+    "loftq": f"{WORDS} --adapter.init_lora_weights loftq --adapter.loftq_config '{{loftq_bits: 4, loftq_iter: 2}}'",
+    "eva": f"{WORDS} --adapter.init_lora_weights eva --adapter.calibration_batches 2",
+    "lora-ga": f"{CLASSES} --adapter.init_lora_weights lora_ga --adapter.calibration_batches 2",
+    "ia3": CLASSES,
+    "vera": WORDS,
+    "loha": f"{CLASSES} --model.quantization fp4 --adapter.rank_dropout 0.1",
+    "lokr": f"{WORDS} --model.quantization int8 --pruning.sparsity 0.5",
+    "adalora": f"{WORDS} --adapter.init_r 4 --adapter.target_r 2 --adapter.tinit 1 --adapter.tfinal 2",
+    "ln-tuning": CLASSES,
+    "bitfit": WORDS,
+    "prompt-tuning": f"{WORDS} --adapter.num_virtual_tokens 3 --adapter.prompt_tuning_init TEXT"
+    " --adapter.prompt_tuning_init_text 'the class'",
+}
+LORA = ("dora", "lora-plus", "pissa", "loftq", "eva", "lora-ga")
+
+
+@pytest.fixture(name="root")
+def _root(tmp_path_factory):
+    return tiny_runs.workplace(tmp_path_factory)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypatch, capsys):
+    method = "lora" if name in LORA else name
+    flags = [*shlex.split(RUNS[name]), "--name", f"method-{name}", "--adapter.method", method]
+    directory, results = tiny_runs.train(root, "", *flags)
+    log = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if row["split"] == "train"]
+    assert np.isfinite(losses).all()
+    assert results["parameters_trainable"] < results["parameters_total"]
+    card = (directory / "adapter" / "README.md").read_text()
+    assert "| method |" in card
+    # The exported file gives the run's own figures: what was trained is what was written.
+    monkeypatch.chdir(root)
+    capsys.readouterr()
+    tiny_runs.jaxpeft(root, "evaluate", f"runs/method-{name}")
+    assert f" {results['test']['loss']:.4f}" in capsys.readouterr().out
+    finished = load_run(f"runs/method-{name}")
+    assert finished.predict(["The [MASK] statement."])
+    config = torch_side.config_of(directory / "adapter")
+    assert config["peft_type"] == {"bitfit": "LORA"}.get(method, method.upper().replace("-", "_"))
+    if name in ("pissa", "lora-ga"):
+        assert config["init_lora_weights"] is True  # exported as the difference, for the base as it was
+        assert config["r"] == 4
+    if name == "adalora":
+        assert sum(map(sum, config["rank_pattern"].values())) == 4  # two layers, two ranks each
+
+
+def test_a_run_logs_the_share_of_pruned_triplets(root):
+    flags = shlex.split(RUNS["adalora"])
+    directory, _ = tiny_runs.train(root, "", *flags, "--name", "adalora-whole", "--adapter.method", "adalora")
+    log = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if row["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert any(row.get("sparsity") for row in log)
