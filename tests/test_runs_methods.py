@@ -19,6 +19,7 @@ RUNS = {
     "dora": f"{CLASSES} --adapter.use_dora true --adapter.use_rslora true --adapter.bias all --adapter.rank_pattern '{{value: 1}}'",
     "lora-plus": f"{CLASSES} --training.loraplus_lr_ratio 4 --adapter.target_modules '[word_embeddings, query]'",
     "pissa": f"{CLASSES} --adapter.init_lora_weights pissa --adapter.layers_to_transform 0 --adapter.target_modules '[query]'",
+    "olora": f"{CLASSES} --model.quantization nf4 --adapter.init_lora_weights olora --adapter.alpha 2",
     "loftq": f"{WORDS} --adapter.init_lora_weights loftq --adapter.loftq_config '{{loftq_bits: 4, loftq_iter: 2}}'",
     "eva": f"{WORDS} --adapter.init_lora_weights eva --adapter.calibration_batches 2",
     "lora-ga": f"{CLASSES} --adapter.init_lora_weights lora_ga --adapter.calibration_batches 2",
@@ -32,7 +33,7 @@ RUNS = {
     "prompt-tuning": f"{WORDS} --adapter.num_virtual_tokens 3 --adapter.prompt_tuning_init TEXT"
     " --adapter.prompt_tuning_init_text 'the class'",
 }
-LORA = ("dora", "lora-plus", "pissa", "loftq", "eva", "lora-ga")
+LORA = ("dora", "lora-plus", "pissa", "olora", "loftq", "eva", "lora-ga")
 
 
 @pytest.fixture(name="root")
@@ -51,6 +52,8 @@ def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypat
     assert results["parameters_trainable"] < results["parameters_total"]
     card = (directory / "adapter" / "README.md").read_text()
     assert "| method |" in card
+    assert ("does not load it" in card) == (name == "prompt-tuning")  # PEFT's, for masked-lm
+    assert ("LoftQ at every load" in card) == (name == "loftq")
     # The exported file gives the run's own figures: what was trained is what was written.
     monkeypatch.chdir(root)
     capsys.readouterr()
@@ -63,6 +66,8 @@ def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypat
     if name in ("pissa", "lora-ga"):
         assert config["init_lora_weights"] is True  # exported as the difference, for the base as it was
         assert config["r"] == 4
+    if name == "olora":  # on a quantised base: what was left of it was rounded again, and is left so at every load
+        assert config["init_lora_weights"] == "olora"
     if name == "adalora":
         assert sum(map(sum, config["rank_pattern"].values())) == 4  # two layers, two ranks each
 

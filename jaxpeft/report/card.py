@@ -142,7 +142,7 @@ def _usage(export: Path, config: RunConfig, model: Model, results: Results) -> s
         note = (
             f"\nIt was trained on an {data_type} base; on the full-precision base below its outputs differ slightly.\n"
         )
-    return f"""In JAX:
+    here = f"""In JAX:
 
 ```python
 import jaxpeft
@@ -150,7 +150,12 @@ import jaxpeft
 run = jaxpeft.load_run({str(run)!r})
 print(run.predict([{sentence!r}]))
 ```
-{note}
+"""
+    if config.adapter.method == "prompt-tuning" and config.task == "masked-lm":
+        return f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models and does not load it."
+    if config.adapter.init_lora_weights == "loftq":
+        note += "\ntorch PEFT (0.21) runs LoftQ at every load, and on an accelerator only.\n"
+    return f"""{here}{note}
 In torch, with {"transformers" if config.adapter.method == "full" else "PEFT"}:
 
 ```python
