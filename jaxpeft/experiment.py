@@ -19,7 +19,7 @@ from jaxpeft.interop.peft_files import BaseInfo, save_adapter
 from jaxpeft.judge import Judge
 from jaxpeft.merging import merge
 from jaxpeft.models.build import Model
-from jaxpeft.paths import Adapters, Layers, Params, count, leaf_paths
+from jaxpeft.paths import Adapters, Layers, Params, count
 from jaxpeft.plan import make_plan, with_length
 from jaxpeft.predict import fill_masks
 from jaxpeft.prepare import (
@@ -33,7 +33,6 @@ from jaxpeft.prepare import (
     prepare_splits,
 )
 from jaxpeft.pruning.allocation import Allocation
-from jaxpeft.quant import is_quantized
 from jaxpeft.report.card import write_card
 from jaxpeft.report.curves import plot_curves
 from jaxpeft.report.log import MetricsLog, read_metrics
@@ -234,8 +233,7 @@ def _export(
         adapted.method,
         base=BaseInfo.of(model, str((directory / "base").absolute()) if config.model.weights == "random" else None),
         frozen=frozen,
-        # What a quantised base lost to the start was rounded again, and so is no difference: the file then says how it started (OLoRA).
-        start=None if any(map(is_quantized, leaf_paths(frozen).values())) else adapted.adapters,
+        start=adapted.adapters,
         masks=best.masks,
         target_modules=adapted.target_modules,
         exclude_modules=config.adapter.exclude_modules,

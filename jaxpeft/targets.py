@@ -54,18 +54,11 @@ _IA3 = {
 # PEFT has bert as LoRA, and roberta so.
 _ADALORA = {**DEFAULT_TARGETS, "roberta": ("query", "key", "value", "dense")}
 
-# PEFT has none of these types: every LayerNorm of the encoder.
-_LAYER_NORMS = {
-    **dict.fromkeys(_BERTS, ("LayerNorm",)),
-    "albert": ("LayerNorm", "full_layer_layer_norm"),
-    "distilbert": ("LayerNorm", "sa_layer_norm", "output_layer_norm"),
-}
-
 _DEFAULTS: dict[str, Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("lora", "hira", "vera", "loha", "lokr"), DEFAULT_TARGETS),
     "adalora": _ADALORA,
     "ia3": _IA3,
-    "ln-tuning": _LAYER_NORMS,
+    "ln-tuning": {},  # every norm, which it finds itself
     "bitfit": {},
     "prompt-tuning": {},
 }
@@ -81,7 +74,7 @@ _NAMED_LAYER = r"(?:^|.*?\.){}\.(?P<index>\d+)\."
 def default_targets(method_name: str, model_type: str) -> tuple[str, ...]:
     """Return what a method adapts where no `target_modules` are named: PEFT's defaults, and ours where it has none.
 
-    Empty for methods that name no layers (bitfit, prompt-tuning), and where there is no default for `model_type`.
+    Empty for methods that name no layers (ln-tuning, bitfit, prompt-tuning), and where there is no default for `model_type`.
 
     Raises:
         InputError: for a method that does not exist.

@@ -225,11 +225,16 @@ def test_a_pattern_that_matches_no_adapted_layer_is_refused():
 
 
 def test_every_default_is_known_for_the_same_model_types():
-    for name in ("lora", "hira", "vera", "loha", "lokr", "adalora", "ia3", "ln-tuning"):
+    for name in ("lora", "hira", "vera", "loha", "lokr", "adalora", "ia3"):
         assert all(default_targets(name, model_type) for model_type in DEFAULT_TARGETS)
         assert default_targets(name, "gpt2") == ()
     assert all(set(default_feedforward(t)) < set(default_targets("ia3", t)) for t in DEFAULT_TARGETS)
     assert default_feedforward("gpt2") == ()
-    assert default_targets("bitfit", "bert") == default_targets("prompt-tuning", "bert") == ()
+    assert (
+        default_targets("ln-tuning", "bert")
+        == default_targets("bitfit", "bert")
+        == default_targets("prompt-tuning", "bert")
+        == ()
+    )
     with pytest.raises(InputError, match=r"there is no method 'lroa'; did you mean 'lora'.*; there are adalora, "):
         default_targets("lroa", "bert")

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxpeft.errors import InputError
-from jaxpeft.paths import Layers
+from jaxpeft.paths import Layers, pattern_value
+
+M = TypeVar("M", bound="SiteMethod")
 
 SiteParams = dict[str, jax.Array]
 """One site's adapter parameters: name → array. `kernel` and `forward` also see what all sites share in it."""
@@ -185,6 +187,17 @@ class SiteMethod(Method):
     def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
         """The method and `sites` less what `masks` prunes as a whole, where a smaller layer can be written: for export."""
         return self, sites
+
+
+def with_patterns(method: M, path: str) -> M:
+    """`method` with the rank and the alpha of the first key of its `rank_pattern` and `alpha_pattern` that matches the layer `path`."""
+    options: Any = method
+    found = {
+        option: pattern_value(patterns, path, getattr(options, option))
+        for option in ("rank", "alpha")
+        if (patterns := getattr(options, f"{option}_pattern", None))
+    }
+    return replace(options, **found) if found else method
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:

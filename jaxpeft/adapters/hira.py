@@ -7,15 +7,14 @@ There is no alpha and no scaling. Unlike LoRA it needs the product with a full `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams, dropout
+from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams, dropout, with_patterns
 from jaxpeft.adapters.low_rank import Start, init_low_rank
-from jaxpeft.paths import pattern_value
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Hira(SiteMethod):
 
     def at(self, path: str) -> Self:
         """With the rank of the first pattern that matches `path`."""
-        return replace(self, rank=pattern_value(self.rank_pattern, path, self.rank)) if self.rank_pattern else self
+        return with_patterns(self, path)
 
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
         """`a: [d_in, rank]` and `b: [rank, d_out]`."""

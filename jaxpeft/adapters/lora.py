@@ -24,7 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft.adapters import dora
-from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams, check_rank, dropout, kaiming
+from jaxpeft.adapters.contract import (
+    FrozenLayer,
+    Site,
+    SiteMethod,
+    SiteParams,
+    check_rank,
+    dropout,
+    kaiming,
+    with_patterns,
+)
 from jaxpeft.adapters.initialization import (
     DATA_DRIVEN,
     Options,
@@ -35,7 +44,6 @@ from jaxpeft.adapters.initialization import (
     pissa_rounds,
 )
 from jaxpeft.errors import InputError
-from jaxpeft.paths import pattern_value
 
 
 @dataclass(frozen=True)
@@ -104,10 +112,7 @@ class Lora(SiteMethod):
 
     def at(self, path: str) -> Self:
         """With the rank and alpha of the first pattern that matches `path`."""
-        if not (self.rank_pattern or self.alpha_pattern):
-            return self
-        rank = pattern_value(self.rank_pattern, path, self.rank)
-        return replace(self, rank=rank, alpha=pattern_value(self.alpha_pattern, path, self.alpha))
+        return with_patterns(self, path)
 
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
         """`a: [d_in, rank]`, `b: [rank, d_out]`; for DoRA `m: [d_out]` = norms of W₀ + s·A·B; with `lora_bias`, `bias: [d_out]` = 0."""

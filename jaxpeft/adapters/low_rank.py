@@ -1,4 +1,4 @@
-"""What LoRA and HiRA share: two thin matrices, per-layer ranks, and how they start."""
+"""How two thin matrices are drawn: what LoRA and HiRA share, and LoRA's orthogonal start."""
 
 from __future__ import annotations
 

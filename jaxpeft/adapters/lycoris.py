@@ -10,15 +10,14 @@ They have no dropout on the adapter's input but two others, in training only:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import SiteMethod, check_positive_rank
+from jaxpeft.adapters.contract import SiteMethod, check_positive_rank, with_patterns
 from jaxpeft.errors import InputError
-from jaxpeft.paths import pattern_value
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,7 @@ class Lycoris(SiteMethod):
 
     def at(self, path: str) -> Self:
         """With the rank and alpha of the first pattern that matches `path`."""
-        if not (self.rank_pattern or self.alpha_pattern):
-            return self
-        rank = pattern_value(self.rank_pattern, path, self.rank)
-        return replace(self, rank=rank, alpha=pattern_value(self.alpha_pattern, path, self.alpha))
+        return with_patterns(self, path)
 
     def dropped(self, y: jax.Array, rng: jax.Array | None, *, rescaled: bool) -> jax.Array:
         """What the dropouts leave of the adapter's output `y: [..., d_out]`; all of it where `rng` is None.

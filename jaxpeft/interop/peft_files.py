@@ -34,6 +34,7 @@ from jaxpeft.models.build import Model
 from jaxpeft.models.checkpoint import to_torch_layout, torch_name
 from jaxpeft.paths import SHARED, Adapters, Layers, Params, by_layer, by_leaf, leaf_paths, split
 from jaxpeft.pruning.masks import apply_masks
+from jaxpeft.quant import is_quantized
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -80,7 +81,8 @@ def save_adapter(
         adapters: `{"sites": …, "modules": …}`.
         method: what the sites' parameters mean.
         base: what the config says of the base model.
-        frozen: what the adapter was trained on, for the methods whose sites share frozen factors (VeRA).
+        frozen: what the adapter was trained on, for the methods whose sites share frozen factors (VeRA) and for starts
+            that changed a quantised base (OLoRA): the file then says how it started, and every load repeats that.
         start: the fresh adapter, for the starts that changed the base (PiSSA, OLoRA, LoRA-GA): the file then holds the
             difference to it, a LoRA of twice the rank for the unchanged base.
         masks: bool, True = keep.
@@ -98,6 +100,9 @@ def save_adapter(
     if masks and isinstance(method, SiteMethod):
         method, sites = method.without_pruned(sites, masks)
     form = _format_of(method)
+    if start is not None and _is_quantized_at(frozen or {}, sites):
+        # What a quantised base lost to the start (OLoRA's) was rounded again and is no difference; a load repeats it as it was.
+        start = None
     if method is not None:
         method, sites = form.exported(method, sites, None if start is None else start["sites"])
     tensors = {} if method is None else _site_tensors(sites, form)
@@ -210,6 +215,11 @@ def _site_tensors(sites: Layers, form: Format) -> dict[str, np.ndarray]:
             keys = {name: prefix + key for key, name in named.items()}
         tensors |= {keys[name]: np.ascontiguousarray(np.asarray(leaf).T) for name, leaf in params.items()}
     return tensors
+
+
+def _is_quantized_at(frozen: Params, sites: Layers) -> bool:
+    leaves = leaf_paths(frozen)
+    return any(is_quantized(leaves.get(f"{path}/kernel")) for path in sites)
 
 
 def _is_embedding(path: str) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxpeft.errors import InputError
 from jaxpeft.quant.codebooks import CODEBOOKS, nearest_codes
 from jaxpeft.quant.double_quantization import QuantizedAbsmax, dequantize_absmax, quantize_absmax
+from jaxpeft.quant.stored import StoredKernel
 
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 """The weights per absmax to choose from: bitsandbytes' (whose 0.50 also takes 32)."""
@@ -30,7 +31,7 @@ _WEIGHTS_PER_CHUNK = 1 << 18  # 1 MB of float32: temporaries stay in the cache
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class FourBitTensor:
+class FourBitTensor(StoredKernel):
     """A Flax kernel `[in, out]` in 4 bits: a pytree of its arrays, so jit, device_put and eval_shape take it.
 
     Attributes:
@@ -46,26 +47,6 @@ class FourBitTensor:
     shape: tuple[int, int] = dataclasses.field(metadata={"static": True})
     block_size: int = dataclasses.field(metadata={"static": True})
     data_type: str = dataclasses.field(metadata={"static": True})
-
-    @property
-    def ndim(self) -> int:
-        """Axes of the kernel: 2."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the arrays held: codes and absmax, with its own absmax and offset where it is quantised too."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits held per weight: 4.5 with blocks of 64, 4.127 with double quantisation."""
-        return 8 * self.size_bytes / self.size
 
 
 def quantize_four_bit(

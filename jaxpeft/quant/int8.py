@@ -9,18 +9,18 @@ bitsandbytes rounds them to int8 too.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft.errors import InputError
+from jaxpeft.quant.stored import StoredKernel
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Int8Tensor:
+class Int8Tensor(StoredKernel):
     """A Flax kernel `[in, out]` in int8: a pytree of its arrays.
 
     Attributes:
@@ -32,30 +32,10 @@ class Int8Tensor:
     absmax: jax.Array | np.ndarray
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
         """`(in, out)`, the Flax kernel's."""
         d_in, d_out = self.values.shape
         return d_in, d_out
-
-    @property
-    def ndim(self) -> int:
-        """Axes of the kernel: 2."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the arrays held: values and absmax."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits held per weight: 8 and 32 / in."""
-        return 8 * self.size_bytes / self.size
 
 
 def quantize_int8(kernel: np.ndarray) -> Int8Tensor:

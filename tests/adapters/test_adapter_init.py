@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxpeft.adapters import METHODS, FrozenLayer, Hira, Lora, Site, dora
+from jaxpeft.config import PRUNABLE
 from jaxpeft.errors import InputError
 
 
@@ -100,3 +101,9 @@ def test_hira_without_a_product_of_full_rank_is_not_hira():
 
 def test_the_registry_knows_each_method_by_its_name():
     assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
+
+
+def test_what_the_flags_prune_can_be_pruned():
+    """config.py may not import the methods, and so says it again; AdaLoRA and prompts are matrices that the flags leave alone."""
+    prunable = {name for name, method in METHODS.items() if getattr(method, "prunable", False)}
+    assert prunable == {*PRUNABLE, "adalora", "prompt-tuning"}

@@ -1,4 +1,4 @@
-"""LORA in PEFT's files, with DoRA, biases, patterns and every start; and BitFit, which PEFT writes as a LoRA without layers."""
+"""LORA in PEFT's files, with DoRA, biases, patterns and every start."""
 
 from __future__ import annotations
 
