@@ -75,7 +75,7 @@ def apply(
         method: what the parameters at the sites mean; None where there are none.
         masks: by layer, like `adapters["sites"]`; bool, True = keep. Layers without a mask are dense.
         dropout_rng: key of the base's and the adapters' dropout; None evaluates without dropout.
-        taps: layer path → function applied to the first argument of that module's call.
+        taps: layer path → function applied to every positional argument of that module's call.
         **inputs: the module's keyword arguments.
 
     Raises:
@@ -88,11 +88,13 @@ def apply(
     quantized = {path: leaf for path, leaf in leaves.items() if is_quantized(leaf)}
     params = nest({path: leaf for path, leaf in leaves.items() if path not in quantized})
     visited: set[str] = set()
+    tapped: set[str] = set()
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         path = "/".join(context.module.path)
         if taps and path in taps and context.method_name == "__call__":
-            args = (taps[path](args[0]), *args[1:])
+            tapped.add(path)
+            args = tuple(map(taps[path], args))
         tensor = quantized.get(f"{path}/kernel")
         if not _kind(context) or (tensor is None and path not in sites):
             return call(*args, **kwargs)
@@ -110,6 +112,7 @@ def apply(
     for path in sites:
         if path not in visited:
             raise InputError(f"the adapter names layer '{path}', which the model never calls{near(path, visited)}")
+    assert tapped == set(taps or ()), f"taps at {set(taps or ()) - tapped}, which the model never calls"
     return out
 
 

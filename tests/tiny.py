@@ -28,6 +28,9 @@ _BERT = {**_SIZES, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_hea
 CONFIGS = {
     "bert": {**_BERT, "model_type": "bert", "pad_token_id": 0},
     "roberta": {**_BERT, "model_type": "roberta", "pad_token_id": 1, "type_vocab_size": 1},
+    "electra": {**_BERT, "model_type": "electra", "embedding_size": 32, "pad_token_id": 0},
+    "xlm-roberta": {**_BERT, "model_type": "xlm-roberta", "pad_token_id": 1, "type_vocab_size": 1},
+    "roberta-prelayernorm": {**_BERT, "model_type": "roberta-prelayernorm", "pad_token_id": 1, "type_vocab_size": 1},
     "distilbert": {
         **_SIZES,
         "model_type": "distilbert",
@@ -71,7 +74,7 @@ def draw(model, paths, seed):
 class Toy:
     """Stands in for a `Model` where the architecture does not matter; its steps compile in a fraction of a second."""
 
-    task, masked_lm_head, model_type = "masked-lm", None, "toy"
+    task, behind_attention, model_type = "masked-lm", None, "toy"
 
     class Module(nn.Module):
         dropout: float = 0.1

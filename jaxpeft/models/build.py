@@ -28,15 +28,13 @@ TASKS: tuple[Task, ...] = ("masked-lm", "classification")
 
 Leaf = TypeVar("Leaf", np.ndarray, QuantizedTensor, np.ndarray | QuantizedTensor)
 
-# Where the hidden states enter the masked-LM head: gathering the masked positions there leaves the result as it is and
-# spares the vocabulary's product at every other position.
-_MASKED_LM_HEADS = {
-    "bert": "cls",
-    "roberta": "lm_head",
-    "xlm-roberta": "lm_head",
-    "roberta-prelayernorm": "lm_head",
-    "distilbert": "vocab_transform",
-    "electra": "generator_predictions",
+# The module that takes in what the last layer's attention gives, by architecture: from there on no token sees another, so
+# the rest of the layer and the head need only the tokens that are asked for.
+_BEHIND_ATTENTION = {
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "roberta-prelayernorm", "electra"), "encoder/layer/{last}/attention/output"
+    ),
+    "distilbert": "transformer/layer/{last}/sa_layer_norm",
 }
 
 # What transformers' configs call their dropout rates: BERT and its kin, DistilBERT, the classifiers.
@@ -69,7 +67,7 @@ class Model:
     @property
     def base_prefix(self) -> str:
         """The path of the encoder below the heads, such as `bert`."""
-        return _flax_class(self.config, self.task).base_model_prefix
+        return _base_prefix(_flax_class(self.config, self.task))
 
     @property
     def torch_class(self) -> str:
@@ -82,9 +80,11 @@ class Model:
         return next((Quantization.of(leaf) for leaf in leaf_paths(self.params).values() if is_quantized(leaf)), None)
 
     @property
-    def masked_lm_head(self) -> str | None:
-        """Path of the module whose input may be gathered at the masked positions, where it is known."""
-        return _MASKED_LM_HEADS.get(self.model_type)
+    def behind_attention(self) -> str | None:
+        """Path of the module behind the last layer's attention, where it is known: what is left out of its input, nothing misses."""
+        path = _BEHIND_ATTENTION.get(self.model_type)
+        last = self.config.num_hidden_layers - 1
+        return f"{self.base_prefix}/{path.format(last=last)}" if path else None
 
     def inputs(self, batch: dict[str, Any], *, virtual_tokens: int = 0) -> dict[str, Any]:
         """The module's arguments for a batch with `input_ids`, `attention_mask` and maybe `token_type_ids`, each `[batch, seq]`.
@@ -133,7 +133,7 @@ def build_skeleton(
     shapes = leaf_paths(jax.eval_shape(lambda: model.init_weights(jax.random.key(0), (1, 1))))
     sites = discover_sites(model.module, nest(shapes), **_example(model.module, config))
     kernels = frozenset(f"{layer}/kernel" for layer in sites) & shapes.keys()
-    return Skeleton(model, shapes, kernels, flax_class.base_model_prefix)
+    return Skeleton(model, shapes, kernels, _base_prefix(flax_class))
 
 
 def load_model(
@@ -291,6 +291,11 @@ def _flax_class(config: Any, task: Task) -> Any:
         known = ", ".join(sorted(key.model_type for key in mapping))
         raise InputError(f"transformers has no Flax model of type '{config.model_type}' for {task}; it has {known}")
     return mapping[type(config)]
+
+
+def _base_prefix(flax_class: Any) -> str:
+    # XLM-RoBERTa's class says "xlm-roberta", and its encoder is RoBERTa's (transformers 4.57).
+    return {"xlm-roberta": "roberta"}.get(flax_class.base_model_prefix, flax_class.base_model_prefix)
 
 
 def _bare(flax_class: Any, config: Any, dtype: Any, gradient_checkpointing: bool) -> Any:

@@ -5,7 +5,7 @@ A loss is a pair (sum, weight) in fp32, so that batches of unequal weight add up
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -55,14 +55,12 @@ class Objective:
     ) -> jax.Array:
         """Logits in fp32: `[batch, positions, vocabulary]` at the batch's `positions`, or `[batch, num_labels]`.
 
-        A masked-lm batch without `positions` is answered at every one of its tokens.
+        What the last layer does behind its attention, and the head, is computed for these tokens alone (a classifier's: the
+        first of every row). A masked-lm batch without `positions` is answered at every one of its tokens.
         """
         room = {"virtual_tokens": self.virtual_tokens} if self.virtual_tokens else {}
-        positions: Any = batch.get("positions")
-        if positions is not None:
-            positions = positions + self.virtual_tokens
-        head = self.model.masked_lm_head if positions is not None else None
-        taps = {head: partial(take_positions, positions=positions)} if head else None
+        take = self._taken(batch)
+        place = self.model.behind_attention if take else None
         inputs = self.model.inputs(dict(batch), **room)
         out = apply(
             self.model.module,
@@ -71,15 +69,21 @@ class Objective:
             self.site_method,
             masks=masks,
             dropout_rng=dropout_rng,
-            taps=taps,
+            taps={place: take} if place and take else None,
             **inputs,
         )
         logits = out.logits
-        if positions is not None and head is None:
-            logits = take_positions(logits, positions)
-        elif positions is None and logits.ndim == 3:
-            logits = logits[:, self.virtual_tokens :]
+        if logits.ndim == 3 and not place:
+            logits = take(logits) if take else logits[:, self.virtual_tokens :]
         return logits.astype(jnp.float32)
+
+    def _taken(self, batch: Batch) -> Callable[[jax.Array], jax.Array] | None:
+        """`[batch, seq, d]` → `[batch, p, d]` of the tokens that the head reads; None: all of them."""
+        if self.model.task == "classification":
+            # Every classifier of transformers' encoders reads the first token, as in PEFT also where it is a virtual one.
+            return lambda x: x[:, :1]
+        positions = batch.get("positions")
+        return None if positions is None else partial(take_positions, positions=positions + self.virtual_tokens)
 
     def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """Loss of every label, shaped like `batch["labels"]`: cross-entropy in nats, or the squared error of regression."""

@@ -44,7 +44,7 @@ def test_a_masked_lm_is_judged_by_all_its_tokens():
 
 def classifier(num_labels):
     """A step whose logits are the first tokens of each row; and two batches of six rows, out of order, with filling."""
-    objective = Objective(SimpleNamespace(masked_lm_head=None), None, num_labels)
+    objective = Objective(SimpleNamespace(behind_attention=None), None, num_labels)
 
     @jax.jit
     def step(frozen, adapters, masks, batch):

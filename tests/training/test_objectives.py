@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from unittest import mock
 
 import chex
 import jax
@@ -11,29 +12,75 @@ from jaxpeft.adapters import Lora
 from jaxpeft.inject import apply
 from jaxpeft.training.objectives import Objective, take_positions
 
-LABELS = SimpleNamespace(masked_lm_head=None)
+LABELS = SimpleNamespace(behind_attention=None)
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
-def test_logits_at_the_masked_positions_are_those_of_the_whole_sequence(tiny_models, kind):
-    """The head runs at the masked positions alone: same logits, same loss."""
-    model, method = tiny_models(kind), Lora(rank=2)
-    assert model.masked_lm_head
+@pytest.mark.parametrize(
+    ("kind", "remat"), [*((kind, False) for kind in tiny.CONFIGS), ("bert", True), ("roberta", True)]
+)
+def test_logits_at_the_masked_positions_are_those_of_the_whole_sequence(tiny_models, kind, remat):
+    """Behind the last attention only the masked positions are computed: same logits, same loss, same gradients."""
+    model, method = tiny_models(kind, **({"gradient_checkpointing": True} if remat else {})), Lora(rank=2)
+    assert model.behind_attention
     frozen, adapters = tiny.adapted(model, method)
     batch, objective = tiny.batch(2), Objective(model, method)
 
     logits = objective.logits(frozen, adapters, {}, batch)
     assert logits.shape == (2, 3, tiny.VOCABULARY)
+
+    def whole(adapters):
+        out = apply(model.module, frozen, adapters, method, **model.inputs(batch)).logits
+        assert out.shape == (2, tiny.SEQUENCE, tiny.VOCABULARY)
+        return take_positions(out, batch["positions"])
+
+    chex.assert_trees_all_close(logits, whole(adapters), rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(objective.loss(logits, batch), objective.loss(whole(adapters), batch), rtol=1e-5)
+    found, expected = (
+        jax.grad(lambda adapters, f=f: objective.loss(f(adapters), batch)[0])(adapters)
+        for f in (lambda adapters: objective.logits(frozen, adapters, {}, batch), whole)
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", tiny.CONFIGS)
+def test_a_classifier_needs_the_first_token_alone(tiny_models, kind):
+    model, method = tiny_models(kind, "classification"), Lora(rank=2)
+    frozen, adapters = tiny.adapted(model, method)
+    batch = tiny.batch(2, task="classification")
+    logits = Objective(model, method, 2).logits(frozen, adapters, {}, batch)
     whole = apply(model.module, frozen, adapters, method, **model.inputs(batch)).logits
-    assert whole.shape == (2, tiny.SEQUENCE, tiny.VOCABULARY)
-    expected = take_positions(whole, batch["positions"])
-    chex.assert_trees_all_close(logits, expected, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(objective.loss(logits, batch), objective.loss(expected, batch), rtol=1e-5)
+    chex.assert_trees_all_close(logits, whole, rtol=1e-5, atol=1e-5)
 
 
-def test_a_head_that_is_not_known_gives_the_same_logits(bert):
+@pytest.mark.parametrize("task", ["masked-lm", "classification"])
+def test_what_is_not_asked_for_is_not_computed(tiny_models, task):
+    """The last layer's feed-forward part sees the tokens that the head reads; those before it see all."""
+    model = tiny_models("bert", task)
+    frozen, adapters = tiny.adapted(model, Lora(rank=2))
+    seen = {}
+
+    def note(layer):
+        def tap(x):
+            seen[layer] = x.shape[1]
+            return x
+
+        return tap
+
+    objective, taken = Objective(model, Lora(rank=2), 2), model.behind_attention
+
+    def apply_noting(*args, taps, **kwargs):
+        layers = {f"bert/encoder/layer/{i}/intermediate/dense": note(i) for i in (0, 1)}
+        return apply(*args, taps={**taps, **layers}, **kwargs)
+
+    with mock.patch("jaxpeft.training.objectives.apply", apply_noting):
+        objective.logits(frozen, adapters, {}, tiny.batch(2, task=task))
+    assert taken == "bert/encoder/layer/1/attention/output"
+    assert seen == {0: tiny.SEQUENCE, 1: 3 if task == "masked-lm" else 1}
+
+
+def test_an_architecture_that_is_not_known_gives_the_same_logits(bert):
     class Unknown(type(bert)):
-        masked_lm_head = None
+        behind_attention = None
 
     frozen, adapters = tiny.adapted(bert, Lora(rank=2))
     batch = tiny.batch(2)
