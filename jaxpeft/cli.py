@@ -1,20 +1,21 @@
-"""The commands: train, evaluate, predict, merge, quantize. Parses flags and files; what they do is imported only then."""
+"""The commands: train, preflight, evaluate, predict, merge, quantize. Parses flags and files; what they do is imported only then."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxpeft.config import EvaluationConfig, ModelConfig
-from jaxpeft.config_file import Parser, fail, parse_run
+from jaxpeft.config_file import Parser, fail, parse_run, parse_run_and
 from jaxpeft.errors import InputError, near
 
 
 def train(argv: Sequence[str] | None = None, *, prog: str, default_config: Path | None = None) -> None:
     """Parse a run's flags and train; `default_config` is read where no `--config` is given."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = _own_process() if argv is None else list(argv)
     values = parse_run(args, prog, default_config)
 
     def run() -> None:
@@ -26,14 +27,35 @@ def train(argv: Sequence[str] | None = None, *, prog: str, default_config: Path 
     _guarded(run, prog)
 
 
+def preflight(argv: Sequence[str], *, prog: str) -> None:
+    """Parse a run's flags and preflight's own, and compile the run's steps for a TPU; exits with status 1 where they do not fit."""
+    values, build = parse_run_and(list(argv), prog, description=_PREFLIGHT, add_flags=_add_preflight_flags)
+
+    def run() -> None:
+        config = build()
+        from jaxpeft.preflight import command
+
+        fits = command.run(
+            config, values.topology, largest_batch=values.largest_batch, every_bucket=values.every_bucket
+        )
+        sys.exit(0 if fits else 1)
+
+    _guarded(run, prog)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m jaxpeft` and of the `jaxpeft` script."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = _own_process() if argv is None else list(argv)
     if args[:1] == ["train"]:
         return train(args[1:], prog="jaxpeft train")
+    if args[:1] == ["preflight"]:
+        return preflight(args[1:], prog="jaxpeft preflight")
     prog = "jaxpeft"
     parser = Parser(
-        prog=prog, description="Work with finished runs; `jaxpeft train --help` trains one.", exit_on_error=True
+        prog=prog,
+        description="Work with finished runs; `jaxpeft train --help` trains one, and "
+        "`jaxpeft preflight --help` compiles one for a TPU that is not here.",
+        exit_on_error=True,
     )
     commands = parser.add_subcommands(required=True, dest="command")
     commands.add_subcommand("evaluate", _evaluate_parser(), help="Measure a run's best adapter on its data.")
@@ -50,7 +72,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     return None
 
 
-COMMANDS = ("train", "evaluate", "predict", "merge", "quantize")
+COMMANDS = ("train", "preflight", "evaluate", "predict", "merge", "quantize")
+
+
+_PREFLIGHT = (
+    "Compile a run's training and evaluation steps for a TPU that is not here (Linux on x86-64, with libtpu): whether they fit, "
+    "what they cost, what limits them, and the largest batch. Exit status: 0 where everything fits, 1 where it does not, 2 for bad input."
+)
+
+
+def _add_preflight_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--topology", required=True, help="Chip and shape of the slice: v5e:2x4, v5p:2x2x1, v6e:16x16, …"
+    )
+    parser.add_argument(
+        "--largest_batch",
+        type=bool,
+        default=True,
+        help="Also search for the largest training batch: some more compilations.",
+    )
+    parser.add_argument(
+        "--every_bucket",
+        type=bool,
+        default=False,
+        help="Compile every bucket length of a classification, not the longest only.",
+    )
 
 
 def _evaluate_parser() -> Parser:
@@ -113,6 +159,9 @@ def _quantize_parser() -> Parser:
 
 
 def _dispatch(command: str, options: dict[str, Any]) -> None:
+    from jaxpeft.compilation import keep_programs
+
+    keep_programs()
     if command == "quantize":
         from jaxpeft import quantizing
 
@@ -125,6 +174,16 @@ def _dispatch(command: str, options: dict[str, Any]) -> None:
         "merge": finished.merge,
     }
     return commands[command](**options)
+
+
+def _own_process() -> list[str]:
+    """The arguments of this process, which runs a command and nothing else.
+
+    So transformers and datasets need not import the other frameworks that happen to be installed: torch takes two seconds and 200 MB.
+    """
+    for framework in ("USE_TORCH", "USE_TF"):
+        os.environ.setdefault(framework, "0")
+    return sys.argv[1:]
 
 
 def _guarded(action: Callable[[], None], prog: str) -> None:

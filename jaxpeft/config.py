@@ -5,6 +5,7 @@ A config file holds the same keys as YAML. Nothing heavy is imported here: `--he
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +32,8 @@ class ModelConfig:
     """Weights that share one scale in 4 bits, a power of two from 64 to 4096; int8 has a scale per output channel."""
     double_quantization: bool = True
     """Store the scales of 4-bit weights in 8 bits too (4.13 bits a weight instead of 4.5)."""
+    attention: Literal["auto", "dense", "flash"] = "auto"
+    """Scores in memory or in tiles (flash: GPU, TPU; bfloat16; no dropout); auto: flash where it can be had and pays."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
 
@@ -63,6 +66,8 @@ class DataConfig:
     """Share of the real tokens that is masked (masked-lm), exact for every row."""
     bucket_lengths: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256, 512])
     """Tokens: lengths to which classification rows are padded; one program is compiled for each in use."""
+    packing: bool = False
+    """Train a classifier on rows of max_length tokens with several texts each, as many texts a batch as without; one program."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,8 @@ class TrainingConfig:
     """AdamW's decoupled weight decay; biases and norms are spared."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm; 0: not at all."""
+    steps_per_dispatch: int = 10
+    """Passes run by one call of the compiled program, at most, and no more than take about ten seconds; a signal waits for them."""
     log_every_steps: int = 10
     """Updates between two log lines; metrics leave the device only then."""
     eval_every_steps: int | None = None
@@ -231,6 +238,18 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """How several hosts find each other; null: what jax.distributed.initialize() detects (Cloud TPU, Slurm, Open MPI)."""
+
+    coordinator_address: str | None = None
+    """host:port of process 0, which all others reach; null: JAX_COORDINATOR_ADDRESS, or detected."""
+    num_processes: int | None = None
+    """Processes in total, one a host."""
+    process_id: int | None = None
+    """This process's number, from 0."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One fine-tuning run."""
 
@@ -244,12 +263,17 @@ class RunConfig:
     """Decides every random draw: new weights, order, masks, dropout."""
     resume: bool = False
     """Go on with the run of this name from its last checkpoint."""
+    distributed: bool = False
+    """Several hosts (a TPU pod): call jax.distributed.initialize(). Every host runs the same command; output_dir is shared."""
+    compilation_cache: str | None = "auto"
+    """Directory that keeps compiled programs for later runs; auto: JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxpeft/compiled; null: none."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, before anything is loaded."""
@@ -270,7 +294,7 @@ class RunConfig:
 
 def _check_ranges(config: RunConfig) -> None:
     t, p, a, d, m, e = config.training, config.pruning, config.adapter, config.data, config.model, config.evaluation
-    block = m.quantization_block_size
+    block, c = m.quantization_block_size, config.cluster
     checks = [
         ("adapter.rank", a.rank, a.rank is None or a.rank >= 1, "at least 1, or null"),
         ("adapter.alpha", a.alpha, a.alpha is None or a.alpha > 0, "above 0, or null"),
@@ -299,6 +323,7 @@ def _check_ranges(config: RunConfig) -> None:
         ("training.warmup_steps", t.warmup_steps, t.warmup_steps >= 0, "at least 0"),
         ("training.weight_decay", t.weight_decay, t.weight_decay >= 0, "at least 0"),
         ("training.max_grad_norm", t.max_grad_norm, t.max_grad_norm >= 0, "at least 0"),
+        ("training.steps_per_dispatch", t.steps_per_dispatch, t.steps_per_dispatch >= 1, "at least 1"),
         ("training.log_every_steps", t.log_every_steps, t.log_every_steps >= 1, "at least 1"),
         ("training.eval_every_steps", t.eval_every_steps, (t.eval_every_steps or 1) >= 1, "at least 1, or null"),
         ("training.early_stopping_patience", t.early_stopping_patience, (t.early_stopping_patience or 1) >= 1, "at least 1, or null"),
@@ -309,6 +334,9 @@ def _check_ranges(config: RunConfig) -> None:
         ("evaluation.batch_size", e.batch_size, e.batch_size >= 1, "at least 1"),
         ("evaluation.max_batches", e.max_batches, (e.max_batches or 1) >= 1, "at least 1, or null"),
         ("evaluation.pseudo_perplexity_rows", e.pseudo_perplexity_rows, e.pseudo_perplexity_rows >= 1, "at least 1"),
+        ("cluster.num_processes", c.num_processes, c.num_processes is None or c.num_processes >= 1, "at least 1, or null"),
+        ("cluster.process_id", c.process_id, 0 <= (c.process_id or 0) < (c.num_processes or math.inf),
+         "at least 0 and below cluster.num_processes, or null"),
         ("seed", config.seed, 0 <= config.seed < 2**32, "from 0 to 4294967295"),
     ]  # fmt: skip
     for flag, value, fine, wanted in checks:
@@ -317,12 +345,19 @@ def _check_ranges(config: RunConfig) -> None:
 
 
 def _check_combinations(config: RunConfig) -> None:
+    if "://" in config.output_dir:
+        raise InputError(
+            f"output_dir '{config.output_dir}' is a URL; give a directory (a bucket can be mounted with gcsfuse)"
+        )
     if not config.data.name and not config.data.train_file:
         raise InputError("no data: give data.name (python-docs, wikitext-2-raw-v1, glue/sst2, …) or data.train_file")
     if config.data.name and config.data.train_file:
         raise InputError(
             f"data.name '{config.data.name}' and data.train_file '{config.data.train_file}' exclude each other: set one to null"
         )
+    given = [name for name, value in vars(config.cluster).items() if value is not None]
+    if given and not config.distributed:
+        raise InputError(f"cluster.{given[0]} {getattr(config.cluster, given[0])} needs --distributed")
     if config.adapter.method not in PRUNABLE and config.pruning.sparsity:
         raise InputError(
             f"pruning.sparsity {config.pruning.sparsity} needs an adapter of matrices ({', '.join(PRUNABLE)}), which adapter.method "
@@ -332,6 +367,12 @@ def _check_combinations(config: RunConfig) -> None:
         raise InputError(
             f"training.loraplus_lr_ratio {config.training.loraplus_lr_ratio:g} is LoRA's, and adapter.method is '{config.adapter.method}'; "
             "set it to null"
+        )
+    if config.data.packing and config.task != "classification":
+        raise InputError("data.packing is for classification, and a row of masked-lm is full already; set it to false")
+    if config.data.packing and config.adapter.method == "prompt-tuning":
+        raise InputError(
+            "data.packing cannot be had with prompt-tuning, whose tokens stand in front of a row; set it to false"
         )
     if config.adapter.method == "full" and config.model.quantization != "none":
         raise InputError(

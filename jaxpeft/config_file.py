@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +16,8 @@ from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError, near
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+_TRAINS = "Fine-tune a Flax transformer with adapters."
 
 
 class Parser(ArgumentParser):
@@ -46,13 +48,25 @@ def fail(message: str, *, prog: str, hint: str | None = None) -> NoReturn:
 
 def parse_run(args: list[str], prog: str, default_config: Path | None = None) -> Callable[[], RunConfig]:
     """Parse a run's flags (syntax, names and types: exit status 2); what is returned builds the configuration and checks it."""
-    parser = _run_parser(prog, default_config)
+    return _parse(_run_parser(prog, default_config), args, default_config)[1]
+
+
+def parse_run_and(
+    args: list[str], prog: str, *, description: str, add_flags: Callable[[Parser], None]
+) -> tuple[Any, Callable[[], RunConfig]]:
+    """As `parse_run`, for a command that has flags of its own besides the run's; returns all values, and what `parse_run` does."""
+    parser = _run_parser(prog, None, description)
+    add_flags(parser)
+    return _parse(parser, args, None)
+
+
+def _parse(parser: Parser, args: list[str], default_config: Path | None) -> tuple[Any, Callable[[], RunConfig]]:
     args = _bare_switches(args)
     if default_config and not any(arg == "--config" or arg.startswith("--config=") for arg in args):
         args = ["--config", str(default_config), *args]
-    _check_yaml(args, prog)
+    _check_yaml(args, parser.prog)
     values = parser.parse_args(args)
-    return lambda: _build(parser, values)
+    return values, lambda: _build(parser, values)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -79,19 +93,23 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain values, ready for YAML; `resume` is a wish of one call, not of the run."""
+    """The configuration as plain values, ready for YAML, without what is a wish of one call and not of the run.
+
+    That is `resume`, where this machine keeps compiled programs, and the processes it is spread over: what many hosts saved,
+    one may resume.
+    """
     values = asdict(config)
-    del values["resume"]
+    for key in ("resume", "compilation_cache", "distributed", "cluster"):
+        del values[key]
     return values
 
 
-def _run_parser(prog: str, default_config: Path | None) -> Parser:
+def _run_parser(prog: str, default_config: Path | None, description: str = _TRAINS) -> Parser:
     default = f" Without --config: {default_config.parent.name}/{default_config.name}." if default_config else ""
     parser = Parser(
         prog=prog,
         usage=f"{prog} [--config FILE] [--KEY VALUE ...]",
-        description="Fine-tune a Flax transformer with adapters. Every key of a config file is a flag too, and a flag wins."
-        + default,
+        description=f"{description} Every key of a config file is a flag too, and a flag wins." + default,
         exit_on_error=True,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
@@ -101,7 +119,7 @@ def _run_parser(prog: str, default_config: Path | None) -> Parser:
 
 def _build(parser: Parser, values: Any) -> RunConfig:
     instantiated = parser.instantiate(values)
-    return RunConfig(**{key: value for key, value in instantiated.items() if key != "config"})
+    return RunConfig(**{field.name: instantiated[field.name] for field in fields(RunConfig)})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -123,8 +141,9 @@ def _check_yaml(args: list[str], prog: str) -> None:
 
 
 def _bare_switches(args: list[str]) -> list[str]:
-    """`--resume` alone means `--resume=true`."""
+    """`--resume` alone means `--resume=true`, and so does `--distributed`."""
+    switches = ("--resume", "--distributed")
     return [
-        f"{arg}=true" if arg == "--resume" and args[i + 1 : i + 2] not in (["true"], ["false"]) else arg
+        f"{arg}=true" if arg in switches and args[i + 1 : i + 2] not in (["true"], ["false"]) else arg
         for i, arg in enumerate(args)
     ]

@@ -8,44 +8,45 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from jaxpeft.compilation import keep_programs
 from jaxpeft.config import RunConfig
-from jaxpeft.config_file import differences, read_config, write_config
-from jaxpeft.data import ClassificationData, Splits
+from jaxpeft.config_file import differences, read_config, resolved, write_config
+from jaxpeft.data import ClassificationData, PackedData, Splits
 from jaxpeft.errors import InputError
 from jaxpeft.interop.merged import save_model
 from jaxpeft.interop.peft_files import BaseInfo, save_adapter
 from jaxpeft.judge import Judge
 from jaxpeft.merging import merge
+from jaxpeft.models.attention import choose_flash
 from jaxpeft.models.build import Model
 from jaxpeft.paths import Adapters, Layers, Params, count
 from jaxpeft.plan import make_plan, with_length
-from jaxpeft.predict import fill_masks
+from jaxpeft.predict import fill_masks, find_masks
 from jaxpeft.prepare import (
     Adapted,
     build_method,
-    lora_plus,
     metric_names,
     prepare_adapters,
-    prepare_data,
     prepare_model,
+    prepare_optimizer,
     prepare_splits,
+    prepare_training_data,
 )
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.report.card import write_card
 from jaxpeft.report.curves import plot_curves
 from jaxpeft.report.log import MetricsLog, read_metrics
 from jaxpeft.report.methods import method_name, options
-from jaxpeft.report.results import Results, measure, write_results
-from jaxpeft.report.terminal import TrainingBar, before_after_table, say
+from jaxpeft.report.results import Results, describe_devices, measure, read_results, write_results
+from jaxpeft.report.terminal import TrainingBar, before_after_table, say, silence
+from jaxpeft.training import processes
 from jaxpeft.training.checkpoint import Checkpoints, Progress, hash_base
+from jaxpeft.training.feed import feed
 from jaxpeft.training.interrupt import stop_requests
 from jaxpeft.training.loop import Outcome, fit
 from jaxpeft.training.objectives import Objective
-from jaxpeft.training.optimizer import build_optimizer
 from jaxpeft.training.sharding import data_parallel
-from jaxpeft.training.step import TrainState, init_state, make_train_step
+from jaxpeft.training.step import TrainState, dropout_key, init_state, make_train_step
 
 
 def run(config: RunConfig) -> Results:
@@ -55,116 +56,134 @@ def run(config: RunConfig) -> Results:
         InputError: for whatever in the configuration or its files cannot be done; nothing is overwritten.
         SystemExit: 128 + signal, after a checkpoint, where SIGTERM or Ctrl-C came.
     """
-    directory = _check_directory(config)
-    build_method(config)  # refuses what its options cannot mean, before anything is loaded
-    parallel = data_parallel()
-    parallel.check(config.training.batch_size, "training.batch_size")
-    parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
+    _start(config)
+    directory = Path(config.output_dir) / config.run_name
+    processes.by_first(lambda: _check_directory(config, directory))
+    with processes.all_or_none():
+        build_method(config)  # refuses what its options cannot mean, before anything is loaded
+        parallel = data_parallel()
+        parallel.check(config.training.batch_size, "training.batch_size")
+        parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
 
-    splits = prepare_splits(config)
-    model, tokenizer = prepare_model(config, splits.num_labels)
-    train_data = prepare_data(config, splits.train, tokenizer, config.training.batch_size)
-    adapted = prepare_adapters(config, model, tokenizer, train_data.train_batch)
+        splits = prepare_splits(config)
+        model, tokenizer = prepare_model(config, splits.num_labels)
+        train_data = prepare_training_data(config, splits.train, model, tokenizer, parallel.mesh.size)
+        flash = choose_flash(config.model.attention, model, parallel.device, parallel.over_devices)
+        texts = train_data.unpacked if isinstance(train_data, PackedData) else train_data
+        adapted = prepare_adapters(config, model, tokenizer, texts.train_batch)
+        base_hash = hash_base(adapted.frozen)
+    processes.check_equal(
+        {"data": splits.digest, "base": lambda: base_hash, "adapter": lambda: hash_base(adapted.adapters)}
+    )
     frozen = parallel.replicate(adapted.frozen)
-    objective = Objective(model, adapted.method, splits.num_labels or 0)
+    objective = Objective(model, adapted.method, splits.num_labels or 0, flash)
     judge = Judge.build(config, splits, tokenizer, objective, parallel)
     _announce(config, model, splits, adapted)
-    if isinstance(train_data, ClassificationData) and train_data.num_truncated:
-        say(
-            f"       {train_data.num_truncated} training rows are longer than {config.data.max_length} tokens and were cut"
-        )
+    if isinstance(texts, ClassificationData) and texts.num_truncated:
+        say(f"       {texts.num_truncated} training rows are longer than {config.data.max_length} tokens and were cut")
 
     plan = make_plan(
         config, train_data.steps_per_epoch, metric_names(config, splits.num_labels)[0], method=adapted.method
     )
     allocation = plan.pruning if isinstance(plan.pruning, Allocation) else None
-    optimizer = build_optimizer(
-        plan.learning_rate,
-        weight_decay=config.training.weight_decay,
-        max_grad_norm=config.training.max_grad_norm,
-        accumulation_steps=config.training.accumulation_steps,
-        lora_plus=lora_plus(config, model),
-    )
-    dropout_rng = jax.random.fold_in(jax.random.key(config.seed), 1)
+    optimizer = prepare_optimizer(config, model, plan)
     pruned = plan.pruning is not None and allocation is None
+    rng = dropout_key(config.seed, platform=parallel.device.platform, num_devices=parallel.mesh.size)
     state = parallel.replicate(
-        init_state(adapted.adapters, optimizer, dropout_rng, pruned=pruned, allocated=allocation is not None)
+        init_state(adapted.adapters, optimizer, rng, pruned=pruned, allocated=allocation is not None)
     )
     num_trainable, num_total = count(adapted.adapters), count(adapted.adapters) + count(frozen)
 
-    # Before any training, also where a run is resumed; and before its directory exists: a sentence may be refused.
-    start = parallel.replicate(adapted.adapters)
-    answers_before = _examples(config, objective, frozen, start, {}, tokenizer)
-    before = judge.test(frozen, start, {})
+    if _has_examples(config):
+        find_masks(objective, tokenizer, config.evaluation.examples)  # refuses now, before the run's directory exists
 
-    directory.mkdir(parents=True, exist_ok=True)
-    write_config(config, directory / "config.yaml")
-    checkpoints = Checkpoints(directory / "checkpoints", hash_base(frozen))
+    processes.by_first(lambda: _make_directory(config, directory))
+    processes.check_shared(directory / "config.yaml")
+    checkpoints = Checkpoints(directory / "checkpoints", base_hash)
     state, progress = _restored(config, checkpoints, state)
 
     traces: Counter = Counter()
-    with MetricsLog(directory, progress.update) as log, stop_requests() as requested:
+    norm = config.training.max_grad_norm
+    train_step = make_train_step(objective, optimizer, traces, allocation=allocation, max_grad_norm=norm)
+    source = feed(train_data, parallel)
+    with MetricsLog(directory, progress.update, writes=processes.is_first()) as log, stop_requests() as requested:
         if not progress.update:
             log.write(0, "validation", judge.validate(frozen, state.adapters, state.masks))
-        with TrainingBar(progress.update, plan.num_steps) as bar:
+        with TrainingBar(progress.update, plan.num_steps) as bar, checkpoints.kept():
             outcome = fit(
                 state,
                 frozen,
                 plan,
                 progress=progress,
-                batch_at=train_data.train_batch,
-                train_step=make_train_step(
-                    objective,
-                    optimizer,
-                    traces,
-                    allocation=allocation,
-                    max_grad_norm=config.training.max_grad_norm,
-                ),
+                draw_at=source.draw_at,
+                train_steps=source.train_steps(train_step, plan.passes_per_dispatch),
                 validate=lambda state: judge.validate(frozen, state.adapters, state.masks),
                 checkpoints=checkpoints,
-                parallel=parallel,
                 log=log,
                 bar=bar,
-                stop_requested=requested,
+                stop_requested=processes.agreed(requested, parallel.largest),
             )
     if outcome.signal:
         _stop(config, directory, checkpoints, outcome)
 
     best = _best(checkpoints, outcome)
     checkpoints.close()
-    test = judge.test(frozen, best.adapters, best.masks)
+    # What it was before, too: the adapters it started from are still here, and training need not have waited.
+    start = parallel.replicate(adapted.adapters)
+    before, test = judge.test(frozen, start, {}), judge.test(frozen, best.adapters, best.masks)
     adapted = replace(adapted, method=with_length(adapted.method, plan.num_steps))
-    exported = _export(config, directory, model, adapted, frozen, best, tokenizer, splits)
-    results = measure(
-        config=config,
-        model=model,
-        splits=splits,
-        outcome=outcome,
-        masks=best.masks,
-        adapters=best.adapters,
-        frozen=frozen,
-        num_total=num_total,
-        num_trainable=num_trainable,
-        before=before,
-        test=test,
-        exported=exported,
-        traces=traces,
-        examples=(answers_before, _examples(config, objective, frozen, best.adapters, best.masks, tokenizer)),
-    )
-    write_results(results, directory / "results.json")
-    plot_curves(read_metrics(directory / "metrics.jsonl"), directory / "curves.png", config.run_name)
-    write_card(exported.parent / "README.md", config, model, results)
-    _conclude(config, directory, results)
-    return results
+    answers_before = _examples(config, objective, frozen, start, {}, tokenizer)
+    answers_after = _examples(config, objective, frozen, best.adapters, best.masks, tokenizer)
+    best = replace(best, adapters=parallel.local(best.adapters), masks=parallel.local(best.masks))
+
+    def write() -> Results:
+        exported = _export(config, directory, model, adapted, parallel.local(frozen), best, tokenizer, splits)
+        results = measure(
+            config=config,
+            model=model,
+            splits=splits,
+            outcome=outcome,
+            masks=best.masks,
+            adapters=best.adapters,
+            frozen=parallel.local(frozen),
+            num_total=num_total,
+            num_trainable=num_trainable,
+            before=before,
+            test=test,
+            exported=exported,
+            traces=traces,
+            examples=(answers_before, answers_after),
+        )
+        write_results(results, directory / "results.json")
+        plot_curves(read_metrics(directory / "metrics.jsonl"), directory / "curves.png", config.run_name)
+        write_card(exported.parent / "README.md", config, model, results)
+        _conclude(config, directory, results)
+        return results
+
+    written = processes.by_first(write)
+    processes.check_shared(directory / "results.json")
+    return written or read_results(directory / "results.json")
 
 
-def _check_directory(config: RunConfig) -> Path:
-    directory = Path(config.output_dir) / config.run_name
+def _start(config: RunConfig) -> None:
+    """Join the other processes, where there are any, before anything touches a device; and find what earlier runs compiled."""
+    if config.distributed:
+        say("joining the other hosts; jax gives up after five minutes")
+        processes.start(**vars(config.cluster))
+    processes.check_started()
+    with processes.all_or_none():
+        keep_programs(config.compilation_cache, several_hosts=config.distributed)
+    processes.check_equal({"configuration": lambda: f"{resolved(config)} {config.resume}"})
+    if not processes.is_first():
+        silence()
+
+
+def _check_directory(config: RunConfig, directory: Path) -> None:
     resume = f"--config {directory}/config.yaml --resume"
     if not config.resume:
         if directory.exists() and any(directory.iterdir()):
             raise InputError(f"'{directory}' already holds a run; continue it with {resume}, or give another --name")
-        return directory
+        return
     if not (directory / "config.yaml").is_file():
         raise InputError(
             f"nothing to resume in '{directory}'; start the run without --resume, or give the --name it had"
@@ -174,7 +193,11 @@ def _check_directory(config: RunConfig) -> Path:
         raise InputError(
             f"'{directory}' was started with another configuration ({'; '.join(changed)}); resume with {resume}"
         )
-    return directory
+
+
+def _make_directory(config: RunConfig, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    write_config(config, directory / "config.yaml")
 
 
 def _restored(config: RunConfig, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Progress]:
@@ -188,7 +211,7 @@ def _restored(config: RunConfig, checkpoints: Checkpoints, state: TrainState) ->
 def _stop(config: RunConfig, directory: Path, checkpoints: Checkpoints, outcome: Outcome) -> None:
     checkpoints.close()
     say(f"stopped by a signal; update {outcome.progress.update} is saved. Go on with:")
-    say(f"  python train.py --config {directory}/config.yaml --resume")
+    say(f"  python train.py --config {directory}/config.yaml --resume{' --distributed' if config.distributed else ''}")
     assert outcome.signal is not None
     sys.exit(128 + outcome.signal)
 
@@ -203,10 +226,13 @@ def _best(checkpoints: Checkpoints, outcome: Outcome) -> TrainState:
 def _examples(
     config: RunConfig, objective: Objective, frozen: Params, adapters: Adapters, masks: Layers, tokenizer: Any
 ) -> list | None:
-    texts = config.evaluation.examples
-    if config.task != "masked-lm" or not texts:
+    if not _has_examples(config):
         return None
-    return fill_masks(objective, frozen, adapters, masks, tokenizer, texts, top=3)
+    return fill_masks(objective, frozen, adapters, masks, tokenizer, config.evaluation.examples, top=3)
+
+
+def _has_examples(config: RunConfig) -> bool:
+    return config.task == "masked-lm" and bool(config.evaluation.examples)
 
 
 def _export(
@@ -252,8 +278,7 @@ def _announce(config: RunConfig, model: Model, splits: Splits, adapted: Adapted)
         said = ", ".join(f"{name} {value}" for name, value in options(adapted.method))
         where = f"{len(adapted.adapters['sites'])} layers with " if adapted.adapters["sites"] else ""
         say(f"adapts {where}{method_name(config)}" + (f": {said}" if said else ""))
-    devices = jax.local_devices()
-    say(f"device {len(devices)} × {devices[0].device_kind}")
+    say(f"device {describe_devices()}")
 
 
 def _conclude(config: RunConfig, directory: Path, results: Results) -> None:

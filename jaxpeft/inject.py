@@ -64,6 +64,7 @@ def apply(
     masks: Layers | None = None,
     dropout_rng: jax.Array | None = None,
     taps: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
+    stand_ins: Mapping[str, Callable[..., Any]] | None = None,
     **inputs: Any,
 ) -> Any:
     """Run `module` on `inputs` with `adapters` at their layers; return the module's own output.
@@ -76,6 +77,8 @@ def apply(
         masks: by layer, like `adapters["sites"]`; bool, True = keep. Layers without a mask are dense.
         dropout_rng: key of the base's and the adapters' dropout; None evaluates without dropout.
         taps: layer path → function applied to every positional argument of that module's call.
+        stand_ins: layer path → function called instead of that module, with the module before its call's arguments; the
+            layers inside that it calls run as elsewhere, with their adapters.
         **inputs: the module's keyword arguments.
 
     Raises:
@@ -88,13 +91,16 @@ def apply(
     quantized = {path: leaf for path, leaf in leaves.items() if is_quantized(leaf)}
     params = nest({path: leaf for path, leaf in leaves.items() if path not in quantized})
     visited: set[str] = set()
-    tapped: set[str] = set()
+    called: set[str] = set()
+    taps, stand_ins = taps or {}, stand_ins or {}
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         path = "/".join(context.module.path)
-        if taps and path in taps and context.method_name == "__call__":
-            tapped.add(path)
-            args = tuple(map(taps[path], args))
+        if (path in taps or path in stand_ins) and context.method_name == "__call__":
+            called.add(path)
+            args = tuple(map(taps[path], args)) if path in taps else args
+            if path in stand_ins:
+                return stand_ins[path](context.module, *args, **kwargs)
         tensor = quantized.get(f"{path}/kernel")
         if not _kind(context) or (tensor is None and path not in sites):
             return call(*args, **kwargs)
@@ -112,7 +118,8 @@ def apply(
     for path in sites:
         if path not in visited:
             raise InputError(f"the adapter names layer '{path}', which the model never calls{near(path, visited)}")
-    assert tapped == set(taps or ()), f"taps at {set(taps or ()) - tapped}, which the model never calls"
+    expected = taps.keys() | stand_ins.keys()
+    assert called == expected, f"taps or stand-ins at {expected - called}, which the model never calls"
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from jaxpeft.adapters import AdaLora, Method
@@ -11,6 +12,9 @@ from jaxpeft.pruning import Cubic, OneShot, Schedule
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.training.loop import Plan
 from jaxpeft.training.optimizer import learning_rate_schedule
+
+# A preempted machine is gone about 30 seconds after its signal, and a dispatch cannot be cut short.
+_SECONDS_PER_DISPATCH = 10.0
 
 
 def make_plan(config: RunConfig, passes_per_epoch: int, metric: str, *, method: Method | None = None) -> Plan:
@@ -34,6 +38,9 @@ def make_plan(config: RunConfig, passes_per_epoch: int, metric: str, *, method: 
         learning_rate=learning_rate_schedule(t.learning_rate, num_steps, t.warmup_steps, t.schedule),
         pruning=_allocation(method, num_steps) if isinstance(method, AdaLora) else _pruning(config, num_steps),
         patience=t.early_stopping_patience,
+        passes_per_dispatch=t.steps_per_dispatch,
+        # Several processes must dispatch alike, and each has a clock of its own.
+        seconds_per_dispatch=math.inf if config.distributed else _SECONDS_PER_DISPATCH,
     )
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxpeft.errors import InputError
-from jaxpeft.models.build import max_tokens
+from jaxpeft.models.inputs import max_tokens
 from jaxpeft.paths import Adapters, Layers, Params
 from jaxpeft.training.objectives import Objective
 
@@ -30,14 +30,9 @@ def fill_masks(
     """For every text and every `[MASK]` in it (or the tokenizer's own mask token), the `top` likeliest tokens.
 
     Raises:
-        InputError: for a text without a mask, or longer than the model's positions.
+        InputError: as `find_masks`.
     """
-    texts = [text.replace("[MASK]", tokenizer.mask_token) for text in texts]
-    encoded = _encode(objective, tokenizer, texts)
-    is_mask = encoded["input_ids"] == tokenizer.mask_token_id
-    for text, row in zip(texts, is_mask, strict=True):
-        if not row.any():
-            raise InputError(f"'{text}' has no {tokenizer.mask_token} to fill")
+    encoded, is_mask = find_masks(objective, tokenizer, texts)
     positions = np.zeros((len(texts), is_mask.sum(1).max()), np.int32)
     for i, row in enumerate(is_mask):
         positions[i, : row.sum()] = np.flatnonzero(row)
@@ -46,6 +41,21 @@ def fill_masks(
         [_top(logits[i, j], tokenizer.convert_ids_to_tokens, top) for j in range(row.sum())]
         for i, row in enumerate(is_mask)
     ]
+
+
+def find_masks(objective: Objective, tokenizer: Any, texts: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """`texts` as a batch, and where in it their masks are: bool `[texts, length]`.
+
+    Raises:
+        InputError: for a text without a mask, or longer than the model's positions.
+    """
+    texts = [text.replace("[MASK]", tokenizer.mask_token) for text in texts]
+    encoded = _encode(objective, tokenizer, texts)
+    is_mask = encoded["input_ids"] == tokenizer.mask_token_id
+    for text, row in zip(texts, is_mask, strict=True):
+        if not row.any():
+            raise InputError(f"'{text}' has no {tokenizer.mask_token} to fill")
+    return encoded, is_mask
 
 
 def classify(

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, Method, PromptTuning, Site, SiteMethod
 from jaxpeft.adapters.init import init_adapters
@@ -17,6 +18,7 @@ from jaxpeft.data import (
     GLUE,
     ClassificationData,
     MaskedLMData,
+    PackedData,
     Split,
     Splits,
     classification_data,
@@ -24,7 +26,10 @@ from jaxpeft.data import (
     masked_lm_data,
 )
 from jaxpeft.errors import InputError
-from jaxpeft.models.build import Model, Quantization, load_model, load_tokenizer, max_tokens
+from jaxpeft.models.attention import check_packing
+from jaxpeft.models.build import Model, Quantization, load_model, load_tokenizer
+from jaxpeft.models.inputs import max_tokens
+from jaxpeft.models.shapes import model_shapes
 from jaxpeft.models.sources import resolve
 from jaxpeft.paths import Adapters, Params, leaf_paths
 from jaxpeft.targets import (
@@ -35,10 +40,12 @@ from jaxpeft.targets import (
     match_targets,
     whole_modules,
 )
+from jaxpeft.training.loop import Plan
 from jaxpeft.training.objectives import Batch, Objective
-from jaxpeft.training.optimizer import LoraPlus
+from jaxpeft.training.optimizer import LoraPlus, build_optimizer
 
 Data = MaskedLMData | ClassificationData
+TrainingData = Data | PackedData
 
 
 def prepare_splits(config: RunConfig) -> Splits:
@@ -79,28 +86,8 @@ def prepare_model(config: RunConfig, num_labels: int | None) -> tuple[Model, Any
         InputError: as `load_model`, and for rows longer than the model's positions.
     """
     m = config.model
-    model = load_model(
-        m.name,
-        config.task,
-        weights=m.weights,
-        num_labels=num_labels,
-        dtype=m.dtype,
-        dropout=m.dropout,
-        gradient_checkpointing=m.gradient_checkpointing,
-        quantization=None
-        if m.quantization == "none"
-        else Quantization(m.quantization, m.quantization_block_size, m.double_quantization),
-        trained_leaves=lambda leaves, base_prefix: whole_leaves(config, leaves, base_prefix),
-        seed=config.seed,
-    )
-    method = build_method(config)
-    virtual = method.virtual_tokens if isinstance(method, SiteMethod) else 0
-    limit = max_tokens(model.config) - virtual
-    if config.data.max_length > limit:
-        besides = f" besides adapter.num_virtual_tokens {virtual}" if virtual else ""
-        raise InputError(
-            f"data.max_length {config.data.max_length} exceeds the {limit} positions of {m.name}{besides}; give at most {limit}"
-        )
+    model = load_model(m.name, config.task, **_model_options(config, num_labels), seed=config.seed)
+    _check_length(config, model)
     tokenizer = load_tokenizer(resolve(m.tokenizer).directory if m.tokenizer else model.source.directory)
     if len(tokenizer) > model.config.vocab_size:
         # An index behind the table's end would be clamped in silence.
@@ -109,6 +96,46 @@ def prepare_model(config: RunConfig, num_labels: int | None) -> tuple[Model, Any
             f"{model.config.vocab_size}; name the model's own with model.tokenizer"
         )
     return model, tokenizer
+
+
+def prepare_model_shapes(config: RunConfig, num_labels: int | None) -> Model:
+    """The base as `prepare_model` loads it, with shapes in the place of weights and no tokenizer.
+
+    Raises:
+        InputError: as `prepare_model`.
+    """
+    model = model_shapes(config.model.name, config.task, **_model_options(config, num_labels))
+    _check_length(config, model)
+    return model
+
+
+def _model_options(config: RunConfig, num_labels: int | None) -> dict[str, Any]:
+    m = config.model
+    scheme = (
+        Quantization(m.quantization, m.quantization_block_size, m.double_quantization)
+        if m.quantization != "none"
+        else None
+    )
+    return {
+        "weights": m.weights,
+        "num_labels": num_labels,
+        "dtype": m.dtype,
+        "dropout": m.dropout,
+        "gradient_checkpointing": m.gradient_checkpointing,
+        "quantization": scheme,
+        "trained_leaves": lambda leaves, base_prefix: whole_leaves(config, leaves, base_prefix),
+    }
+
+
+def _check_length(config: RunConfig, model: Model) -> None:
+    method = build_method(config)
+    virtual = method.virtual_tokens if isinstance(method, SiteMethod) else 0
+    limit = max_tokens(model.config) - virtual
+    if config.data.max_length > limit:
+        besides = f" besides adapter.num_virtual_tokens {virtual}" if virtual else ""
+        raise InputError(
+            f"data.max_length {config.data.max_length} exceeds the {limit} positions of {config.model.name}{besides}; give at most {limit}"
+        )
 
 
 def prepare_data(config: RunConfig, split: Split, tokenizer: Any, batch_size: int) -> Data:
@@ -133,6 +160,22 @@ def prepare_data(config: RunConfig, split: Split, tokenizer: Any, batch_size: in
         seed=config.seed,
         bucket_lengths=data.bucket_lengths,
     )
+
+
+def prepare_training_data(
+    config: RunConfig, split: Split, model: Model, tokenizer: Any, num_devices: int
+) -> TrainingData:
+    """`prepare_data` in batches of `training.batch_size`; with `data.packing` several texts to a row.
+
+    Raises:
+        InputError: for packing where the attention of `model` is not known.
+    """
+    data = prepare_data(config, split, tokenizer, config.training.batch_size)
+    if not config.data.packing:
+        return data
+    check_packing(model)
+    assert isinstance(data, ClassificationData), "the configuration packs classification only"
+    return PackedData(data, config.data.max_length, num_devices)
 
 
 def whole_leaves(config: RunConfig, leaves: Sequence[str], base_prefix: str) -> set[str]:
@@ -288,6 +331,18 @@ def lora_plus(config: RunConfig, model: Model) -> LoraPlus | None:
         return None
     embeddings = frozenset(path for path, site in model.sites().items() if site.kind == "embedding")
     return LoraPlus(t.loraplus_lr_ratio, t.loraplus_lr_embedding / t.learning_rate, embeddings)
+
+
+def prepare_optimizer(config: RunConfig, model: Model, plan: Plan) -> optax.GradientTransformationExtraArgs:
+    """The run's optimizer, at the plan's learning rates."""
+    t = config.training
+    return build_optimizer(
+        plan.learning_rate,
+        weight_decay=t.weight_decay,
+        max_grad_norm=t.max_grad_norm,
+        accumulation_steps=t.accumulation_steps,
+        lora_plus=lora_plus(config, model),
+    )
 
 
 def metric_names(config: RunConfig, num_labels: int | None) -> tuple[str, ...]:

@@ -6,6 +6,9 @@ import os
 FLAGS = ("--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nor the user's compiled programs: what is tested is compiled, but where a test says so (`tiny_runs.compiled_once`).
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 import jax  # noqa: E402
 import optax  # noqa: E402

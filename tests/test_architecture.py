@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "inject": {"adapters", "errors", "paths", "pruning", "quant"},
     "merging": {"adapters", "errors", "paths", "pruning", "quant"},
     "config": {"errors"},
+    "compilation": {"errors", "report"},
     "models": {"adapters", "errors", "inject", "paths", "quant"},
     "calibration": {"adapters", "errors", "inject", "models", "paths", "quant"},
     "training": {"adapters", "errors", "inject", "models", "paths", "pruning", "quant"},
@@ -36,6 +37,7 @@ ONLY_IN = {
     r"orbax(\..+)?": "training/checkpoint.py",
     r"make_mesh|Mesh|NamedSharding|PartitionSpec|AxisType": "training/sharding.py",
     r"intercept_methods": "inject.py",
+    r"topologies|get_topology_desc": "preflight/child.py",
 }
 
 

@@ -95,6 +95,10 @@ MISTAKES = {
     ),
     "no-config-file": ("--config nowhere.yaml", r"nowhere\.yaml"),
     "out-of-range": (f"{TEXT} --pruning.sparsity 1.5", r"pruning\.sparsity is 1\.5; it must be at least 0 and below 1"),
+    "url": (
+        "--data.train_file train.txt --output_dir gs://bucket/runs",
+        r"output_dir 'gs://bucket/runs' is a URL; give a directory",
+    ),
     "no-data": ("", r"no data: give data\.name .* or data\.train_file"),
     "two-data": (f"{TEXT} --data.name python-docs", r"'python-docs' and .* 'train\.txt' exclude each other"),
     "no-data-file": ("--data.train_file nowhere.txt", r"nowhere\.txt"),
@@ -273,7 +277,13 @@ def test_the_hub_does_not_know_it_or_cannot_be_reached(work, capsys, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "command", [["train.py", "--help"], ["-m", "jaxpeft", "--help"], ["-m", "jaxpeft", "train", "--help"]]
+    "command",
+    [
+        ["train.py", "--help"],
+        ["-m", "jaxpeft", "--help"],
+        ["-m", "jaxpeft", "train", "--help"],
+        ["-m", "jaxpeft", "preflight", "--help"],
+    ],
 )
 def test_help_answers_at_once_and_loads_nothing_heavy(command):
     code = """

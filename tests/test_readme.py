@@ -68,3 +68,10 @@ def test_the_table_of_methods_is_the_code_s():
     from benchmarks.methods_table import BEGIN, END, table
 
     assert README.split(BEGIN)[1].split(END)[0].strip() == table()
+
+
+def test_the_figures_of_speed_are_the_records():
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.speed.table import BEGIN, END, readme_block, stored_records
+
+    assert README.split(BEGIN)[1].split(END)[0].strip() == readme_block(stored_records())

@@ -18,6 +18,7 @@ from jaxpeft.paths import join, leaf_paths, nest, without_shared
 from jaxpeft.pruning import apply_masks, prune
 from jaxpeft.quant import dequantize, is_quantized, quantize
 from jaxpeft.targets import DEFAULT_TARGETS, match_targets
+from jaxpeft.training.feed import Feed
 from jaxpeft.training.objectives import Objective
 from jaxpeft.training.optimizer import build_optimizer
 from jaxpeft.training.step import init_state
@@ -168,6 +169,12 @@ def training(
     )
     objective = Objective(model, method, model.config.num_labels if model.task == "classification" else 0)
     return objective, optimizer, frozen, init_state(adapters, optimizer, jax.random.key(7), pruned=pruned)
+
+
+def fed(step, parallel, *, batch_at=lambda index: batch(seed=index), most=1):
+    """`draw_at` and `train_steps` of `fit`: whole batches for draws, up to `most` passes in a dispatch."""
+    source = Feed(batch_at, lambda resident, batch: batch, {}, functools.partial(parallel.shard, axis=1))
+    return {"draw_at": source.draw_at, "train_steps": source.train_steps(step, most)}
 
 
 def snapshot(tree):

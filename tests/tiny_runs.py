@@ -75,8 +75,13 @@ def _workplace(root):
 @contextlib.contextmanager
 def compiled_once(root):
     """Keep compiled programs on disk meanwhile: runs that differ in their data only share them."""
-    options = {"jax_compilation_cache_dir": str(root / "programs"), "jax_persistent_cache_min_compile_time_secs": 0.2}
+    options = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(root / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
     before = {key: getattr(jax.config, key) for key in options}
+    compilation_cache.reset_cache()  # jax asks once whether there is one
     try:
         for key, value in options.items():
             jax.config.update(key, value)

@@ -10,6 +10,7 @@ from jaxpeft.data.masked_lm import (
     masked_lm_data,
     num_masked,
 )
+from jaxpeft.data.packing import PackedData
 from jaxpeft.data.python_docs import load_python_docs
 from jaxpeft.data.sources import load_file, load_splits
 from jaxpeft.data.splits import Split, Splits
@@ -20,6 +21,7 @@ __all__ = [
     "Encoded",
     "GlueTask",
     "MaskedLMData",
+    "PackedData",
     "Split",
     "Splits",
     "classification_data",

@@ -20,6 +20,7 @@ Batch = dict[str, np.ndarray]
 
 BUCKET_LENGTHS = (16, 32, 64, 128, 256, 512)
 _TEXTS_PER_CALL = 1024
+_BATCHES_PER_RUN = 4  # of one bucket, one after the other: long enough for the host, short enough for a mixed epoch
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,8 @@ def bucketed_batches(
     """One epoch's batches, each row in one of them.
 
     Rows gather by bucket in a random order; those that do not fill a batch move up to the next larger bucket, so only
-    the largest one can end in an incomplete batch. Then the batches are shuffled.
+    the largest one can end in an incomplete batch. Then the batches are shuffled, by fours of one bucket: batches of one
+    shape that follow each other are computed in one dispatch.
 
     Args:
       bucket_of_row: `[rows]` int, the smallest bucket a row fits in.
@@ -122,7 +124,9 @@ def bucketed_batches(
         batches.append(cut(waiting[:ready], batch_size))
         buckets.append(np.full(len(batches[-1]), bucket))
         waiting = waiting[ready:]
-    shuffled = rng.permutation(sum(map(len, batches)))
+    first_runs = np.cumsum([0, *(num_batches(len(part), _BATCHES_PER_RUN) for part in batches)])
+    runs = [first + np.arange(len(part)) // _BATCHES_PER_RUN for first, part in zip(first_runs, batches, strict=False)]
+    shuffled = np.argsort(rng.permutation(first_runs[-1])[np.concatenate(runs)], kind="stable")
     return np.concatenate(batches)[shuffled], np.concatenate(buckets)[shuffled]
 
 
@@ -166,9 +170,37 @@ class ClassificationData:
         `input_ids`, `attention_mask`, `token_type_ids`: `[batch, bucket]` int32. `labels`: `[batch]` int32 or float32.
         `weights`: `[batch]` float32, 0 for the copies of row 0 that fill up an epoch's incomplete batch.
         """
+        return self.assemble(self.resident, self.draw(step), np)
+
+    @cached_property
+    def resident(self) -> Batch:
+        """What all batches are made of, besides what `draw` says: the tokens of all rows, their `offsets`, and `labels`."""
+        return {
+            "input_ids": self.encoded.input_ids,
+            "token_type_ids": self.encoded.token_type_ids,
+            "offsets": self.encoded.offsets.astype(np.int32),
+            "labels": self.labels,
+        }
+
+    def draw(self, step: int) -> Batch:
+        """What is chance in the batch of a step: its `rows`, `[batch]` int32 (-1: none), in `columns` 0 to bucket - 1."""
         epoch, index = divmod(step, self.steps_per_epoch)
         rows, buckets = self._epoch(epoch)
-        return self._batch(rows[index], self.bucket_lengths[buckets[index]])
+        return self._draw(rows[index], self.bucket_lengths[buckets[index]])
+
+    def assemble(self, resident: Any, draw: Any, xp: Any) -> dict[str, Any]:
+        """The batch of a `draw`, in arrays of the namespace `xp`: numpy, or jax's inside a compiled program."""
+        rows = xp.maximum(draw["rows"], 0)
+        starts, columns = resident["offsets"][rows], draw["columns"]
+        inside = columns < (resident["offsets"][rows + 1] - starts)[:, None]
+        tokens = xp.where(inside, starts[:, None] + columns, 0)
+        return {
+            "input_ids": xp.where(inside, resident["input_ids"][tokens], self.encoded.pad_token_id).astype(xp.int32),
+            "attention_mask": inside.astype(xp.int32),
+            "token_type_ids": xp.where(inside, resident["token_type_ids"][tokens], 0).astype(xp.int32),
+            "labels": resident["labels"][rows],
+            "weights": (draw["rows"] != FILL).astype(xp.float32),
+        }
 
     def eval_batches(self) -> Iterator[Batch]:
         """Every row once, by length; as in `train_batch`, and `rows`: `[batch]` int32 puts predictions back in order.
@@ -177,7 +209,8 @@ class ClassificationData:
         """
         for rows in cut(np.argsort(self.encoded.lengths, kind="stable"), self.batch_size):
             bucket = self._bucket_of_row[rows[rows != FILL]].max()
-            yield {**self._batch(rows, self.bucket_lengths[bucket]), "rows": rows.astype(np.int32)}
+            draw = self._draw(rows, self.bucket_lengths[bucket])
+            yield {**self.assemble(self.resident, draw, np), "rows": draw["rows"]}
 
     @cached_property
     def _bucket_of_row(self) -> np.ndarray:
@@ -196,18 +229,8 @@ class ClassificationData:
             self._last_epoch[epoch] = plan
         return plan
 
-    def _batch(self, rows: np.ndarray, length: int) -> Batch:
-        real = np.maximum(rows, 0)
-        starts, lengths = self.encoded.offsets[real], self.encoded.lengths[real]
-        inside = np.arange(length) < lengths[:, None]
-        tokens = np.where(inside, starts[:, None] + np.arange(length), 0)
-        return {
-            "input_ids": np.where(inside, self.encoded.input_ids[tokens], np.int32(self.encoded.pad_token_id)),
-            "attention_mask": inside.astype(np.int32),
-            "token_type_ids": np.where(inside, self.encoded.token_type_ids[tokens], np.int32(0)),
-            "labels": self.labels[real],
-            "weights": (rows != FILL).astype(np.float32),
-        }
+    def _draw(self, rows: np.ndarray, length: int) -> Batch:
+        return {"rows": rows.astype(np.int32), "columns": np.arange(length, dtype=np.int32)}
 
 
 def classification_data(

@@ -93,7 +93,23 @@ def num_masked(length: int, ratio: float) -> int:
     return max(1, round(ratio * (length - 2)))
 
 
-def mask_rows(
+def mask_rows(rows: np.ndarray, can_mask: np.ndarray, *, pad_token_id: int, **options: Any) -> Batch:
+    """Mask `round(ratio * maskable tokens)` tokens of each row: at least one where any can be, at most `num_positions`.
+
+    Args:
+      rows: `[batch, length]` int token ids.
+      can_mask: `[batch, length]` bool, True where a token may be chosen.
+      pad_token_id: the id of [PAD], which is not attended to.
+      **options: the others of `choose_masks`.
+
+    Returns:
+      `input_ids`, `attention_mask`: `[batch, length]` int32. `positions`: `[batch, P]` int32, ascending, unused ones
+      last and 0. `labels`: `[batch, P]` int32, the original ids. `weights`: `[batch, P]` float32, 1 or (unused) 0.
+    """
+    return _masked_batch(rows, choose_masks(rows, can_mask, **options), pad_token_id, np)
+
+
+def choose_masks(
     rows: np.ndarray,
     can_mask: np.ndarray,
     *,
@@ -101,11 +117,10 @@ def mask_rows(
     ratio: float,
     num_positions: int,
     mask_token_id: int,
-    pad_token_id: int,
     vocab_size: int,
     special_ids: Sequence[int],
 ) -> Batch:
-    """Mask `round(ratio * maskable tokens)` tokens of each row: at least one where any can be, at most `num_positions`.
+    """What is masked in each row, and by what.
 
     Args:
       rows: `[batch, length]` int token ids.
@@ -114,31 +129,51 @@ def mask_rows(
       ratio: the share of maskable tokens to choose, in (0, 1].
       num_positions: P, the static number of places a row (`num_masked`).
       mask_token_id: the id of [MASK].
-      pad_token_id: the id of [PAD], which is not attended to.
       vocab_size: random tokens are drawn from 0 to `vocab_size - 1`,
       special_ids: without these.
 
     Returns:
-      `input_ids`, `attention_mask`: `[batch, length]` int32. `positions`: `[batch, P]` int32, ascending, unused ones
-      last and 0. `labels`: `[batch, P]` int32, the original ids. `weights`: `[batch, P]` float32, 1 or (unused) 0.
+      `positions` and `weights` as in `mask_rows`, and `replacements`: `[batch, P]` int32, the id that stands there now.
     """
     positions, used = _choose_positions(can_mask, rng, ratio, num_positions)
-    labels = np.where(used, np.take_along_axis(rows, positions, axis=1), 0)
-    kind = rng.random(labels.shape)
+    originals = np.take_along_axis(rows, positions, axis=1)
+    kind = rng.random(originals.shape)
     # Ids without the special ones, so that a random token is never [MASK] or [SEP].
     words = np.delete(np.arange(vocab_size), [special for special in special_ids if special < vocab_size])
-    random_ids = words[rng.integers(len(words), size=labels.shape)]
-    replaced = np.select([kind < 0.8, kind < 0.9], [np.full_like(labels, mask_token_id), random_ids], labels)
-    input_ids = rows.astype(np.int32)
-    row_index = np.broadcast_to(np.arange(len(rows))[:, None], used.shape)
-    input_ids[row_index[used], positions[used]] = replaced[used]
+    random_ids = words[rng.integers(len(words), size=originals.shape)]
+    chosen = np.select([kind < 0.8, kind < 0.9], [np.full_like(originals, mask_token_id), random_ids], originals)
+    # An unused place points at token 0, and must leave it what it is: the first of the row, masked or not.
+    first = np.where(used[:, :1] & (positions[:, :1] == 0), chosen[:, :1], rows[:, :1])
     return {
-        "input_ids": input_ids,
-        "attention_mask": (rows != pad_token_id).astype(np.int32),
         "positions": positions.astype(np.int32),
-        "labels": labels.astype(np.int32),
+        "replacements": np.where(used, chosen, first).astype(np.int32),
         "weights": used.astype(np.float32),
     }
+
+
+def _masked_batch(rows: Any, masks: Batch, pad_token_id: int, xp: Any) -> dict[str, Any]:
+    """The batch of token ids `rows` with `masks`; `xp` is the namespace of the arrays, numpy's or one that writes as numpy does."""
+    positions, used = masks["positions"], masks["weights"] > 0
+    rows = xp.asarray(rows, dtype=xp.int32)
+    return {
+        "input_ids": _with_values(rows, positions, masks["replacements"], xp),
+        "attention_mask": (rows != pad_token_id).astype(xp.int32),
+        "positions": positions,
+        "labels": xp.where(used, xp.take_along_axis(rows, positions, axis=1), 0).astype(xp.int32),
+        "weights": masks["weights"],
+    }
+
+
+def _with_values(rows: Any, positions: Any, values: Any, xp: Any) -> Any:
+    """`rows` with `values`, at least 0, at `positions` along the last axis; where a position is named twice, with the same value."""
+    if xp is np:
+        rows = rows.copy()
+        np.put_along_axis(rows, positions, values, axis=1)
+        return rows
+    # Not a scatter: where the rows are split over devices, XLA would send all positions to all of them.
+    here = positions[:, :, None] == xp.arange(rows.shape[1])
+    found = xp.where(here, values[:, :, None], -1).max(axis=1)
+    return xp.where(found >= 0, found, rows)
 
 
 def _choose_positions(
@@ -191,19 +226,35 @@ class MaskedLMData:
 
     def train_batch(self, step: int) -> Batch:
         """The batch of a step (counted from 0 over all epochs): rows permuted anew each epoch, masks each step."""
+        return self.assemble(self.resident, self.draw(step), np)
+
+    @property
+    def resident(self) -> Batch:
+        """What all batches are made of, besides what `draw` says: `blocks`, `[rows, length]` int32."""
+        return {"blocks": self.blocks}
+
+    def draw(self, step: int) -> Batch:
+        """What is chance in the batch of a step: its `rows`, `[batch]` int32, and their masks (`choose_masks`)."""
         epoch, index = divmod(step, self.steps_per_epoch)
         rows = epoch_order(len(self.blocks), self.batch_size, self.seed, epoch)[index]
-        masked = self._mask(np.maximum(rows, 0), np.random.default_rng([self.seed, MASK_STREAM, step]))
-        return {**masked, "weights": np.where((rows == FILL)[:, None], np.float32(0), masked["weights"])}
+        real = np.maximum(rows, 0)
+        masks = self._masks(real, np.random.default_rng([self.seed, MASK_STREAM, step]))
+        weights = np.where((rows == FILL)[:, None], np.float32(0), masks["weights"])
+        return {**masks, "rows": real.astype(np.int32), "weights": weights}
+
+    def assemble(self, resident: Any, draw: Any, xp: Any) -> dict[str, Any]:
+        """The batch of a `draw`, in arrays of the namespace `xp`: numpy, or jax's inside a compiled program."""
+        return _masked_batch(resident["blocks"][draw["rows"]], draw, self.pad_token_id, xp)
 
     def eval_batches(self) -> Iterator[Batch]:
         """Every row once, in order, with masks that depend on the blocks alone: not on the seed or the batch size."""
         starts = range(0, len(self.blocks), _ROWS_PER_DRAW)
-        draws = [
-            self._mask(np.arange(start, min(start + _ROWS_PER_DRAW, len(self.blocks))), _evaluation_rng(start))
+        masks = [
+            self._masks(np.arange(start, min(start + _ROWS_PER_DRAW, len(self.blocks))), _evaluation_rng(start))
             for start in starts
         ]
-        everything = {name: np.concatenate([draw[name] for draw in draws]) for name in draws[0]}
+        joined = {name: np.concatenate([part[name] for part in masks]) for name in masks[0]}
+        everything = _masked_batch(self.blocks, joined, self.pad_token_id, np)
         for rows in cut(np.arange(len(self.blocks)), self.batch_size):
             batch = {name: values[np.maximum(rows, 0)] for name, values in everything.items()}
             batch["weights"][rows == FILL] = 0
@@ -232,15 +283,14 @@ class MaskedLMData:
                 "weights": (chosen != FILL)[:, None].astype(np.float32),
             }
 
-    def _mask(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        return mask_rows(
+    def _masks(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        return choose_masks(
             self.blocks[rows],
             self.can_mask[rows],
             rng=rng,
             ratio=self.ratio,
             num_positions=self.num_positions,
             mask_token_id=self.mask_token_id,
-            pad_token_id=self.pad_token_id,
             vocab_size=self.vocab_size,
             special_ids=self.special_ids,
         )

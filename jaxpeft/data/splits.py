@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +54,15 @@ class Splits:
     label_names: tuple[str, ...] | None
     source: str
     notes: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """SHA-256 of all rows: whether two hosts read the same."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            if split is not None:
+                digest.update(json.dumps([split.texts, split.pairs]).encode())
+                digest.update(b"" if split.labels is None else split.labels.tobytes())
+        return digest.hexdigest()
 
 
 def take(split: Split, rows: np.ndarray) -> Split:

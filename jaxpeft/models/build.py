@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxpeft.adapters.contract import PLACEHOLDER
+from jaxpeft.adapters.contract import Site
 from jaxpeft.errors import InputError
 from jaxpeft.inject import discover_sites
 from jaxpeft.models.checkpoint import Checkpoint, open_checkpoint
+from jaxpeft.models.inputs import module_inputs
 from jaxpeft.models.quantized_files import check_method
 from jaxpeft.models.sources import Source, resolve
 from jaxpeft.paths import Params, leaf_paths, nest
@@ -58,6 +59,7 @@ class Model:
     task: Task
     source: Source
     missing: tuple[str, ...] = ()
+    found_sites: dict[str, Site] | None = None
 
     @property
     def model_type(self) -> str:
@@ -93,24 +95,22 @@ class Model:
         """
         return module_inputs(self.module, self.config, batch, virtual_tokens)
 
-    def sites(self) -> dict[str, Any]:
-        """All linear layers by path (`discover_sites` on one short row)."""
-        return discover_sites(self.module, self.params, **_example(self.module, self.config))
+    def sites(self) -> dict[str, Site]:
+        """All linear layers by path (`discover_sites` on one short row), traced once for a model that was loaded."""
+        return self.found_sites or discover_sites(self.module, self.params, **_example(self.module, self.config))
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model without its weights: transformers' model around the module, and what leaves it has.
+    """A model without its weights: transformers' Flax model, not initialised, and what leaves it has.
 
-    Attributes:
-        model: transformers' Flax model, not initialised.
-        shapes: leaf path → `jax.ShapeDtypeStruct`.
-        kernels: the leaf paths of the linear layers' kernels.
-        base_prefix: the path of the encoder below the heads, such as `bert`.
+    `shapes` is leaf path → `jax.ShapeDtypeStruct`, `sites` what `discover_sites` finds, `kernels` the leaf paths of the linear
+    layers' kernels, and `base_prefix` the path of the encoder below the heads, such as `bert`.
     """
 
     model: Any
     shapes: dict[str, Any]
+    sites: dict[str, Site]
     kernels: frozenset[str]
     base_prefix: str
 
@@ -130,10 +130,55 @@ def build_skeleton(
     """
     flax_class = _flax_class(config, task)
     model = _bare(flax_class, config, jnp.dtype(dtype), gradient_checkpointing)
-    shapes = leaf_paths(jax.eval_shape(lambda: model.init_weights(jax.random.key(0), (1, 1))))
+    shapes = leaf_paths(model.params_shape_tree)
     sites = discover_sites(model.module, nest(shapes), **_example(model.module, config))
     kernels = frozenset(f"{layer}/kernel" for layer in sites) & shapes.keys()
-    return Skeleton(model, shapes, kernels, _base_prefix(flax_class))
+    return Skeleton(model, shapes, sites, kernels, _base_prefix(flax_class))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model whose weights are yet to be read: what `load_model` reads from, and `models.shapes` takes shapes from.
+
+    `trained` are the leaf paths that train whole, `missing` those of them that the checkpoint lacks.
+    """
+
+    config: Any
+    task: Task
+    source: Source
+    skeleton: Skeleton
+    reader: Checkpoint
+    trained: set[str]
+    missing: tuple[str, ...]
+
+    def model(self, params: Params) -> Model:
+        """The model with `params`."""
+        s = self.skeleton
+        return Model(s.model.module, self.config, params, self.task, self.source, self.missing, s.sites)
+
+
+def open_model(
+    name: str,
+    task: Task,
+    *,
+    weights: Literal["pretrained", "random"],
+    num_labels: int | None,
+    dtype: str,
+    dropout: float | None,
+    gradient_checkpointing: bool,
+    trained_leaves: Callable[[Sequence[str], str], set[str]],
+) -> Opened:
+    """Find a model's files and build what needs no weight; arguments and errors are `load_model`'s."""
+    source = resolve(name)
+    config = read_config(source, num_labels)
+    skeleton = build_skeleton(
+        _with_dropout(config, dropout), task, dtype=dtype, gradient_checkpointing=gradient_checkpointing
+    )
+    paths, pretrained = list(skeleton.shapes), weights == "pretrained"
+    reader = open_checkpoint(source.directory, paths, skeleton.base_prefix) if pretrained else Checkpoint({})
+    missing = tuple(path for path in paths if path not in reader) if pretrained else ()
+    trained = trained_leaves(paths, skeleton.base_prefix) | set(missing)
+    return Opened(config, task, source, skeleton, reader, trained, missing)
 
 
 def load_model(
@@ -170,19 +215,19 @@ def load_model(
         InputError: for an unknown model, an architecture without a Flax class, missing or unreadable weights, and where
             `quantization` is not what the checkpoint holds.
     """
-    source = resolve(name)
-    config = read_config(source, num_labels)
-    skeleton = build_skeleton(
-        _with_dropout(config, dropout), task, dtype=dtype, gradient_checkpointing=gradient_checkpointing
+    opened = open_model(
+        name,
+        task,
+        weights=weights,
+        num_labels=num_labels,
+        dtype=dtype,
+        dropout=dropout,
+        gradient_checkpointing=gradient_checkpointing,
+        trained_leaves=trained_leaves,
     )
-    shapes, base_prefix = skeleton.shapes, skeleton.base_prefix
-    reader = Checkpoint({})
-    if weights == "pretrained":
-        reader = open_checkpoint(source.directory, list(shapes), base_prefix)
-    drawn = [path for path in shapes if path not in reader]
-    values = _draw(skeleton.model, drawn, seed)
-    missing = tuple(drawn) if weights == "pretrained" else ()
-    trained = trained_leaves(list(shapes), base_prefix) | set(missing)
+    source, skeleton, reader, trained = opened.source, opened.skeleton, opened.reader, opened.trained
+    shapes = skeleton.shapes
+    values = _draw(skeleton.model, [path for path in shapes if path not in reader], seed)
     leaves: dict[str, Any] = {}
     for path, shape in shapes.items():
         leaf = values[path] if path in values else checked(reader.read(path), path, shape.shape, source)
@@ -195,7 +240,7 @@ def load_model(
             leaves[path] = jax.device_put(quantize(leaf, **vars(quantization)))
         else:
             leaves[path] = jnp.asarray(leaf, jnp.dtype(dtype) if leaf.ndim > 1 else jnp.float32)
-    return Model(skeleton.model.module, config, nest(leaves), task, source, missing)
+    return opened.model(nest(leaves))
 
 
 def load_tokenizer(directory: Path | str) -> Any:
@@ -210,42 +255,6 @@ def load_tokenizer(directory: Path | str) -> Any:
         return AutoTokenizer.from_pretrained(str(directory), use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"no tokenizer in {directory}; name one with --model.tokenizer") from error
-
-
-def max_tokens(config: Any) -> int:
-    """The longest sequence the model has positions for, in tokens."""
-    # RoBERTa's positions start behind the padding index.
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return config.max_position_embeddings - offset
-
-
-def module_inputs(module: nn.Module, config: Any, batch: dict[str, Any], virtual_tokens: int = 0) -> dict[str, Any]:
-    """Fill in what `module` takes besides token ids and attention mask, with room for `virtual_tokens` in front of every row.
-
-    Virtual tokens are attended to and of type 0. With them RoBERTa's positions count padding too, as transformers counts where
-    it is given embeddings instead of ids.
-    """
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    types = batch.get("token_type_ids", jnp.zeros_like(ids))
-    if virtual_tokens:
-        ids, mask, types = (
-            jnp.pad(array, ((0, 0), (virtual_tokens, 0)), constant_values=value)
-            for array, value in ((ids, PLACEHOLDER), (mask, 1), (types, 0))
-        )
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape)
-    if "roberta" in config.model_type:
-        real = (ids != config.pad_token_id).astype(jnp.int32)
-        counted = positions + 1 if virtual_tokens else jnp.cumsum(real, axis=-1) * real
-        positions = counted + config.pad_token_id
-    available = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "token_type_ids": types,
-        "position_ids": positions,
-        "head_mask": None,
-    }
-    wanted = inspect.signature(type(module).__call__).parameters
-    return {key: value for key, value in available.items() if key in wanted}
 
 
 def read_config(source: Source, num_labels: int | None = None) -> Any:

@@ -12,6 +12,7 @@ from jaxpeft.quant.scheme import (
     is_quantized,
     quantize,
     quantize_like,
+    quantized_shape,
 )
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "is_quantized",
     "quantize",
     "quantize_like",
+    "quantized_shape",
     "recomputed",
 ]

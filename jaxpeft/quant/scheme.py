@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from jaxpeft.errors import InputError, near
 from jaxpeft.quant.codebooks import CODEBOOKS
-from jaxpeft.quant.double_quantization import QuantizedAbsmax
+from jaxpeft.quant.double_quantization import NESTED_BLOCK_SIZE, QuantizedAbsmax
 from jaxpeft.quant.four_bit import FourBitTensor, dequantize_four_bit, quantize_four_bit
 from jaxpeft.quant.int8 import Int8Tensor, dequantize_int8, quantize_int8
 
@@ -92,6 +93,24 @@ def quantize(
     return quantize_four_bit(
         kernel, data_type=data_type, block_size=block_size, double_quantization=double_quantization
     )
+
+
+def quantized_shape(shape: tuple[int, int], quantization: Quantization) -> QuantizedTensor:
+    """What `quantize` makes of a kernel `[in, out]` of this `shape`, with a `jax.ShapeDtypeStruct` for each array."""
+    size, (d_in, d_out) = math.prod(shape), shape
+    if quantization.data_type == "int8":
+        return Int8Tensor(_array((d_in, d_out), jnp.int8), _array((d_out,), jnp.float32))
+    num_blocks = -(-size // quantization.block_size)
+    absmax: Any = _array((num_blocks,), jnp.float32)
+    if quantization.double_quantization:
+        nested = _array((-(-num_blocks // NESTED_BLOCK_SIZE),), jnp.float32)
+        absmax = QuantizedAbsmax(_array((num_blocks,), jnp.uint8), nested, _array((), jnp.float32))
+    codes = _array((-(-size // 2),), jnp.uint8)
+    return FourBitTensor(codes, absmax, shape, quantization.block_size, quantization.data_type)
+
+
+def _array(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

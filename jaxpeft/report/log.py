@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
-
 
 class MetricsLog:
-    """Appends one JSON object a line, `{"step": …, "split": "train", "loss": …}`, and the same to TensorBoard."""
+    """Appends one JSON object a line, `{"step": …, "split": "train", "loss": …}`, and the same to TensorBoard.
 
-    def __init__(self, directory: Path, resumed_at: int) -> None:
+    Of several processes only the one that `writes` touches the files.
+    """
+
+    def __init__(self, directory: Path, resumed_at: int, *, writes: bool = True) -> None:
+        self._writes = writes
+        if not writes:
+            return
         self.path = directory / "metrics.jsonl"
         # What an interrupted run wrote after its last checkpoint will be measured again.
         rows = [row for row in read_metrics(self.path) if row["step"] <= resumed_at] if resumed_at else []
         self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a")
-        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
+        self._events = _event_writer(directory / "tensorboard", purge_step=resumed_at + 1 if resumed_at else None)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Record `metrics` of `split` after update `step`, on disk at once."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -34,8 +41,22 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._events.close()
+        if self._writes:
+            self._file.close()
+            self._events.close()
+
+
+def _event_writer(directory: Path, *, purge_step: int | None) -> Any:
+    # tensorboardX tries to import torch, to know its tensors: two seconds, where it is installed, for what is never written here.
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # as import's documentation has it: not to be found
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter(str(directory), purge_step=purge_step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -122,7 +122,6 @@ def measure(
     memory, whose = _peak_memory()
     entries = sum(leaf.size for leaf in jax.tree.leaves(adapters["sites"]))
     kept = sum(int((leaf != 0).sum()) for leaf in jax.tree.leaves(adapters["sites"]))
-    devices = jax.local_devices()
     return Results(
         name=config.run_name,
         task=config.task,
@@ -153,10 +152,16 @@ def measure(
         peak_memory_bytes=memory,
         peak_memory_of=whose,
         compiled_shapes=[f"{batch} x {length}" for batch, length in sorted(traces)],
-        device=f"{len(devices)} x {devices[0].device_kind} ({platform.machine()})",
+        device=f"{describe_devices()} ({platform.machine()})",
         versions={name: version(name) for name in ("jaxpeft", "jax", "flax", "optax", "transformers")},
         examples=_examples(config, examples),
     )
+
+
+def describe_devices() -> str:
+    """The devices of the run: `4 x TPU v5 lite`, or `16 x TPU v5 lite on 4 hosts`."""
+    devices, hosts = jax.devices(), jax.process_count()
+    return f"{len(devices)} x {devices[0].device_kind}" + (f" on {hosts} hosts" if hosts > 1 else "")
 
 
 def write_results(results: Results, path: Path) -> None:

@@ -18,6 +18,11 @@ def say(text: str) -> None:
     console.print(text, markup=False)
 
 
+def silence() -> None:
+    """Show nothing from here on: of several processes one speaks."""
+    console.quiet = True
+
+
 class TrainingBar:
     """A bar with loss, tokens/s and time left; where there is no terminal, a line at every log interval instead."""
 

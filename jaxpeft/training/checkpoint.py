@@ -6,7 +6,9 @@ Kept are the newest checkpoint, to resume from, and the best one.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxpeft.errors import InputError
-from jaxpeft.training.step import TrainState
+from jaxpeft.training.step import GENERATORS, TrainState
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Checkpoints:
         best = policies.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+            single_host_load_and_broadcast=True,  # of several processes one looks for checkpoints
         )
         # A manager that has not saved yet does not know what a checkpoint's items are: it must be told to read their metadata.
         handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
@@ -83,13 +86,30 @@ class Checkpoints:
             )
         self._compare(state, update, where)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        abstract = replace(abstract, rng=self._key_of(update, abstract.rng))
         restored = self._manager.restore(update, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         return restored["state"], Progress(**meta)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Where the block ends in an error, wait for what is being written: the end of the process would cut it off."""
+        try:
+            yield
+        except BaseException:
+            self._manager.wait_until_finished()
+            raise
 
     def close(self) -> None:
         """Wait for what is still being written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def _key_of(self, update: int, key: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """`key`, of the generator that the checkpoint was trained with: a run may go on on another kind of device."""
+        num_words = self._manager.item_metadata(update)["state"].tree["rng"].shape[-1]
+        dtypes = [jax.eval_shape(lambda g=generator: jax.random.key(0, impl=g)).dtype for generator in GENERATORS]
+        (dtype,) = [dtype for dtype in dtypes if dtype.itemsize == 4 * num_words]
+        return jax.ShapeDtypeStruct(key.shape, dtype, sharding=key.sharding)
 
     def _compare(self, state: TrainState, update: int, where: str) -> None:
         # Orbax casts a checkpoint of another dtype in silence: compare with what is on disk first.

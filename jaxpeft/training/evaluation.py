@@ -21,9 +21,7 @@ def evaluate_masked_lm(
     step: EvalStep, parallel: DataParallel, frozen: Params, adapters: Adapters, masks: Layers, batches: Iterable[Batch]
 ) -> dict[str, float]:
     """`loss`, `perplexity` and `accuracy` over the masked tokens of `batches`."""
-    # The sums stay on the device until the end: one wait for the whole data set.
-    results = [step(frozen, adapters, masks, parallel.shard(dict(batch)))[0] for batch in batches]
-    return masked_lm_metrics(_total(results))
+    return masked_lm_metrics(_total(_sums(step, parallel, frozen, adapters, masks, batches)))
 
 
 def evaluate_classification(
@@ -41,7 +39,7 @@ def evaluate_classification(
         statistics, out = step(frozen, adapters, masks, parallel.shard(_device_part(batch)))
         real = np.asarray(batch["weights"]) > 0
         sums.append(statistics)
-        logits.append(np.asarray(out)[real])
+        logits.append(parallel.fetch(out)[real])
         labels.append(np.asarray(batch["labels"])[real])
     total = _total(sums)
     return classification_metrics(
@@ -55,7 +53,7 @@ def predict_logits(
     """A classifier's logits `[rows, num_labels]` in the order of the data set's rows."""
     rows, logits = [], []
     for batch in batches:
-        out = np.asarray(step(frozen, adapters, masks, parallel.shard(_device_part(batch)))[1])
+        out = parallel.fetch(step(frozen, adapters, masks, parallel.shard(_device_part(batch)))[1])
         real = np.asarray(batch["rows"]) >= 0
         rows.append(np.asarray(batch["rows"])[real])
         logits.append(out[real])
@@ -66,14 +64,30 @@ def pseudo_perplexity(
     step: EvalStep, parallel: DataParallel, frozen: Params, adapters: Adapters, masks: Layers, batches: Iterable[Batch]
 ) -> float:
     """exp of the mean loss of every token masked alone (Salazar et al. 2020, section 2.3); another figure than perplexity."""
-    results = [step(frozen, adapters, masks, parallel.shard(dict(batch)))[0] for batch in batches]
-    total = _total(results)
+    total = _total(_sums(step, parallel, frozen, adapters, masks, batches))
     return math.exp(total["loss"] / total["weight"])
 
 
 def first(batches: Iterable[Batch], limit: int | None) -> Iterable[Batch]:
     """At most `limit` batches; None: all."""
     return islice(batches, limit)
+
+
+def _sums(
+    step: EvalStep, parallel: DataParallel, frozen: Params, adapters: Adapters, masks: Layers, batches: Iterable[Batch]
+) -> list[dict[str, jax.Array]]:
+    """The statistics of every batch. They stay on the device until the end: one wait for the whole data set."""
+    sums: list[dict[str, jax.Array]] = []
+    for batch in batches:
+        sums.append(step(frozen, adapters, masks, parallel.shard(dict(batch)))[0])
+        if len(sums) > _MAX_QUEUED:
+            jax.block_until_ready(sums[-_MAX_QUEUED])
+    return sums
+
+
+# Enough to keep a device busy. Several CPU devices, or processes of them, wait for each other for ever where many more programs are
+# queued that do not need each other's results (jax 0.10.2; some thirty in two processes).
+_MAX_QUEUED = 8
 
 
 def _device_part(batch: Batch) -> dict:

@@ -1,4 +1,7 @@
-"""The training loop: passes, pruning, logging, validation, checkpoints, stopping. One call from first update to last."""
+"""The training loop: passes, pruning, logging, validation, checkpoints, stopping. One call from first update to last.
+
+Passes are dispatched several at a time; between two log points the host waits for nothing that the devices compute.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,9 @@ from jaxpeft.pruning import Schedule
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import keep_counts, sparsity_of
 from jaxpeft.training.checkpoint import Checkpoints, Progress
+from jaxpeft.training.feed import Draw, Prefetched, TrainSteps
 from jaxpeft.training.metrics import score
-from jaxpeft.training.objectives import Batch
-from jaxpeft.training.sharding import DataParallel
-from jaxpeft.training.step import TrainState, TrainStep, allocate_step, prune_step
+from jaxpeft.training.step import Metrics, TrainState, allocate_step, prune_step
 
 
 class Log(Protocol):
@@ -44,7 +46,9 @@ class Bar(Protocol):
 class Plan:
     """When what happens, in updates. `pruning` is None for a dense adapter, and an `Allocation` for AdaLoRA.
 
-    `patience` None never stops early.
+    `patience` None never stops early. `passes_per_dispatch` are run at most by one call, and no more than are done in
+    `seconds_per_dispatch`, as far as is known: until they are, a signal waits. Where several processes train together that must be
+    infinite, for they measure different seconds.
     """
 
     num_steps: int
@@ -55,6 +59,17 @@ class Plan:
     learning_rate: Callable[[int], float]
     pruning: Schedule | Allocation | None = None
     patience: int | None = None
+    passes_per_dispatch: int = 1
+    seconds_per_dispatch: float = math.inf
+
+    def next_event(self, step: int) -> int:
+        """The first update after `step` behind which the host has something to do."""
+        following = range(step + 1, self.num_steps)
+        return next((after for after in following if self._is_event(after)), self.num_steps)
+
+    def _is_event(self, step: int) -> bool:
+        due = self.pruning is not None and self.pruning.due(step)
+        return due or step % self.log_every_steps == 0 or step % self.eval_every_steps == 0
 
     def may_be_best(self, step: int) -> bool:
         """Whether an adapter of update `step` is what was asked for: before its last pruning it is denser."""
@@ -77,48 +92,52 @@ def fit(
     plan: Plan,
     *,
     progress: Progress,
-    batch_at: Callable[[int], Batch],
-    train_step: TrainStep,
+    draw_at: Callable[[int], Draw],
+    train_steps: TrainSteps,
     validate: Callable[[TrainState], dict[str, float]],
     checkpoints: Checkpoints,
-    parallel: DataParallel,
     log: Log,
     bar: Bar,
     stop_requested: Callable[[], int | None],
 ) -> Outcome:
     """Train from `progress.update` to the plan's end, or to an early stop, or to a signal (with a checkpoint).
 
-    `batch_at` is a pure function of the pass, so that a resumed run sees the batches it would have seen.
+    `draw_at` is a pure function of the pass, so that a resumed run sees the batches it would have seen.
 
     Raises:
         InputError: for a loss that is not finite, with its step; nothing is saved after it.
     """
-    meter = _Meter(plan, progress.update)
+    meter, size = _Meter(plan, progress.update), plan.accumulation_steps
     started, seconds_before = time.monotonic(), progress.seconds
-    for step in range(progress.update + 1, plan.num_steps + 1):
-        # Here, not after a validation: a run that has stopped early and is resumed has nothing left to do either.
-        if plan.patience and progress.since_best >= plan.patience:
-            break
-        for i in range(plan.accumulation_steps):
-            batch = batch_at((step - 1) * plan.accumulation_steps + i)
-            state, metrics = train_step(state, frozen, parallel.shard(dict(batch)))
-            meter.add(metrics, batch)
-        if plan.pruning and plan.pruning.due(step):
-            state = _pruned(state, plan.pruning, step)
-        bar.advance(step)
-        number, last = stop_requested(), step == plan.num_steps
-        if step % plan.log_every_steps == 0 or last or number:
-            _report(meter.flush(step, state), step, plan, log, bar, meter)
-        progress = replace(progress, update=step, seconds=seconds_before + time.monotonic() - started)
-        if step % plan.eval_every_steps == 0 or last:
-            meter.check_finite(step)
-            paused = time.monotonic()
-            progress = _validated(state, progress, plan, validate, checkpoints, log)
-            meter.leave_out(time.monotonic() - paused)
-        elif number:
-            checkpoints.save(state, progress)
-        if number:
-            return Outcome(state, progress, meter.tokens_per_second, number)
+    passes, step = range(progress.update * size, plan.num_steps * size), progress.update
+    with Prefetched(draw_at, passes, depth=2 * plan.passes_per_dispatch) as feed:
+        # Patience is asked for here, not after a validation: a run that has stopped early and is resumed has nothing left to do.
+        while step < plan.num_steps and not (plan.patience and progress.since_best >= plan.patience):
+            until, done, number = plan.next_event(step), step * size, None
+            while done < until * size and not number:
+                draws = feed.take(min(until * size - done, meter.passes_at_once))
+                state, metrics = train_steps(state, frozen, draws)
+                meter.add(metrics, len(draws))
+                done += len(draws)
+                if done % size == 0:
+                    step = done // size
+                    bar.advance(step)
+                    number = stop_requested()
+            if plan.pruning and plan.pruning.due(step):
+                state = _pruned(state, plan.pruning, step)
+            last = step == plan.num_steps
+            if step % plan.log_every_steps == 0 or last or number:
+                _report(meter.flush(step, state), step, plan, log, bar, meter)
+            progress = replace(progress, update=step, seconds=seconds_before + time.monotonic() - started)
+            if step % plan.eval_every_steps == 0 or last:
+                meter.check_finite(step)
+                paused = time.monotonic()
+                progress = _validated(state, progress, plan, validate, checkpoints, log)
+                meter.leave_out(time.monotonic() - paused)
+            elif number:
+                checkpoints.save(state, progress)
+            if number:
+                return Outcome(state, progress, meter.tokens_per_second, number)
     return Outcome(state, progress, meter.tokens_per_second)
 
 
@@ -162,54 +181,66 @@ class _Meter:
 
     def __init__(self, plan: Plan, start: int) -> None:
         self._plan = plan
-        self._pending: list[dict[str, jax.Array]] = []
-        self._tokens = self._all_tokens = 0
-        self._all_seconds, self._all_steps = 0.0, 0
+        self._pending: list[tuple[Metrics, int]] = []
+        self._all_tokens, self._all_seconds = 0.0, 0.0
         self._since, self._last = time.monotonic(), start
         self._first = True
+        self.seconds_per_step = math.inf
+        """Of the newest log interval."""
 
-    def add(self, metrics: dict[str, jax.Array], batch: Batch) -> None:
-        """Take in one pass, without waiting for it."""
-        self._pending.append(metrics)
-        self._tokens += int(np.sum(batch["attention_mask"]))
+    def add(self, metrics: Metrics, num_passes: int) -> None:
+        """Take in the metrics of one dispatch, `[num_passes or more]` each, without waiting for it."""
+        self._pending.append((metrics, num_passes))
 
     def flush(self, step: int, state: TrainState) -> dict[str, float]:
         """Wait for the passes since the last log point; return their means."""
-        values = jax.device_get(self._pending)
-        self._require_finite([float(v["loss"]) for v in values], step)
-        seconds = time.monotonic() - self._since
-        result = {key: float(np.mean([v[key] for v in values])) for key in values[0]} if values else {}
-        result["tokens_per_second"] = self._tokens / max(seconds, 1e-9)
+        values = self._fetched()
+        self._require_finite(values["loss"], step)
+        seconds, steps = time.monotonic() - self._since, step - self._last
+        tokens = float(values.pop("tokens").sum())
+        result = {key: float(np.mean(value)) for key, value in values.items()}
+        result["tokens_per_second"] = tokens / max(seconds, 1e-9)
         if state.masks:
             result["sparsity"] = sparsity_of(state.masks)
         if not self._first:  # the first interval compiles
-            self._all_tokens += self._tokens
+            self._all_tokens += tokens
             self._all_seconds += seconds
-            self._all_steps += step - self._last
-        self._seconds_per_step = seconds / max(step - self._last, 1)
-        self._pending, self._tokens, self._last, self._first = [], 0, step, False
-        self._since = time.monotonic()
+        self.seconds_per_step = seconds / max(steps, 1)
+        self._pending, self._last, self._first, self._since = [], step, False, time.monotonic()
         return result
 
     def check_finite(self, step: int) -> None:
         """Refuse to go on, and so to save, after a loss that is not finite."""
-        self._require_finite([float(v["loss"]) for v in jax.device_get(self._pending)], step)
+        if self._pending:
+            self._require_finite(self._fetched()["loss"], step)
 
     def leave_out(self, seconds: float) -> None:
         """Leave `seconds` that were no training (a validation) out of the speed."""
         self._since += seconds
 
     @property
-    def seconds_per_step(self) -> float:
-        """Of the newest log interval."""
-        return self._seconds_per_step
+    def passes_at_once(self) -> int:
+        """How many passes to dispatch together: one where nothing is known of their time and that matters."""
+        most, seconds = self._plan.passes_per_dispatch, self.seconds_per_step / self._plan.accumulation_steps
+        if math.isinf(self._plan.seconds_per_dispatch):
+            return most
+        return max(1, min(most, int(self._plan.seconds_per_dispatch / max(seconds, 1e-9))))
 
     @property
     def tokens_per_second(self) -> float:
         """Real tokens a second over all intervals but the first."""
         return self._all_tokens / self._all_seconds if self._all_seconds else 0.0
 
-    def _require_finite(self, losses: list[float], step: int) -> None:
+    def _fetched(self) -> dict[str, np.ndarray]:
+        """The metrics since the last log point, one entry a pass."""
+        fetched = jax.device_get([metrics for metrics, _ in self._pending])
+        counts = [count for _, count in self._pending]
+        return {
+            key: np.concatenate([metrics[key][:count] for metrics, count in zip(fetched, counts, strict=True)])
+            for key in fetched[0]
+        }
+
+    def _require_finite(self, losses: np.ndarray, step: int) -> None:
         for i, loss in enumerate(losses):
             if not np.isfinite(loss):
                 passes_back = len(losses) - 1 - i

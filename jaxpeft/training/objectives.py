@@ -16,6 +16,7 @@ import optax
 
 from jaxpeft.adapters import Method, SiteMethod
 from jaxpeft.inject import apply
+from jaxpeft.models.attention import Flash, attention_dropout, position_taps, stand_ins
 from jaxpeft.models.build import Model
 from jaxpeft.paths import Adapters, Layers, Params
 
@@ -25,11 +26,15 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Objective:
-    """A model, the method that adapts it, and its loss. `num_labels` is 1 for regression and unused for masked-lm."""
+    """A model, the method that adapts it, and its loss.
+
+    `num_labels` is 1 for regression and unused for masked-lm; `flash` None leaves attention to the model.
+    """
 
     model: Model
     method: Method | None
     num_labels: int = 0
+    flash: Flash | None = None
 
     @property
     def site_method(self) -> SiteMethod | None:
@@ -56,12 +61,16 @@ class Objective:
         """Logits in fp32: `[batch, positions, vocabulary]` at the batch's `positions`, or `[batch, num_labels]`.
 
         What the last layer does behind its attention, and the head, is computed for these tokens alone (a classifier's: the
-        first of every row). A masked-lm batch without `positions` is answered at every one of its tokens.
+        first of every row). A masked-lm batch without `positions` is answered at every one of its tokens; a batch with `segments`
+        holds several texts in a row (`jaxpeft.data.packing`), and the answers are its texts'.
         """
         room = {"virtual_tokens": self.virtual_tokens} if self.virtual_tokens else {}
         take = self._taken(batch)
         place = self.model.behind_attention if take else None
-        inputs = self.model.inputs(dict(batch), **room)
+        batch, taps, attention = self._attention(dict(batch), training=dropout_rng is not None)
+        if place and take:
+            taps[place] = take
+        inputs = self.model.inputs(batch, **room)
         out = apply(
             self.model.module,
             frozen,
@@ -69,7 +78,8 @@ class Objective:
             self.site_method,
             masks=masks,
             dropout_rng=dropout_rng,
-            taps={place: take} if place and take else None,
+            taps=taps,
+            stand_ins=attention,
             **inputs,
         )
         logits = out.logits
@@ -77,11 +87,28 @@ class Objective:
             logits = take(logits) if take else logits[:, self.virtual_tokens :]
         return logits.astype(jnp.float32)
 
+    def _attention(self, batch: dict[str, Any], *, training: bool) -> tuple[dict[str, Any], dict, dict]:
+        """The batch, with the segments of packed texts for a mask; and the taps and stand-ins that it asks for."""
+        packed, length = "segments" in batch, batch["input_ids"].shape[1] + self.virtual_tokens
+        flash = self.flash if self.flash and length >= self.flash.min_length else None
+        if training and flash and attention_dropout(self.model):
+            flash = None
+        if not packed and not flash:
+            return batch, {}, {}
+        attention = stand_ins(self.model, flash, packed=packed, training=training)
+        if not packed:
+            return batch, {}, attention
+        return (
+            {**batch, "attention_mask": batch["segments"]},
+            position_taps(self.model, batch["position_ids"]),
+            attention,
+        )
+
     def _taken(self, batch: Batch) -> Callable[[jax.Array], jax.Array] | None:
         """`[batch, seq, d]` → `[batch, p, d]` of the tokens that the head reads; None: all of them."""
         if self.model.task == "classification":
             # Every classifier of transformers' encoders reads the first token, as in PEFT also where it is a virtual one.
-            return lambda x: x[:, :1]
+            return partial(take_starts, starts=batch["starts"]) if "starts" in batch else lambda x: x[:, :1]
         positions = batch.get("positions")
         return None if positions is None else partial(take_positions, positions=positions + self.virtual_tokens)
 
@@ -109,3 +136,12 @@ class Objective:
 def take_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
     """`x: [batch, seq, d]` at `positions: [batch, p]`: `[batch, p, d]`."""
     return jnp.take_along_axis(x, positions[..., None], axis=1)
+
+
+def take_starts(x: jax.Array, starts: jax.Array) -> jax.Array:
+    """`x: [rows, seq, d]` at the first tokens of packed texts, `starts: [devices, texts / devices]`: `[texts, 1, d]`.
+
+    Each device has its share of the rows and of the texts, and `starts` counts tokens in its share: none is sent.
+    """
+    shares = x.reshape(len(starts), -1, x.shape[-1])
+    return jnp.take_along_axis(shares, starts[..., None], axis=1).reshape(-1, 1, x.shape[-1])

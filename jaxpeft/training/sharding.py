@@ -1,11 +1,15 @@
-"""The only mesh: batches are split over all local devices, everything else is on each of them."""
+"""The only mesh: batches are split over all devices of all processes, everything else is on each of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxpeft.errors import InputError
@@ -13,17 +17,55 @@ from jaxpeft.errors import InputError
 
 @dataclass(frozen=True)
 class DataParallel:
-    """Placement of arrays on a mesh with one axis, "data"."""
+    """Placement of arrays on a mesh with one axis, "data".
+
+    Where it spans several processes, each of them gives the whole of every array, the same, and places what its own devices hold.
+    """
 
     mesh: jax.sharding.Mesh
 
     def replicate(self, tree: Any) -> Any:
         """Copy a tree to every device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        return _put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
-    def shard(self, batch: Any) -> Any:
-        """Split a batch's first axis over the devices."""
-        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec("data")))
+    def shard(self, batch: Any, *, axis: int = 0) -> Any:
+        """Split `axis` of a batch's arrays over the devices."""
+        return _put(batch, NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "data")))
+
+    def split(self, batch: Any) -> Any:
+        """The same for a batch that is made inside a compiled program."""
+        return jax.lax.with_sharding_constraint(batch, NamedSharding(self.mesh, PartitionSpec("data")))
+
+    def over_devices(self, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """`function` of arrays split by rows, run by each device on its own: for kernels that the compiler cannot split."""
+        rows = PartitionSpec("data")
+        return jax.shard_map(function, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False)
+
+    @property
+    def device(self) -> Any:
+        """One of the devices, which are alike."""
+        return self.mesh.devices.flat[0]
+
+    def fetch(self, array: jax.Array) -> np.ndarray:
+        """The whole of an array, also of one that is split over processes, in the memory of each."""
+        # Of a single process's array it is np.asarray.
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    def local(self, tree: Any) -> Any:
+        """A replicated tree for what one process does alone: itself, or, where there are several, its values on the host."""
+        return jax.device_get(tree) if self.mesh.is_multi_process else tree
+
+    def largest(self, value: int) -> jax.Array:
+        """The largest of the processes' values, int32, on all devices; the one thing in which processes may differ."""
+        return _largest(self.shard(np.full(self.mesh.size, value, np.int32)))
+
+    def replicated_shapes(self, tree: Any) -> Any:
+        """`tree` of `jax.ShapeDtypeStruct`s, placed as `replicate` places arrays: to compile for devices that are not here."""
+        return _placed(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def split_shapes(self, batch: Any, *, axis: int = 0) -> Any:
+        """A batch of `jax.ShapeDtypeStruct`s, placed as `shard` places arrays."""
+        return _placed(batch, NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "data")))
 
     def check(self, batch_size: int, flag: str) -> None:
         """Raise InputError where `batch_size` rows cannot be split evenly."""
@@ -32,8 +74,33 @@ class DataParallel:
             raise InputError(f"{flag} {batch_size} cannot be split over {self.mesh.size} devices; {near} can")
 
 
-def data_parallel() -> DataParallel:
-    """A mesh over all local devices."""
-    devices = jax.local_devices()
+def data_parallel(devices: Sequence[Any] | None = None) -> DataParallel:
+    """A mesh over `devices`; by default all of all processes."""
+    devices = jax.devices() if devices is None else devices
     # Not jax's default of explicit axes: Flax BERT raises ShardingTypeError under them.
     return DataParallel(jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices))
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    # Not device_put: before it copies, it compares what all processes give, by sending all of it.
+    return jax.tree.map(lambda leaf: _put_local(leaf, sharding), tree)
+
+
+def _put_local(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # on all devices already
+        return jax.device_put(leaf, sharding)
+    if sharding.is_fully_replicated:
+        return jax.make_array_from_callback(np.shape(leaf), sharding, lambda _: leaf)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+@jax.jit
+def _largest(values: jax.Array) -> jax.Array:
+    return jnp.max(values)
+
+
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

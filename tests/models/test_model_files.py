@@ -14,7 +14,7 @@ import torch_side
 from trained import our_logits
 
 from jaxpeft import InputError, Quantization, load_model
-from jaxpeft.models.build import max_tokens
+from jaxpeft.models.inputs import max_tokens
 from jaxpeft.paths import leaf_paths
 from jaxpeft.quant import is_quantized
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import keep_counts
 from jaxpeft.quant import quantize
 from jaxpeft.training.checkpoint import Checkpoints, Progress, hash_base
-from jaxpeft.training.step import init_state, make_train_step, prune_step
+from jaxpeft.training.step import GENERATORS, dropout_key, init_state, make_train_step, prune_step
 
 METHOD = Lora(rank=4, dropout=0.1)
 
@@ -134,3 +136,37 @@ def test_the_hash_names_paths_dtypes_shapes_and_values():
     ]
     assert len({hash_base(base) for base in bases}) == len(bases)
     assert hash_base(bases[0]) == hash_base({"x": {"kernel": np.asarray(kernel)}})
+
+
+def test_a_run_goes_on_with_the_generator_it_was_started_with(tmp_path):
+    """Dropout is drawn with rbg on an accelerator and with threefry on a CPU: on another device the checkpoint decides."""
+    _, _, _, state = tiny.training(tiny.Toy(), Lora(rank=2))
+    for generator, other in (GENERATORS, GENERATORS[::-1]):
+        checkpoints = Checkpoints(tmp_path / generator, "base")
+        saved = replace(state, rng=jax.random.key(3, impl=generator))
+        checkpoints.save(saved, Progress(update=1))
+        restored, _ = checkpoints.restore(replace(state, rng=jax.random.key(0, impl=other)), 1)
+        checkpoints.close()
+        assert restored.rng.dtype == saved.rng.dtype
+        chex.assert_trees_all_equal(tiny.snapshot(restored), tiny.snapshot(saved))
+
+
+def test_the_generator_of_a_run():
+    """rbg where one accelerator draws; XLA would let each of several draw the whole batch's bits."""
+    generators = {
+        (platform, count): str(jax.random.key_impl(dropout_key(0, platform=platform, num_devices=count)))
+        for platform, count in (("cpu", 1), ("cpu", 4), ("gpu", 1), ("tpu", 1), ("tpu", 8))
+    }
+    assert [place for place, generator in generators.items() if "rbg" in generator] == [("gpu", 1), ("tpu", 1)]
+    assert sum("threefry" in generator for generator in generators.values()) == 3
+
+
+def test_a_step_draws_with_either_generator():
+    objective, optimizer, frozen, _ = tiny.training(tiny.Toy(), Lora(rank=2, dropout=0.5))
+    adapters = tiny.adapted(tiny.Toy(), Lora(rank=2))[1]
+    step, losses = make_train_step(objective, optimizer), []
+    for generator in GENERATORS:
+        state = init_state(adapters, optimizer, jax.random.key(0, impl=generator), pruned=False)
+        losses += [float(step(state, frozen, tiny.batch())[1]["loss"])]
+    assert np.isfinite(losses).all()
+    assert losses[0] != losses[1]

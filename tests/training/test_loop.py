@@ -29,7 +29,7 @@ PLAN = Plan(
     metric="accuracy",
     learning_rate=lambda step: 0.1,
 )
-BATCH = {"input_ids": np.zeros((4, 8), np.int32), "attention_mask": np.ones((4, 8), np.int32)}
+DRAW = {"rows": np.arange(4)}
 
 
 class Recorder:
@@ -51,6 +51,12 @@ class Recorder:
         return [step for step, name, _ in self.lines if name == split]
 
 
+def measured(losses):
+    """The metrics of passes with these losses, 32 tokens each, and an entry behind them that does not count."""
+    values = jnp.array([*losses, math.nan], jnp.float32)
+    return {"loss": values, "grad_norm": jnp.zeros_like(values), "tokens": jnp.full(len(values), 32)}
+
+
 def empty_state():
     sites = {"layer": {"a": jnp.arange(1.0, 9)[None], "b": jnp.arange(1.0, 5)[None]}}
     masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), sites)
@@ -62,9 +68,9 @@ def scripted(directory, plan, *, losses=None, scores=(), progress=None, stop_aft
     recorder, losses, scores = recorder or Recorder(), iter(losses or itertools.repeat(1.0)), iter(scores)
     checkpoints = Checkpoints(directory, "base")
 
-    def train_step(state, frozen, batch):
-        metrics = {"loss": jnp.float32(next(losses)), "grad_norm": jnp.float32(0)}
-        return replace(state, step=state.step + 1), metrics
+    def train_steps(state, frozen, draws):
+        found = [next(losses) for _ in draws]
+        return replace(state, step=state.step + len(draws)), measured(found)
 
     try:
         return fit(
@@ -72,11 +78,10 @@ def scripted(directory, plan, *, losses=None, scores=(), progress=None, stop_aft
             {},
             plan,
             progress=progress or Progress(),
-            batch_at=lambda step: BATCH,
-            train_step=train_step,
+            draw_at=lambda step: DRAW,
+            train_steps=train_steps,
             validate=lambda state: {plan.metric: next(scores, 0.0)},
             checkpoints=checkpoints,
-            parallel=data_parallel(),
             log=recorder,
             bar=recorder,
             stop_requested=lambda: 15 if stop_after and recorder.advanced[-1] >= stop_after else None,
@@ -112,7 +117,7 @@ def test_logged_metrics_are_means_over_the_passes_since_the_last_log(tmp_path):
 
 def test_batches_are_a_function_of_the_pass(tmp_path):
     """Each pass once, in order, and a resumed run goes on where the first one stopped."""
-    plan, seen = replace(PLAN, accumulation_steps=2, num_steps=3), []
+    plan, seen, asked = replace(PLAN, accumulation_steps=2, num_steps=3), [], []
 
     def passes(progress):
         checkpoints = Checkpoints(tmp_path / str(progress.update), "base")
@@ -121,11 +126,13 @@ def test_batches_are_a_function_of_the_pass(tmp_path):
             {},
             plan,
             progress=progress,
-            batch_at=lambda step: seen.append(step) or BATCH,
-            train_step=lambda state, frozen, batch: (state, {"loss": jnp.float32(1), "grad_norm": jnp.float32(0)}),
+            draw_at=lambda step: asked.append(step) or {"pass": np.int32(step)},
+            train_steps=lambda state, frozen, draws: (
+                state,
+                seen.extend(int(draw["pass"]) for draw in draws) or measured([1.0] * len(draws)),
+            ),
             validate=lambda state: {"accuracy": 0.0},
             checkpoints=checkpoints,
-            parallel=data_parallel(),
             log=Recorder(),
             bar=Recorder(),
             stop_requested=lambda: None,
@@ -215,9 +222,9 @@ def test_speed_counts_the_time_of_all_its_tokens(tmp_path, monkeypatch):
     plan, recorder = replace(PLAN, num_steps=8, log_every_steps=4, eval_every_steps=3), Recorder()
     checkpoints = Checkpoints(tmp_path, "base")
 
-    def train_step(state, frozen, batch):
-        clock.now += 1
-        return state, {"loss": jnp.float32(1), "grad_norm": jnp.float32(0)}
+    def train_steps(state, frozen, draws):
+        clock.now += len(draws)
+        return state, measured([1.0] * len(draws))
 
     def validate(state):
         clock.now += 100
@@ -228,11 +235,10 @@ def test_speed_counts_the_time_of_all_its_tokens(tmp_path, monkeypatch):
         {},
         plan,
         progress=Progress(seconds=50),
-        batch_at=lambda step: BATCH,
-        train_step=train_step,
+        draw_at=lambda step: DRAW,
+        train_steps=train_steps,
         validate=validate,
         checkpoints=checkpoints,
-        parallel=data_parallel(),
         log=recorder,
         bar=recorder,
         stop_requested=lambda: None,
@@ -251,9 +257,8 @@ class Clock:
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path):
     """Bit for bit, over four devices: dropout, accumulation, clipping, decay, and pruning before and after the break."""
     parallel, traces = data_parallel(), Counter()
-    plan = replace(
-        PLAN, accumulation_steps=2, pruning=Cubic(0.6, begin_step=1, end_step=5, every_steps=2), eval_every_steps=3
-    )
+    pruning = Cubic(0.6, begin_step=1, end_step=5, every_steps=2)
+    plan = replace(PLAN, accumulation_steps=2, pruning=pruning, eval_every_steps=3, passes_per_dispatch=3)
     options = {"pruned": True, "accumulation_steps": 2, "weight_decay": 0.1, "max_grad_norm": 0.5}
     objective, optimizer, frozen, _ = tiny.training(tiny.Toy(), Lora(rank=4, dropout=0.2), **options)
     step, frozen = make_train_step(objective, optimizer, traces), parallel.replicate(frozen)
@@ -271,11 +276,9 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path):
             frozen,
             replace(plan, num_steps=num_steps),
             progress=progress,
-            batch_at=lambda index: tiny.batch(seed=index),
-            train_step=step,
+            **tiny.fed(step, parallel, most=3),
             validate=lambda state: {"accuracy": float(jnp.abs(state.adapters["sites"]["up"]["b"]).sum())},
             checkpoints=checkpoints,
-            parallel=parallel,
             log=recorder,
             bar=recorder,
             stop_requested=lambda: None,

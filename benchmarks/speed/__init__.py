@@ -1,0 +1,1 @@
+"""How fast, beside torch PEFT: python -m benchmarks.speed (see `benchmarks/README.md`)."""

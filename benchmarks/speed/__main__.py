@@ -1,0 +1,173 @@
+"""jaxpeft beside torch PEFT on the same work: python -m benchmarks.speed --data ../shared/data/sst2/train-sentences.tsv
+
+Both sides have the same architecture, weights, batch, length, dropout, precision, optimizer and number of masked tokens; each is a
+process of its own, and they take turns, so that whatever else the machine does befalls both. Written to `--output`: `cpu.json` or the
+accelerator's name, and the same as a Markdown table; what an earlier run measured on this machine and is not measured again stays. Exit
+status 1 where a bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.cases import CASES, COMPARED, VARIANTS, Case, peft_variants
+from benchmarks.speed.machine import describe
+from benchmarks.speed.record import cell, check, ratio
+from benchmarks.speed.startup import measure as measure_startup
+from benchmarks.speed.table import RESULTS, full_table
+from benchmarks.speed.turns import Paths, Runner, compare, workers, write_material
+
+PRODUCTS = {
+    "cpu": [(2048, 768, 3072), (2048, 3072, 768), (4096, 4096, 4096)],
+    "gpu": [(32768, 768, 3072), (32768, 3072, 768), (8192, 8192, 8192)],
+}
+"""Sizes whose best rate is the peak: BERT-base's own, and a large square one."""
+
+
+def measure(case: Case, method: str, record: dict[str, Any], args: argparse.Namespace, material: Path) -> None:
+    """Compare a method on a case, with our LoRA beside it where it is another, and put it into the record."""
+    offered = peft_variants(case, method, record["device"])
+    variants = [name for name, missing in offered.items() if name in args.variants and not missing]
+    ours, lora = Runner(method), Runner("lora")
+    runners = [ours, *(Runner(method, variant) for variant in variants)]
+    beside = [] if method == "lora" else [lora]
+    timings = compare(case, beside + runners, rounds=args.rounds, material=material, paths=paths_of(args))
+    config = json.loads((material / "model" / "config.json").read_text())
+    peak = max(rate["rate"] for side in record["peaks"][case.dtype].values() for rate in side)
+    row: dict[str, Any] = {runner.column: cell(case, method, timings[runner], config, peak=peak) for runner in runners}
+    row["ratios"] = {runner.column: ratio(timings[ours], timings[runner]) for runner in runners if runner.variant}
+    row["empty"] = {name: missing for name, missing in offered.items() if missing}
+    row["measured"] = {key: record["machine"][key] for key in ("started", "load_at_start")}
+    if beside:
+        row["step_over_lora"] = ratio(timings[lora], timings[ours])
+    record["cases"].setdefault(case.name, {})[method] = row
+    print(_summary(case, method, row), flush=True)
+
+
+def _summary(case: Case, method: str, row: Mapping[str, Any]) -> str:
+    ratios = ", ".join(
+        f"{name} {r['median']:.2f}× ({r['min']:.2f} to {r['max']:.2f})" for name, r in row["ratios"].items()
+    )
+    over = f", {row['step_over_lora']['median']:.2f} of LoRA's step" if "step_over_lora" in row else ""
+    return f"{case.name} {method}: {row['ours']['seconds']:.4g} s an update{over}; faster than PEFT: {ratios or '–'}"
+
+
+def measure_peaks(dtypes: set[str], device: str, paths: Paths, *, rounds: int = 3) -> dict[str, Any]:
+    """Both sides' rates of matrix products by dtype, the best of `rounds` in turns."""
+    repeats = 1 if device == "cpu" else 20
+    peaks: dict[str, Any] = {}
+    with workers(["ours", "theirs"], paths) as sides:
+        for dtype in sorted(dtypes):
+            peaks[dtype] = {worker.side: [] for worker in sides}
+            for size in PRODUCTS[device]:
+                rates: dict[str, list[float]] = {worker.side: [] for worker in sides}
+                for _ in range(rounds + 1):  # the first round warms up
+                    for worker in sides:
+                        answer = worker.ask("rate", size=size, dtype=dtype, repeats=repeats)
+                        rates[worker.side].append(answer["flops_per_second"])
+                for side, values in rates.items():
+                    peaks[dtype][side].append({"size": list(size), "rate": float(f"{max(values[1:]):.4g}")})
+    return peaks
+
+
+def begin(args: argparse.Namespace) -> dict[str, Any]:
+    """The record before anything is measured: the machine, and what an earlier run on the same left."""
+    with workers(["ours", "theirs"], paths_of(args)) as (ours, theirs):
+        about = {worker.side: worker.ask("about") for worker in (ours, theirs)}
+    devices = {side["device"] for side in about.values()}
+    if len(devices) > 1:
+        sys.exit(f"the two sides found different devices: {about}")
+    name = "cpu" if devices == {"cpu"} else about["ours"]["device_name"].lower().replace(" ", "-")
+    record = {
+        "device": devices.pop(),
+        "device_name": name,
+        "machine": describe(),
+        "versions": {side: answer["versions"] for side, answer in about.items()},
+        "rounds": args.rounds,
+        "peaks": {},
+        "cases": {},
+    }
+    file = args.output / f"{name}.json"
+    if file.is_file():
+        earlier = json.loads(file.read_text())
+        if [earlier[key] for key in ("versions", "rounds")] + [earlier["machine"]["cpu"]] != [
+            *(record[key] for key in ("versions", "rounds")),
+            record["machine"]["cpu"],
+        ]:
+            sys.exit(f"{file} is of another machine, versions or number of rounds: remove it, or give another --output")
+        record |= {key: earlier[key] for key in ("peaks", "cases", "startup") if key in earlier}
+    return record
+
+
+def paths_of(args: argparse.Namespace) -> Paths:
+    """Where each side's packages are."""
+    return Paths(args.ours_pythonpath, args.peft_pythonpath)
+
+
+def write(record: dict[str, Any], output: Path) -> None:
+    """Write the record as JSON and as Markdown."""
+    record["bounds"] = check(record)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{record['device_name']}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (output / f"{record['device_name']}.md").write_text(full_table(record))
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="*", choices=CASES, help="default: those of the device that is found")
+    parser.add_argument("--methods", nargs="+", choices=COMPARED, help="default: what each case says")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="ways PEFT is used")
+    parser.add_argument("--rounds", type=int, default=7, help="timed turns of each side")
+    parser.add_argument("--updates", type=int, help="updates in a turn, where the case's number is not wanted")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/sst2/train-sentences.tsv"),
+                        help="SST-2's whole sentences, sentence<TAB>label, for sst2-lengths")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the record")
+    parser.add_argument("--ours_pythonpath", help="directory in front of our side's import path")
+    parser.add_argument("--peft_pythonpath", help="directory in front of torch PEFT's import path")
+    parser.add_argument("--startup", action=argparse.BooleanOptionalAction, default=None,
+                        help="time `python train.py` up to its first step; default: on a CPU")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Measure, write as it goes, and exit with status 1 where a bound is missed."""
+    args = parse()
+    record = begin(args)
+    names = (
+        [name for name, case in CASES.items() if case.device == record["device"]] if args.cases is None else args.cases
+    )
+    cases = [CASES[name] for name in names]
+    if any(case.task == "classification" for case in cases) and not args.data.is_file():
+        sys.exit(f"--data {args.data} is no file; give SST-2's whole sentences, or --cases without sst2-lengths")
+    if cases:
+        record["peaks"] |= measure_peaks({case.dtype for case in cases}, record["device"], paths_of(args))
+    for case in cases:
+        if args.updates and case.updates_per_turn:
+            case = replace(case, updates_per_turn=args.updates)
+        with tempfile.TemporaryDirectory() as directory:
+            write_material(case, args.data.absolute(), Path(directory), paths_of(args))
+            for method in args.methods or case.methods:
+                measure(case, method, record, args, Path(directory))
+                write(record, args.output)
+    if args.startup or (args.startup is None and record["device"] == "cpu"):
+        with tempfile.TemporaryDirectory() as directory:
+            record["startup"] = measure_startup(Path(directory))
+    write(record, args.output)
+    for bound in record["bounds"]:
+        sign = ">=" if bound["least"] else "<="
+        print(f"{bound['what']}: {bound['value']:.4g} {sign} {bound['limit']:g}: {'met' if bound['met'] else 'MISSED'}")
+    sys.exit(0 if all(bound["met"] for bound in record["bounds"]) else 1)
+
+
+if __name__ == "__main__":
+    main()

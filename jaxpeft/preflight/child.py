@@ -1,0 +1,126 @@
+"""The process that compiles: it alone loads libtpu. `python -m jaxpeft.preflight.child REQUEST`, started by `command.py`.
+
+It reads the request, a JSON file, prints a line for each program, and writes its answer beside it: a `Report`, or an error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from jaxpeft.config import RunConfig
+from jaxpeft.config_file import read_config
+from jaxpeft.errors import InputError
+from jaxpeft.paths import size_bytes
+from jaxpeft.preflight.chips import Topology, parse_topology
+from jaxpeft.preflight.compiled import Compiled, Costs, compile_for
+from jaxpeft.preflight.largest_batch import Attempt, Largest, largest_batch
+from jaxpeft.preflight.report import Program, Report
+from jaxpeft.preflight.run_shapes import RunShapes, lower_evaluation, lower_training, run_shapes
+from jaxpeft.report.terminal import say
+from jaxpeft.training.sharding import data_parallel
+
+
+def main() -> None:
+    """Answer the request in the file that the command line names."""
+    file = Path(sys.argv[1])
+    request = json.loads(file.read_text())
+    config = read_config(Path(request["config"]))
+    try:
+        report = preflight(
+            config,
+            parse_topology(request["topology"]),
+            find_largest=request["largest_batch"],
+            every_bucket=request["every_bucket"],
+            kinds=request["kinds"],
+        )
+        answer: dict[str, Any] = {"report": asdict(report)}
+    except InputError as error:
+        answer = {"error": str(error)}
+    file.with_name("answer.json").write_text(json.dumps(answer))
+
+
+def preflight(
+    config: RunConfig, topology: Topology, *, find_largest: bool, every_bucket: bool, kinds: Sequence[str]
+) -> Report:
+    """Compile the run's steps of `kinds` ("training" first) for `topology`; see `report.Report`.
+
+    Raises:
+        InputError: for a run that cannot be made, or batches that cannot be split over the chips.
+    """
+    parallel = data_parallel(_devices(topology))
+    parallel.check(config.training.batch_size, "training.batch_size")
+    parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
+    run = run_shapes(config, parallel)
+    lengths = run.lengths if every_bucket else run.lengths[-1:]
+    programs = [_program(kind, run, topology, length) for length in reversed(lengths) for kind in kinds]
+    largest = _largest(run, topology, programs[0]) if find_largest else None
+    return Report(
+        topology=topology.name,
+        jax_version=jax.__version__,
+        libtpu_version=_libtpu_version(),
+        gradient_bytes=run.gradient_bytes,
+        programs=tuple(programs),
+        lengths_left_out=run.lengths[: len(run.lengths) - len(lengths)],
+        largest_batch=largest,
+    )
+
+
+def _devices(topology: Topology) -> Any:
+    # A machine has four chips or eight; one chip must be asked for.
+    hosts = {"chips_per_host_bounds": (1, 1, 1)} if topology.num_chips == 1 else {}
+    devices = topologies.get_topology_desc(topology.name, platform="tpu", **hosts).devices
+    assert len(devices) == topology.num_chips, (topology, len(devices))
+    return devices
+
+
+def _program(kind: Any, run: RunShapes, topology: Topology, length: int) -> Program:
+    sizes = run.config.training if kind == "training" else run.config.evaluation
+    say(f"compiling the {kind} step, {sizes.batch_size} rows of {length} tokens …")
+    compiled = _compile(kind, run, topology, sizes.batch_size, length)
+    return Program(kind, sizes.batch_size, length, compiled)
+
+
+def _compile(kind: str, run: RunShapes, topology: Topology, batch_size: int, length: int) -> Compiled:
+    lower: Callable = lower_training if kind == "training" else lower_evaluation
+    return compile_for(topology, lower(run, batch_size, length), argument_bytes=_fixed_bytes(run))
+
+
+def _fixed_bytes(run: RunShapes) -> int:
+    return size_bytes(run.frozen) + size_bytes(run.state.adapters) + size_bytes(run.state.opt_state)
+
+
+def _largest(run: RunShapes, topology: Topology, training: Program) -> Largest:
+    """The most rows of the longest training batch that a chip has room for."""
+
+    def attempt(rows: int) -> Attempt:
+        batch_size = rows * topology.num_chips
+        say(f"compiling the training step, {batch_size} rows …")
+        compiled = _compile("training", run, topology, batch_size, training.length)
+        return Attempt(rows, isinstance(compiled.outcome, Costs), compiled.needed_bytes)
+
+    outcome = training.compiled.outcome
+    first = Attempt(
+        training.batch_size // topology.num_chips, isinstance(outcome, Costs), training.compiled.needed_bytes
+    )
+    limit = topology.chip.program_hbm_bytes
+    return largest_batch(attempt, first, fixed_bytes=_fixed_bytes(run), limit_bytes=limit)
+
+
+def _libtpu_version() -> str:
+    try:
+        return metadata.version("libtpu")
+    except metadata.PackageNotFoundError:  # a file that TPU_LIBRARY_PATH names
+        return "of unknown version"
+
+
+if __name__ == "__main__":
+    main()

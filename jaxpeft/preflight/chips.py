@@ -1,0 +1,82 @@
+"""The TPUs that preflight knows: what a chip can do, and the slices it is sold in.
+
+Figures are those of Google's pages https://cloud.google.com/tpu/docs/v5e, …/v5p and …/v6e. The interconnect's are what a chip
+sends, all links together: half of the bidirectional bandwidth that the pages give. `program_hbm_bytes` is what the compiler
+(libtpu 0.0.42) leaves to programs of the HBM that is sold.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jaxpeft.errors import InputError, near
+
+GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One TPU chip. Matrix products of fp32 arrays run at the bf16 rate: XLA's default precision rounds their factors to bf16.
+
+    Attributes:
+        name: Google's, such as `v5e`.
+        program_hbm_bytes: memory for arguments, temporaries and code.
+        flops_per_second: peak of the matrix units in bf16.
+        hbm_bytes_per_second: peak of the memory.
+        interconnect_bytes_per_second: peak of what it sends to other chips.
+        shapes: the slices that are sold, up to 256 chips.
+    """
+
+    name: str
+    program_hbm_bytes: int
+    flops_per_second: float
+    hbm_bytes_per_second: float
+    interconnect_bytes_per_second: float
+    shapes: tuple[str, ...]
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_DEEP = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
+
+CHIPS = {
+    "v5e": Chip("v5e", int(15.75 * GIBIBYTE), 197e12, 819e9, 200e9, _FLAT),
+    "v5p": Chip("v5p", int(95.74 * GIBIBYTE), 459e12, 2765e9, 600e9, _DEEP),
+    "v6e": Chip("v6e", int(31.25 * GIBIBYTE), 918e12, 1640e9, 400e9, _FLAT),
+}
+"""Chips by name."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A slice: chips of one kind in a shape, such as `v5e:2x4`."""
+
+    chip: Chip
+    shape: str
+
+    @property
+    def name(self) -> str:
+        """As libtpu and `--topology` call it."""
+        return f"{self.chip.name}:{self.shape}"
+
+    @property
+    def num_chips(self) -> int:
+        """Chips in the slice."""
+        return math.prod(map(int, self.shape.split("x")))
+
+
+def parse_topology(name: str) -> Topology:
+    """The slice that `name` (`v5e:2x4`) means.
+
+    Raises:
+        InputError: for a chip that is not known, or a shape that it is not sold in.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS:
+        raise InputError(
+            f"topology '{name}': no such chip{near(kind, CHIPS)}; give one of {', '.join(CHIPS)} and a shape, such as v5e:2x4"
+        )
+    chip = CHIPS[kind]
+    if shape not in chip.shapes:
+        raise InputError(f"topology '{name}': {kind} comes in {', '.join(chip.shapes)}")
+    return Topology(chip, shape)

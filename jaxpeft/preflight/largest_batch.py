@@ -1,0 +1,94 @@
+"""The largest batch that fits: bisection, led by a straight line through the sizes that were compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+QUANTUM = 8
+"""Rows a chip: arrays are laid out in tiles of eight rows, so that nothing is saved in between."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One compilation: rows a chip, whether it fits, and the bytes a chip that it needs (None where nobody says)."""
+
+    rows: int
+    fits: bool
+    needed_bytes: float | None
+
+
+@dataclass(frozen=True)
+class Largest:
+    """Rows a chip: the most that was seen to fit (0: not even one), the fewest that was not (None: none), and the attempts."""
+
+    rows: int
+    too_many: int | None
+    attempts: tuple[Attempt, ...]
+
+
+def largest_batch(
+    compile_rows: Callable[[int], Attempt],
+    first: Attempt,
+    *,
+    fixed_bytes: float,
+    limit_bytes: float,
+    tolerance: float = 0.05,
+    max_attempts: int = 8,
+) -> Largest:
+    """Find how many rows a chip has room for.
+
+    Args:
+        compile_rows: compiles for so many rows a chip.
+        first: an attempt that was made already.
+        fixed_bytes: what a chip holds whatever the batch: weights and optimizer.
+        limit_bytes: what it has.
+        tolerance: stop where the fewest rows that do not fit are at most this share above the most that do (or one `QUANTUM`).
+        max_attempts: compilations besides `first`; each takes about a minute.
+    """
+    attempts = [first]
+    for _ in range(max_attempts):
+        low, high = _bounds(attempts)
+        if high is not None and high - low <= max(QUANTUM if low >= QUANTUM else 1, tolerance * low):
+            break
+        attempts.append(compile_rows(_next(attempts, low, high, fixed_bytes, limit_bytes, tolerance)))
+    low, high = _bounds(attempts)
+    return Largest(low, high, tuple(attempts))
+
+
+def _bounds(attempts: list[Attempt]) -> tuple[int, int | None]:
+    """The most rows that fit (or 0), and the fewest that do not (or None)."""
+    too_many = [attempt.rows for attempt in attempts if not attempt.fits]
+    return max((attempt.rows for attempt in attempts if attempt.fits), default=0), min(too_many, default=None)
+
+
+def _next(
+    attempts: list[Attempt], low: int, high: int | None, fixed_bytes: float, limit_bytes: float, tolerance: float
+) -> int:
+    """Where to look next: inside (low, high), first where the line says, then just on its other side."""
+    guess = _predicted(attempts, fixed_bytes, limit_bytes)
+    if high is None:
+        guess = min(max(guess or 2 * low, low + max(QUANTUM, tolerance * low)), 64 * max(low, QUANTUM))
+        return _rounded(guess)
+    if guess is None or not low < guess < high or len(attempts) > 4:
+        guess = (low + high) / 2  # the line is off: halve
+    elif guess <= low * (1 + tolerance / 2):
+        guess = low * (1 + tolerance)
+    return min(max(_rounded(guess), low + 1), high - 1)
+
+
+def _predicted(attempts: list[Attempt], fixed_bytes: float, limit_bytes: float) -> float | None:
+    """The rows at which the line through the two nearest sizes (or the nearest and what is fixed) meets the limit."""
+    known = [(abs(each.needed_bytes - limit_bytes), each) for each in attempts if each.needed_bytes]
+    nearest = [each for _, each in sorted(known, key=lambda pair: pair[0])[:2]]
+    points = [(each.rows, float(each.needed_bytes or 0)) for each in nearest]
+    if len(points) < 2:
+        points.append((0, fixed_bytes))
+    (rows, size), (other_rows, other_size) = points[0], points[1]
+    if rows == other_rows or (size - other_size) / (rows - other_rows) <= 0:
+        return None
+    return rows + (limit_bytes - size) * (rows - other_rows) / (size - other_size)
+
+
+def _rounded(rows: float) -> int:
+    return int(rows // QUANTUM * QUANTUM) if rows >= QUANTUM else max(int(rows), 1)

@@ -1,0 +1,142 @@
+"""What preflight found, as values and as lines for a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxpeft.preflight.chips import GIBIBYTE, Topology, parse_topology
+from jaxpeft.preflight.collectives import Traffic
+from jaxpeft.preflight.compiled import Compiled, Costs, Memory, Shortage
+from jaxpeft.preflight.largest_batch import Attempt, Largest
+from jaxpeft.preflight.roofline import Roofline
+
+
+@dataclass(frozen=True)
+class Program:
+    """One step, compiled for a batch of `batch_size` rows, over all chips together, of `length` tokens."""
+
+    kind: Literal["training", "evaluation"]
+    batch_size: int
+    length: int
+    compiled: Compiled
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run's programs for a topology.
+
+    Attributes:
+        topology: such as `v5e:2x4`.
+        jax_version: what lowered.
+        libtpu_version: what compiled.
+        gradient_bytes: bytes of the gradients of all that trains, in fp32.
+        programs: the longest rows first.
+        lengths_left_out: lengths of shorter buckets that were not compiled.
+        largest_batch: of the longest rows in training; None where it was not asked for.
+    """
+
+    topology: str
+    jax_version: str
+    libtpu_version: str
+    gradient_bytes: int
+    programs: tuple[Program, ...]
+    lengths_left_out: tuple[int, ...]
+    largest_batch: Largest | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether every program does."""
+        return all(isinstance(program.compiled.outcome, Costs) for program in self.programs)
+
+
+def read_report(values: dict[str, Any]) -> Report:
+    """Undo `dataclasses.asdict`."""
+    largest = values["largest_batch"]
+    if largest:
+        largest = Largest(largest["rows"], largest["too_many"], tuple(Attempt(**each) for each in largest["attempts"]))
+    programs = tuple(Program(**{**each, "compiled": _compiled(each["compiled"])}) for each in values["programs"])
+    left_out = tuple(values["lengths_left_out"])
+    return Report(**{**values, "programs": programs, "lengths_left_out": left_out, "largest_batch": largest})
+
+
+def _compiled(values: dict[str, Any]) -> Compiled:
+    outcome = values["outcome"]
+    if "available_bytes" in outcome:
+        return Compiled(values["seconds"], Shortage(**outcome))
+    parts = {"memory": Memory, "traffic": Traffic, "roofline": Roofline}
+    return Compiled(
+        values["seconds"],
+        Costs(**{key: parts.get(key, float)(**value) if key in parts else value for key, value in outcome.items()}),
+    )
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The report for a reader."""
+    topology = parse_topology(report.topology)
+    made = f"libtpu {report.libtpu_version} for jax {report.jax_version}"
+    yield f"{report.topology}: {topology.num_chips} × TPU {topology.chip.name}, compiled by {made}"
+    for program in report.programs:
+        yield ""
+        yield from _program_lines(program, topology, report.gradient_bytes)
+    if report.lengths_left_out:
+        left_out = ", ".join(map(str, report.lengths_left_out))
+        yield f"\nnot compiled: buckets of {left_out} tokens, which need less of everything (--every_bucket true compiles them)"
+    if report.largest_batch:
+        yield "\n" + _largest_line(report.largest_batch, topology)
+    yield (
+        "\nit fits"
+        if report.fits
+        else "\nit does not fit: lower the batch size, or set --model.gradient_checkpointing true"
+    )
+
+
+def _program_lines(program: Program, topology: Topology, gradient_bytes: int) -> Iterator[str]:
+    rows = program.batch_size // topology.num_chips
+    outcome = program.compiled.outcome
+    verdict = "fits" if isinstance(outcome, Costs) else "does not fit"
+    yield (
+        f"{program.kind} step, {program.batch_size} rows of {program.length} tokens, {rows} a chip: {verdict} "
+        f"(compiled in {program.compiled.seconds:.0f} s)"
+    )
+    if isinstance(outcome, Shortage):
+        yield f"  memory a chip  at least {_gib(outcome.needed_bytes)} of {_gib(outcome.available_bytes)} GiB"
+        return
+    memory, times = outcome.memory, outcome.roofline
+    parts = (
+        ("arguments", memory.argument_bytes), ("outputs", memory.output_bytes),
+        ("temporaries", memory.temporary_bytes), ("code", memory.code_bytes),
+    )  # fmt: skip
+    listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts)
+    yield f"  memory a chip  {_gib(memory.total_bytes)} of {_gib(topology.chip.program_hbm_bytes)} GiB: {listed}"
+    yield f"  FLOPs          {outcome.flops / 1e9:,.1f} G a chip, {outcome.flops * topology.num_chips / 1e12:,.2f} T over all chips"
+    yield f"  collectives    {_collectives(outcome.traffic, gradient_bytes if program.kind == 'training' else 0)}"
+    listed = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in times.parts.items())
+    yield f"  roofline       {_ms(times.step_seconds)}, limited by {times.limit}: {listed}"
+    tokens = program.batch_size * program.length / times.step_seconds
+    yield f"                 at most {tokens:,.0f} tokens/s, with padding"
+
+
+def _collectives(traffic: Traffic, gradient_bytes: int) -> str:
+    if not traffic.opcodes:
+        return "none"
+    operations = ", ".join(f"{count} {opcode}" for opcode, count in sorted(traffic.opcodes.items()))
+    trained = f", where the gradients in fp32 are {gradient_bytes:,}" if gradient_bytes else ""
+    return f"{traffic.array_bytes:,} bytes of arrays a chip{trained}; {traffic.scalar_bytes} of scalars ({operations})"
+
+
+def _largest_line(largest: Largest, topology: Topology) -> str:
+    tried = f"{len(largest.attempts)} compilations"
+    if not largest.rows:
+        return f"largest training batch: not even {largest.too_many} rows a chip fit ({tried})"
+    limit = f"; {largest.too_many * topology.num_chips:,} do not" if largest.too_many else " at least"
+    return f"largest training batch: {largest.rows * topology.num_chips:,} rows ({largest.rows:,} a chip) fit{limit} ({tried})"
+
+
+def _gib(size_bytes: float) -> str:
+    return f"{size_bytes / GIBIBYTE:,.2f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.3f} ms"
