@@ -14,7 +14,7 @@ from jaxpeft.training.loop import Plan
 from jaxpeft.training.optimizer import learning_rate_schedule
 
 # A preempted machine is gone about 30 seconds after its signal, and a dispatch cannot be cut short.
-_SECONDS_PER_DISPATCH = 10.0
+_SECONDS_PER_DISPATCH = 20.0
 
 
 def make_plan(config: RunConfig, passes_per_epoch: int, metric: str, *, method: Method | None = None) -> Plan:

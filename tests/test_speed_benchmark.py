@@ -42,7 +42,7 @@ def test_the_formula_is_within_8_percent_of_xla_s_count(tiny_models, kind, task)
     # The suite compiles without optimisation; what it removes is what nothing asks for.
     counted = lowered.compile({"xla_backend_optimization_level": 2}).cost_analysis()["flops"]
     asked = MASKED if task == "masked-lm" else 1
-    shape = Shape(ROWS, LENGTH, asked, asked if model.behind_attention else LENGTH)
+    shape = Shape(ROWS, LENGTH, head=asked, behind=asked, queries=asked)
     sizes = Sizes.of({**tiny.CONFIGS[kind], **config})
     formula = update_flops(sizes, shape, Trained(rank=8), num_labels=0 if task == "masked-lm" else 2)
     assert 1 <= counted / formula <= 1.08
@@ -52,7 +52,7 @@ def test_the_rules_of_thumb():
     """4N a token for adapters and 6N for everything, of BERT-base's 85 million, where attention and head are small beside it."""
     sizes = Sizes.of({"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072,
                       "vocab_size": 30522})  # fmt: skip
-    weights, shape = 12 * 12 * 768**2, Shape(rows=1, length=128, head=0, behind=128)
+    weights, shape = 12 * 12 * 768**2, Shape(rows=1, length=128, head=0, behind=128, queries=128)
     assert update_flops(sizes, shape, Trained(rank=8)) / (4 * weights * 128) == pytest.approx(1, abs=0.05)
     assert update_flops(sizes, shape, Trained(everything=True)) / (6 * weights * 128) == pytest.approx(1, abs=0.05)
 

@@ -13,8 +13,8 @@ and, beyond that rule of thumb:
 - attention's own two products, 4·length·width a token and layer forward and twice that backward;
 - the head, at the tokens where it is computed (`head`) and not at the others: the product with the vocabulary is a third of DistilBERT's
   forward pass;
-- what the last layer does behind its attention, at the tokens where it is computed (`behind`): one that knows which tokens the head reads
-  leaves the others out;
+- what the last layer does behind its attention, at the tokens where it is computed (`behind`), and its queries (`queries`): one that
+  knows which tokens the head reads leaves the others out;
 - the adapters of query and value themselves, 6·rank·(in + out) a token;
 - with adapters, what nothing asks for is subtracted: in the first layer the gradients of the inputs of query, key and value, and of the
   keys, as nothing below them trains.
@@ -56,12 +56,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Shape:
-    """One batch: `rows` of `length` tokens, `head` and `behind` tokens a row (a mean); `count`: how many such batches there are."""
+    """One batch: `rows` of `length` tokens; `head`, `behind` and `queries` tokens a row (a mean), and how many such batches (`count`)."""
 
     rows: int
     length: int
     head: float
     behind: float
+    queries: float
     count: int = 1
 
 
@@ -76,15 +77,18 @@ class Trained:
 
 def update_flops(sizes: Sizes, shape: Shape, trained: Trained, *, num_labels: int = 0) -> float:
     """Operations of one forward and backward pass over `shape`; `num_labels` 0 is masked language modelling."""
-    d, tokens, behind = sizes.width, shape.rows * shape.length, shape.rows * shape.behind
+    d, tokens = sizes.width, shape.rows * shape.length
     passes = 3 if trained.everything else 2  # forward, inputs, weights
     forward_output, forward_mlp = 2 * d * d, 4 * d * sizes.feed_forward
     forward_qkv, product = 6 * d * d, 2 * shape.length * d
     whole = passes * (forward_qkv + forward_output + forward_mlp) + 6 * product
     adapters = 2 * 6 * trained.rank * 2 * d
     total = tokens * sizes.num_layers * (whole + adapters)
-    left_out = forward_mlp + (forward_output if sizes.output_is_behind else 0)
-    total -= (tokens - behind) * passes * left_out
+    # Without queries of others there is no output of theirs either, whichever side of the border it lies on.
+    only_queries = shape.queries < shape.length
+    left_out = forward_mlp + (forward_output if sizes.output_is_behind or only_queries else 0)
+    total -= shape.rows * (shape.length - shape.behind) * passes * left_out
+    total -= shape.rows * (shape.length - shape.queries) * (passes * 2 * d * d + 6 * product + adapters / 2)
     if not trained.everything:
         total -= tokens * (forward_qkv + product + 2 * 2 * trained.rank * d)
     return total + shape.rows * shape.head * _head(sizes, trained, num_labels)

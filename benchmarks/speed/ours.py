@@ -22,6 +22,7 @@ from benchmarks.speed.configuration import run_config, with_turns
 from benchmarks.speed.flops import Shape
 from jaxpeft.data import PackedData
 from jaxpeft.models.attention import choose_flash
+from jaxpeft.models.last_layer import last_layer
 from jaxpeft.paths import count
 from jaxpeft.plan import make_plan
 from jaxpeft.prepare import (
@@ -113,14 +114,9 @@ class Trainer:
         allocation = plan.pruning if isinstance(plan.pruning, Allocation) else None
         optimizer = prepare_optimizer(config, self._model, plan)
         pruned = plan.pruning is not None and allocation is None
+        rng = dropout_key(config.seed, platform=parallel.device.platform, num_devices=parallel.mesh.size)
         state = parallel.replicate(
-            init_state(
-                adapted.adapters,
-                optimizer,
-                dropout_key(config.seed, platform=self._parallel.device.platform, num_devices=self._parallel.mesh.size),
-                pruned=pruned,
-                allocated=allocation is not None,
-            )
+            init_state(adapted.adapters, optimizer, rng, pruned=pruned, allocated=allocation is not None)
         )
         norm = config.training.max_grad_norm
         self._state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
@@ -188,7 +184,8 @@ class Trainer:
             rows, length = batch["input_ids"].shape
             # Tokens a row that the head reads: the masked ones, or the first of each of its texts.
             head = batch["labels"].size / rows
-            shapes[rows, length, head, head if self._model.behind_attention else length] += 1
+            queries = head if last_layer(self._model, lambda x: x) and "segments" not in batch else length
+            shapes[rows, length, head, head if self._model.behind_attention else length, queries] += 1
         return [Shape(*shape, count) for shape, count in shapes.items()]
 
 

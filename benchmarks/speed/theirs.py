@@ -71,7 +71,7 @@ class Trainer:
         for (rows, length), count in self._shapes.items():
             head = 1 if self._case.task == "classification" else length
             head = self._batches[0]["positions"].shape[1] if self._masked else head
-            shapes.append(Shape(rows, length, head, length, count))
+            shapes.append(Shape(rows, length, head, length, length, count))
         if self._case.task == "classification":
             rows, tokens = len(self._labels), len(self._ids)
         else:

@@ -18,6 +18,7 @@ from jaxpeft.adapters import Method, SiteMethod
 from jaxpeft.inject import apply
 from jaxpeft.models.attention import Flash, attention_dropout, position_taps, stand_ins
 from jaxpeft.models.build import Model
+from jaxpeft.models.last_layer import last_layer
 from jaxpeft.paths import Adapters, Layers, Params
 
 Batch = Mapping[str, Any]
@@ -60,16 +61,18 @@ class Objective:
     ) -> jax.Array:
         """Logits in fp32: `[batch, positions, vocabulary]` at the batch's `positions`, or `[batch, num_labels]`.
 
-        What the last layer does behind its attention, and the head, is computed for these tokens alone (a classifier's: the
+        The last layer's queries, what follows from them, and the head are computed for these tokens alone (a classifier's: the
         first of every row). A masked-lm batch without `positions` is answered at every one of its tokens; a batch with `segments`
         holds several texts in a row (`jaxpeft.data.packing`), and the answers are its texts'.
         """
         room = {"virtual_tokens": self.virtual_tokens} if self.virtual_tokens else {}
         take = self._taken(batch)
-        place = self.model.behind_attention if take else None
         batch, taps, attention = self._attention(dict(batch), training=dropout_rng is not None)
-        if place and take:
-            taps[place] = take
+        taken = False
+        if take and not attention and (attention := last_layer(self.model, take)):
+            taken = True
+        elif take and self.model.behind_attention:
+            taps[self.model.behind_attention], taken = take, True
         inputs = self.model.inputs(batch, **room)
         out = apply(
             self.model.module,
@@ -83,7 +86,7 @@ class Objective:
             **inputs,
         )
         logits = out.logits
-        if logits.ndim == 3 and not place:
+        if logits.ndim == 3 and not taken:
             logits = take(logits) if take else logits[:, self.virtual_tokens :]
         return logits.astype(jnp.float32)
 

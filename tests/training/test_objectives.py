@@ -66,21 +66,24 @@ def test_what_is_not_asked_for_is_not_computed(tiny_models, task):
 
         return tap
 
-    objective, taken = Objective(model, Lora(rank=2), 2), model.behind_attention
+    parts = ("attention/self/query", "attention/self/key", "intermediate/dense")
+    layers = {f"bert/encoder/layer/{i}/{part}": note((i, part.rpartition("/")[2])) for i in (0, 1) for part in parts}
 
     def apply_noting(*args, taps, **kwargs):
-        layers = {f"bert/encoder/layer/{i}/intermediate/dense": note(i) for i in (0, 1)}
         return apply(*args, taps={**taps, **layers}, **kwargs)
 
     with mock.patch("jaxpeft.training.objectives.apply", apply_noting):
-        objective.logits(frozen, adapters, {}, tiny.batch(2, task=task))
-    assert taken == "bert/encoder/layer/1/attention/output"
-    assert seen == {0: tiny.SEQUENCE, 1: 3 if task == "masked-lm" else 1}
+        Objective(model, Lora(rank=2), 2).logits(frozen, adapters, {}, tiny.batch(2, task=task))
+    asked = 3 if task == "masked-lm" else 1
+    assert {part: seen[0, part] for part in ("query", "key", "dense")} == dict.fromkeys(
+        ("query", "key", "dense"), tiny.SEQUENCE
+    )
+    assert [seen[1, part] for part in ("query", "key", "dense")] == [asked, tiny.SEQUENCE, asked]
 
 
 def test_an_architecture_that_is_not_known_gives_the_same_logits(bert):
     class Unknown(type(bert)):
-        behind_attention = None
+        model_type, behind_attention = "unknown", None
 
     frozen, adapters = tiny.adapted(bert, Lora(rank=2))
     batch = tiny.batch(2)
