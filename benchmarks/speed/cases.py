@@ -63,7 +63,7 @@ _MINILM: dict[str, Any] = {
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        Case("distilbert-mlm", "DistilBERT, masked-LM, 16 × 128", _DISTILBERT, "masked-lm", 16, 128, 10, COMPARED),
+        Case("distilbert-mlm", "DistilBERT, masked-LM, 16 × 128", _DISTILBERT, "masked-lm", 16, 128, 5, COMPARED),
         Case("bert-base-mlm", "BERT-base, masked-LM, 32 × 128", _BERT, "masked-lm", 32, 128, 1, ("lora", "full")),
         Case("sst2-lengths", "DistilBERT, SST-2's sentences, 16 a batch; ours packed", _DISTILBERT, "classification",
              16, 128, 0, ("lora", "full"), data_rows=512, packing=True),
