@@ -30,9 +30,9 @@ from jaxpeft.prepare import (
     prepare_model,
     prepare_optimizer,
     prepare_splits,
+    prepare_state,
     prepare_training_data,
 )
-from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.report.card import write_card
 from jaxpeft.report.curves import plot_curves
 from jaxpeft.report.log import MetricsLog, read_metrics
@@ -46,7 +46,7 @@ from jaxpeft.training.interrupt import stop_requests
 from jaxpeft.training.loop import Outcome, fit
 from jaxpeft.training.objectives import Objective
 from jaxpeft.training.sharding import data_parallel
-from jaxpeft.training.step import TrainState, dropout_key, init_state, make_train_step
+from jaxpeft.training.step import TrainState, make_train_step
 
 
 def run(config: RunConfig) -> Results:
@@ -85,13 +85,8 @@ def run(config: RunConfig) -> Results:
     plan = make_plan(
         config, train_data.steps_per_epoch, metric_names(config, splits.num_labels)[0], method=adapted.method
     )
-    allocation = plan.pruning if isinstance(plan.pruning, Allocation) else None
     optimizer = prepare_optimizer(config, model, plan)
-    pruned = plan.pruning is not None and allocation is None
-    rng = dropout_key(config.seed, platform=parallel.device.platform, num_devices=parallel.mesh.size)
-    state = parallel.replicate(
-        init_state(adapted.adapters, optimizer, rng, pruned=pruned, allocated=allocation is not None)
-    )
+    state = parallel.replicate(prepare_state(config, plan, optimizer, adapted.adapters, parallel))
     num_trainable, num_total = count(adapted.adapters), count(adapted.adapters) + count(frozen)
 
     if _has_examples(config):
@@ -104,7 +99,7 @@ def run(config: RunConfig) -> Results:
 
     traces: Counter = Counter()
     norm = config.training.max_grad_norm
-    train_step = make_train_step(objective, optimizer, traces, allocation=allocation, max_grad_norm=norm)
+    train_step = make_train_step(objective, optimizer, traces, allocation=plan.allocation, max_grad_norm=norm)
     source = feed(train_data, parallel)
     with MetricsLog(directory, progress.update, writes=processes.is_first()) as log, stop_requests() as requested:
         if not progress.update:

@@ -43,6 +43,8 @@ from jaxpeft.targets import (
 from jaxpeft.training.loop import Plan
 from jaxpeft.training.objectives import Batch, Objective
 from jaxpeft.training.optimizer import LoraPlus, build_optimizer
+from jaxpeft.training.sharding import DataParallel
+from jaxpeft.training.step import TrainState, dropout_key, init_state
 
 Data = MaskedLMData | ClassificationData
 TrainingData = Data | PackedData
@@ -343,6 +345,17 @@ def prepare_optimizer(config: RunConfig, model: Model, plan: Plan) -> optax.Grad
         accumulation_steps=t.accumulation_steps,
         lora_plus=lora_plus(config, model),
     )
+
+
+def prepare_state(
+    config: RunConfig, plan: Plan, optimizer: optax.GradientTransformation, adapters: Adapters, parallel: DataParallel
+) -> TrainState:
+    """The state before the first update, not yet placed: with masks or importance where `plan` prunes or allocates, and the key of
+    the generator that suits the devices of `parallel`.
+    """
+    rng = dropout_key(config.seed, platform=parallel.device.platform, num_devices=parallel.mesh.size)
+    allocated = plan.allocation is not None
+    return init_state(adapters, optimizer, rng, pruned=plan.pruning is not None and not allocated, allocated=allocated)
 
 
 def metric_names(config: RunConfig, num_labels: int | None) -> tuple[str, ...]:

@@ -31,15 +31,15 @@ from jaxpeft.prepare import (
     prepare_model,
     prepare_optimizer,
     prepare_splits,
+    prepare_state,
     prepare_training_data,
 )
-from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.training.checkpoint import Progress
 from jaxpeft.training.feed import feed
 from jaxpeft.training.loop import fit
 from jaxpeft.training.objectives import Objective
 from jaxpeft.training.sharding import data_parallel
-from jaxpeft.training.step import dropout_key, init_state, make_eval_step, make_train_step
+from jaxpeft.training.step import make_eval_step, make_train_step
 
 
 class Turns:
@@ -111,16 +111,11 @@ class Trainer:
         self._objective = Objective(self._model, adapted.method, splits.num_labels or 0, flash)
         metric = metric_names(config, splits.num_labels)[0]
         plan = make_plan(config, self._data.steps_per_epoch, metric, method=adapted.method)
-        allocation = plan.pruning if isinstance(plan.pruning, Allocation) else None
         optimizer = prepare_optimizer(config, self._model, plan)
-        pruned = plan.pruning is not None and allocation is None
-        rng = dropout_key(config.seed, platform=parallel.device.platform, num_devices=parallel.mesh.size)
-        state = parallel.replicate(
-            init_state(adapted.adapters, optimizer, rng, pruned=pruned, allocated=allocation is not None)
-        )
+        state = parallel.replicate(prepare_state(config, plan, optimizer, adapted.adapters, parallel))
         norm = config.training.max_grad_norm
         self._state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-        self._train_step = make_train_step(self._objective, optimizer, allocation=allocation, max_grad_norm=norm)
+        self._train_step = make_train_step(self._objective, optimizer, allocation=plan.allocation, max_grad_norm=norm)
         self.trainable = count(adapted.adapters)
         self.first_loss = self._loss(adapted.adapters, material)
         self._work = self._count_work()

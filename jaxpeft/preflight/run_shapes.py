@@ -29,13 +29,13 @@ from jaxpeft.prepare import (
     prepare_model_shapes,
     prepare_optimizer,
     prepare_splits,
+    prepare_state,
     prepare_training_data,
 )
-from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.training.loop import Plan
 from jaxpeft.training.objectives import Batch, Objective
 from jaxpeft.training.sharding import DataParallel
-from jaxpeft.training.step import TrainState, dropout_key, init_state, make_eval_step, make_train_step, make_train_steps
+from jaxpeft.training.step import TrainState, make_eval_step, make_train_step, make_train_steps
 
 _MANY_PASSES = 1_000_000  # an epoch's, so that warm-up and pruning fit where the data that says how many is not read
 
@@ -56,11 +56,6 @@ class RunShapes:
     state: TrainState
     num_labels: int | None
     packed_batch: Callable[[int], Batch] | None = None
-
-    @property
-    def allocation(self) -> Allocation | None:
-        """AdaLoRA's schedule, where there is one."""
-        return self.plan.pruning if isinstance(self.plan.pruning, Allocation) else None
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -90,17 +85,9 @@ def run_shapes(config: RunConfig, parallel: DataParallel) -> RunShapes:
     flash = choose_flash(config.model.attention, model, parallel.device, parallel.over_devices)
     adapted = _adapted(config, model)
     plan = make_plan(config, _MANY_PASSES, "loss", method=adapted.method)
-    allocation = plan.pruning if isinstance(plan.pruning, Allocation) else None
     optimizer = prepare_optimizer(config, model, plan)
     state = jax.eval_shape(
-        lambda adapters: init_state(
-            adapters,
-            optimizer,
-            dropout_key(config.seed, platform=parallel.device.platform, num_devices=parallel.mesh.size),
-            pruned=plan.pruning is not None and allocation is None,
-            allocated=allocation is not None,
-        ),
-        adapted.adapters,
+        lambda adapters: prepare_state(config, plan, optimizer, adapters, parallel), adapted.adapters
     )
     objective = Objective(model, adapted.method, num_labels or 0, flash)
     run = RunShapes(config, parallel, objective, optimizer, plan, adapted.frozen, state, num_labels)
@@ -164,7 +151,7 @@ def lower_training(run: RunShapes, batch_size: int, length: int) -> jax.stages.L
     It turns as often as it is told, so that the compiler counts FLOPs and bytes of one pass.
     """
     norm, passes = run.config.training.max_grad_norm, run.plan.passes_per_dispatch
-    step = make_train_step(run.objective, run.optimizer, allocation=run.allocation, max_grad_norm=norm)
+    step = make_train_step(run.objective, run.optimizer, allocation=run.plan.allocation, max_grad_norm=norm)
     program: Any = make_train_steps(step, lambda resident, batch: batch)
     batch = run.packed_batch(batch_size) if run.packed_batch else batch_shapes(run, batch_size, length)
     batches = {name: jax.ShapeDtypeStruct((passes, *leaf.shape), leaf.dtype) for name, leaf in batch.items()}

@@ -62,6 +62,11 @@ class Plan:
     passes_per_dispatch: int = 1
     seconds_per_dispatch: float = math.inf
 
+    @property
+    def allocation(self) -> Allocation | None:
+        """AdaLoRA's schedule, where there is one."""
+        return self.pruning if isinstance(self.pruning, Allocation) else None
+
     def next_event(self, step: int) -> int:
         """The first update after `step` behind which the host has something to do."""
         following = range(step + 1, self.num_steps)
