@@ -1,9 +1,11 @@
 """The bench of speed: what it counts, what it says, and its two sides end to end on a tiny model."""
 
+import contextlib
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -15,6 +17,7 @@ from jaxpeft.training.step import make_train_step
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import benchmarks.speed.__main__ as speed  # noqa: E402
 from benchmarks.speed.cases import CASES, Case, peft_variants  # noqa: E402
 from benchmarks.speed.flops import Shape, Sizes, Trained, update_flops  # noqa: E402
 from benchmarks.speed.material import write_material  # noqa: E402
@@ -68,6 +71,9 @@ def timing(*seconds, warm=(3.0, 1.0)):
     return Timing(start, [turn(s) for s in warm], [turn(s) for s in seconds], memory, 4e7)
 
 
+MEASURED = {"at": "2026-01-01 00:00 UTC", "commit": "abc", "rounds": 3, "peak": 1e9}
+
+
 def small_record(seconds=1.0):
     """A record as `benchmarks.speed` makes one, of figures made up."""
     case, ours, theirs = CASES["distilbert-mlm"], timing(seconds, 1.0, 1.2), timing(2.0, 2.0, 2.1)
@@ -75,19 +81,17 @@ def small_record(seconds=1.0):
     record = {
         "device": "cpu",
         "device_name": "cpu",
-        "machine": {"cpu": "A CPU", "cores": 2, "memory_bytes": 2**33, "system": "Linux x86_64", "python": "3.11",
-                    "started": "2026-01-01 00:00 UTC", "load_at_start": 0.1},
+        "machine": {"cpu": "A CPU", "cores": 2, "memory_gib": 8, "system": "Linux x86_64", "python": "3.11"},
         "versions": {"ours": {"jax": "0.10", "transformers": "4.57"}, "theirs": {"torch": "2.13", "transformers": "5.0"}},
-        "rounds": 3,
         "peaks": {"float32": {side: [{"size": [2048, 768, 3072], "rate": 2e11}] for side in ("ours", "theirs")}},
         "cases": {
             "distilbert-mlm": {
-                "lora": {**row, "ratios": {"eager": ratio(ours, theirs)}, "empty": {}},
-                "qlora": {"ours": row["ours"], "ratios": {}, "empty": {"eager": "it is too slow"},
+                "lora": {**row, "ratios": {"eager": ratio(ours, theirs)}, "empty": {}, "measured": MEASURED},
+                "qlora": {"ours": row["ours"], "ratios": {}, "empty": {"eager": "it is too slow"}, "measured": MEASURED,
                           "step_over_lora": ratio(ours, timing(1.3, 1.3, 1.3))},
             }
         },
-        "startup": {"cold_seconds": 30.0, "warm_seconds": 10.0, "warm_spread": [9.5, 11.0]},
+        "startup": {"cold_seconds": 30.0, "warm_seconds": 10.0, "warm_spread": [9.5, 11.0], "measured": MEASURED},
     }  # fmt: skip
     return {**record, "bounds": check(record)}
 
@@ -119,8 +123,32 @@ def test_the_tables_say_what_the_record_says():
     assert "Left empty: qlora: it is too slow." in full
     assert "| step time of qlora over LoRA's | 1.3 | ≤ 1.25 | MISSED |" in full
     assert "| DistilBERT, masked-LM, 16 × 128 | 128 | 2.00× | – | – | 2.00 GB, 2.00 GB |" in readme
+    assert "3 rounds, commit abc: lora 2026-01-01 00:00 UTC, qlora 2026-01-01 00:00 UTC." in full
     assert "10.0 s with a warm compilation cache" in readme
+    assert "medians of 3 rounds" in readme
     assert "A CPU, 2 cores, 8 GiB" in readme
+
+
+def test_a_later_run_keeps_what_it_does_not_measure_again_on_the_same_machine(tmp_path, monkeypatch):
+    record = small_record()
+    monkeypatch.setattr(speed, "describe", lambda: record["machine"])
+    about = {
+        side: {"device": "cpu", "device_name": "cpu", "versions": record["versions"][side]}
+        for side in ("ours", "theirs")
+    }
+
+    @contextlib.contextmanager
+    def workers(sides, paths):
+        yield [SimpleNamespace(side=side, ask=lambda do, side=side: about[side]) for side in sides]
+
+    monkeypatch.setattr(speed, "workers", workers)
+    args = speed.parse(["--output", str(tmp_path), "--rounds", "9"])
+    assert speed.begin(args)["cases"] == {}
+    speed.write(record, tmp_path)
+    assert speed.begin(args)["cases"] == record["cases"]
+    monkeypatch.setattr(speed, "describe", lambda: {**record["machine"], "cores": 8})
+    with pytest.raises(SystemExit, match="another machine"):
+        speed.begin(args)
 
 
 def test_an_empty_cell_has_its_reason():

@@ -2,8 +2,8 @@
 
 Both sides have the same architecture, weights, batch, length, dropout, precision, optimizer and number of masked tokens; each is a
 process of its own, and they take turns, so that whatever else the machine does befalls both. Written to `--output`: `cpu.json` or the
-accelerator's name, and the same as a Markdown table; what an earlier run measured on this machine and is not measured again stays. Exit
-status 1 where a bound is missed.
+accelerator's name, and the same as a Markdown table; what an earlier run measured on this machine and is not measured again stays, and
+says when, and at which commit, it was measured. Exit status 1 where a bound is missed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.cases import CASES, COMPARED, VARIANTS, Case, peft_variants
-from benchmarks.speed.machine import describe
+from benchmarks.speed.machine import describe, measured_now
 from benchmarks.speed.record import cell, check, ratio
 from benchmarks.speed.startup import measure as measure_startup
 from benchmarks.speed.table import RESULTS, full_table
@@ -44,7 +44,7 @@ def measure(case: Case, method: str, record: dict[str, Any], args: argparse.Name
     row: dict[str, Any] = {runner.column: cell(case, method, timings[runner], config, peak=peak) for runner in runners}
     row["ratios"] = {runner.column: ratio(timings[ours], timings[runner]) for runner in runners if runner.variant}
     row["empty"] = {name: missing for name, missing in offered.items() if missing}
-    row["measured"] = {key: record["machine"][key] for key in ("started", "load_at_start")}
+    row["measured"] = {**measured_now(), "rounds": args.rounds, "peak": peak}
     if beside:
         row["step_over_lora"] = ratio(timings[lora], timings[ours])
     record["cases"].setdefault(case.name, {})[method] = row
@@ -90,18 +90,14 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
         "device_name": name,
         "machine": describe(),
         "versions": {side: answer["versions"] for side, answer in about.items()},
-        "rounds": args.rounds,
         "peaks": {},
         "cases": {},
     }
     file = args.output / f"{name}.json"
     if file.is_file():
         earlier = json.loads(file.read_text())
-        if [earlier[key] for key in ("versions", "rounds")] + [earlier["machine"]["cpu"]] != [
-            *(record[key] for key in ("versions", "rounds")),
-            record["machine"]["cpu"],
-        ]:
-            sys.exit(f"{file} is of another machine, versions or number of rounds: remove it, or give another --output")
+        if (earlier["machine"], earlier["versions"]) != (record["machine"], record["versions"]):
+            sys.exit(f"{file} is of another machine or other versions: remove it, or give another --output")
         record |= {key: earlier[key] for key in ("peaks", "cases", "startup") if key in earlier}
     return record
 
@@ -127,7 +123,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="*", choices=CASES, help="default: those of the device that is found")
     parser.add_argument("--methods", nargs="+", choices=COMPARED, help="default: what each case says")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="ways PEFT is used")
-    parser.add_argument("--rounds", type=int, default=7, help="timed turns of each side")
+    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each side")
     parser.add_argument("--updates", type=int, help="updates in a turn, where the case's number is not wanted")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/sst2/train-sentences.tsv"),
                         help="SST-2's whole sentences, sentence<TAB>label, for sst2-lengths")  # fmt: skip
@@ -161,7 +157,7 @@ def main() -> None:
                 write(record, args.output)
     if args.startup or (args.startup is None and record["device"] == "cpu"):
         with tempfile.TemporaryDirectory() as directory:
-            record["startup"] = measure_startup(Path(directory))
+            record["startup"] = {**measure_startup(Path(directory)), "measured": measured_now()}
     write(record, args.output)
     for bound in record["bounds"]:
         sign = ">=" if bound["least"] else "<="

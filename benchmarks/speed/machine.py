@@ -1,25 +1,31 @@
-"""The machine in words: what a figure means nothing without."""
+"""The machine in words, and the moment: what a figure means nothing without."""
 
 from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, system, and the time and load at the start."""
+    """Processor, cores, memory in GiB, system and Python."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "load_at_start": round(os.getloadavg()[0], 2),
     }
+
+
+def measured_now() -> dict[str, Any]:
+    """When, and on which commit: what may differ between two figures of one record."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    return {"at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": found.stdout.strip() or "unknown"}
 
 
 def _cpu() -> str:

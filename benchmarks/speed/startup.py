@@ -29,23 +29,24 @@ def first_step_seconds(output_dir: Path, cache: Path, *flags: str) -> float:
     command = [sys.executable, str(ROOT / "train.py"), "--output_dir", str(output_dir), "--name", "run"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
     started = time.perf_counter()
-    run = subprocess.Popen(
-        [*command, "--training.log_every_steps", "1", *flags],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        while not _has_trained(output_dir / "run" / "metrics.jsonl"):
-            if run.poll() is not None:
-                assert run.stderr
-                raise RuntimeError(f"{' '.join(command)} ended before its first step:\n{run.stderr.read()}")
-            time.sleep(_POLL_SECONDS)
-        return time.perf_counter() - started
-    finally:
-        run.kill()
-        run.communicate()
+    output_dir.mkdir(parents=True)
+    with (output_dir / "errors.txt").open("w+") as errors:
+        run = subprocess.Popen(
+            [*command, "--training.log_every_steps", "1", *flags],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+        try:
+            while not _has_trained(output_dir / "run" / "metrics.jsonl"):
+                if run.poll() is not None:
+                    errors.seek(0)
+                    raise RuntimeError(f"{' '.join(command)} ended before its first step:\n{errors.read()}")
+                time.sleep(_POLL_SECONDS)
+            return time.perf_counter() - started
+        finally:
+            run.kill()
+            run.wait()
 
 
 def _has_trained(metrics: Path) -> bool:

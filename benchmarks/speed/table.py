@@ -28,15 +28,20 @@ def machine_line(record: Record) -> str:
     transformers = sorted({side["transformers"] for side in versions.values()})
     device = "" if record["device"] == "cpu" else f"{record['device_name']}, "
     return (
-        f"{device}{m['cpu']}, {m['cores']} cores, {m['memory_bytes'] / 2**30:.0f} GiB, {m['system']}; {packages}, "
-        f"transformers {' and '.join(transformers)}; {m['started']}, load {m['load_at_start']} at the start"
+        f"{device}{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, {m['system']}, Python {m['python']}; {packages}, "
+        f"transformers {' and '.join(transformers)}"
     )
 
 
 def full_table(record: Record) -> str:
     """All figures of a record."""
     parts = [f"# Speed on {record['device_name']}", "", f"`python -m benchmarks.speed`: {machine_line(record)}.", ""]
-    parts += ["Matrix products, the machine's peak is the better side's best:", "", *_peaks(record), ""]
+    parts += [
+        "Matrix products, the machine's peak is the better side's best of the same run (here: of the last one):",
+        "",
+        *_peaks(record),
+        "",
+    ]
     for name, methods in record["cases"].items():
         parts += [f"## {_title(name)}", "", *_case(methods), ""]
     if record.get("startup"):
@@ -84,7 +89,17 @@ def _case(methods: Record) -> list[str]:
     ]
     reasons = [f"{method}: {why}" for method, row in methods.items() for why in row.get("empty", {}).values()]
     lines += ["", f"Our step time over LoRA's of the same rounds: {', '.join(relative)}."] if relative else []
-    return [*lines, *(["", f"Left empty: {'; '.join(reasons)}."] if reasons else [])]
+    lines += ["", f"Left empty: {'; '.join(reasons)}."] if reasons else []
+    return [*lines, "", *_measured(methods)]
+
+
+def _measured(methods: Record) -> list[str]:
+    """When and how the rows of a case were measured, those alike together."""
+    alike: dict[str, list[str]] = {}
+    for method, row in methods.items():
+        m = row["measured"]
+        alike.setdefault(f"{m['rounds']} rounds, commit {m['commit']}", []).append(f"{method} {m['at']}")
+    return [f"{how}: {', '.join(which)}." for how, which in alike.items()]
 
 
 def _spread(figure: Record, unit: str) -> str:
@@ -96,7 +111,7 @@ def _startup(record: Record) -> str:
     low, high = s["warm_spread"]
     return (
         f"From `python train.py` (the quickstart) to its first step: {s['warm_seconds']:.1f} s with a warm compilation cache "
-        f"({low:.1f} to {high:.1f}), {s['cold_seconds']:.1f} s with an empty one."
+        f"({low:.1f} to {high:.1f}), {s['cold_seconds']:.1f} s with an empty one ({s['measured']['at']})."
     )
 
 
@@ -133,11 +148,13 @@ def _readme_part(record: Record) -> str:
             f"| {_title(name)} | {row['ours']['tokens_per_second']:,.0f} | {' | '.join(faster)} | {', '.join(memory)} "
             f"| {100 * row['ours']['share_of_peak']:.0f} % |"
         )
-    said = [
-        f"Times over PEFT are medians of {record['rounds']} rounds in which the two sides take turns. {_methods(record)}".strip()
-    ]
+    dates = sorted(row["measured"]["at"][:10] for methods in record["cases"].values() for row in methods.values())
+    rounds = sorted({row["measured"]["rounds"] for methods in record["cases"].values() for row in methods.values()})
+    turns = f"Times over PEFT are medians of {' or '.join(map(str, rounds))} rounds in which the two sides take turns."
+    said = [f"{turns} {_methods(record)}".strip()]
     said += [_startup(record)] if record.get("startup") else []
-    return "\n".join([*lines, "", *said, f"Measured on {machine_line(record)}."])
+    when = " to ".join(sorted({dates[0], dates[-1]}))
+    return "\n".join([*lines, "", *said, f"Measured on {machine_line(record)}; {when}."])
 
 
 def _methods(record: Record) -> str:

@@ -170,7 +170,7 @@ def _with_values(rows: Any, positions: Any, values: Any, xp: Any) -> Any:
         rows = rows.copy()
         np.put_along_axis(rows, positions, values, axis=1)
         return rows
-    # Not a scatter: where the rows are split over devices, XLA would send all positions to all of them.
+    # Not a scatter, which a GPU or TPU does one element after the other.
     here = positions[:, :, None] == xp.arange(rows.shape[1])
     found = xp.where(here, values[:, :, None], -1).max(axis=1)
     return xp.where(found >= 0, found, rows)

@@ -61,7 +61,14 @@ def preflight(
     parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
     run = run_shapes(config, parallel)
     lengths = run.lengths if every_bucket else run.lengths[-1:]
-    programs = [_program(kind, run, topology, length) for length in reversed(lengths) for kind in kinds]
+    # Packed rows are all alike, so their training has one program.
+    wanted = [
+        (kind, length)
+        for length in reversed(lengths)
+        for kind in kinds
+        if kind == "evaluation" or length == lengths[-1] or not config.data.packing
+    ]
+    programs = [_program(kind, run, topology, length) for kind, length in wanted]
     largest = _largest(run, topology, programs[0]) if find_largest else None
     return Report(
         topology=topology.name,
@@ -70,6 +77,7 @@ def preflight(
         gradient_bytes=run.gradient_bytes,
         programs=tuple(programs),
         lengths_left_out=run.lengths[: len(run.lengths) - len(lengths)],
+        counts_data=run.num_labels is not None,
         largest_batch=largest,
     )
 
@@ -83,10 +91,10 @@ def _devices(topology: Topology) -> Any:
 
 
 def _program(kind: Any, run: RunShapes, topology: Topology, length: int) -> Program:
-    sizes = run.config.training if kind == "training" else run.config.evaluation
-    say(f"compiling the {kind} step, {sizes.batch_size} rows of {length} tokens …")
-    compiled = _compile(kind, run, topology, sizes.batch_size, length)
-    return Program(kind, sizes.batch_size, length, compiled)
+    size = (run.config.training if kind == "training" else run.config.evaluation).batch_size
+    shape = run.training_shape(size, length) if kind == "training" else (size, length)
+    say(f"compiling the {kind} step, {shape[0]} rows of {shape[1]} tokens …")
+    return Program(kind, size, *shape, _compile(kind, run, topology, size, length))
 
 
 def _compile(kind: str, run: RunShapes, topology: Topology, batch_size: int, length: int) -> Compiled:
@@ -103,16 +111,17 @@ def _largest(run: RunShapes, topology: Topology, training: Program) -> Largest:
 
     def attempt(rows: int) -> Attempt:
         batch_size = rows * topology.num_chips
-        say(f"compiling the training step, {batch_size} rows …")
-        compiled = _compile("training", run, topology, batch_size, training.length)
+        say(f"compiling the training step, {batch_size} texts …")
+        compiled = _compile("training", run, topology, batch_size, run.lengths[-1])
         return Attempt(rows, isinstance(compiled.outcome, Costs), compiled.needed_bytes)
 
     outcome = training.compiled.outcome
     first = Attempt(
         training.batch_size // topology.num_chips, isinstance(outcome, Costs), training.compiled.needed_bytes
     )
-    limit = topology.chip.program_hbm_bytes
-    return largest_batch(attempt, first, fixed_bytes=_fixed_bytes(run), limit_bytes=limit)
+    limit, texts = topology.chip.program_hbm_bytes, run.num_texts
+    most = None if texts is None else max(texts // topology.num_chips, first.rows)
+    return largest_batch(attempt, first, fixed_bytes=_fixed_bytes(run), limit_bytes=limit, most=most)
 
 
 def _libtpu_version() -> str:

@@ -24,16 +24,30 @@ _CALLED = re.compile(
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
+# Who takes part: {{0,1},{2,3}}, or [groups,chips a group]<=[…]; {} and nothing are all chips.
+_GROUPS = re.compile(r"\breplica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
+_PARTITIONS = re.compile(r"^HloModule .*\bnum_partitions=(\d+)")
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One operation: its opcode, the bytes a chip contributes, as arrays and as single numbers, and how often a call runs it."""
+    """One operation: its opcode, the bytes that a chip puts in, as arrays and as single numbers, how many chips take part, and how
+    often a call runs it.
+    """
 
     opcode: str
     array_bytes: int
     scalar_bytes: int
+    num_chips: int = 1
     times: int = 1
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that a chip sends in a call, in a ring (Patarasuk & Yuan 2009, doi 10.1016/j.jpdc.2008.09.002)."""
+        n, size = self.num_chips, (self.array_bytes + self.scalar_bytes) * self.times
+        share = (n - 1) / n
+        shares = {"all-reduce": 2 * share, "all-gather": n - 1, "collective-permute": 1, "collective-broadcast": 1}
+        return shares.get(self.opcode, share) * size
 
 
 @dataclass(frozen=True)
@@ -43,11 +57,13 @@ class Traffic:
     Attributes:
         array_bytes: a chip's arrays, as they go in: the gradients.
         scalar_bytes: a chip's single numbers, such as the loss.
+        sent_bytes: what a chip sends for both.
         opcodes: opcode → how many run in a call.
     """
 
     array_bytes: int
     scalar_bytes: int
+    sent_bytes: float
     opcodes: dict[str, int]
 
 
@@ -60,6 +76,7 @@ def traffic(hlo: str) -> Traffic:
     return Traffic(
         sum(each.array_bytes * each.times for each in found),
         sum(each.scalar_bytes * each.times for each in found),
+        sum(each.sent_bytes for each in found),
         opcodes,
     )
 
@@ -71,8 +88,10 @@ def collectives(hlo: str) -> list[Collective]:
     """
     lines = dict(_computations(hlo))
     times = _times(lines)
+    partitions = _PARTITIONS.search(hlo)
+    everybody = int(partitions[1]) if partitions else 1
     return [
-        Collective(match[2], *_bytes(match[1], match[2], bool(match[3])), times=times.get(name, 1))
+        _collective(match[1], match[2], bool(match[3]), _num_chips(line) or everybody, times.get(name, 1))
         for name, body in lines.items()
         for line in body
         if (match := _COLLECTIVE.match(line))
@@ -107,11 +126,25 @@ def _times(lines: dict[str, list[str]]) -> dict[str, int]:
     return times
 
 
-def _bytes(kind: str, opcode: str, is_start: bool) -> tuple[int, int]:
-    """(bytes of arrays, bytes of scalars) in the type of a collective's result."""
-    if is_start and opcode in ("all-gather", "collective-permute"):
-        # The type of these is (what goes in, what comes out, …).
-        kind = _elements(kind)[1]
+def _num_chips(line: str) -> int | None:
+    """How many chips take part in the collective of `line`; None where it does not say."""
+    found = _GROUPS.search(line)
+    if not found:
+        return None
+    return found[1].count(",") + 1 if found[1] else int(found[2])
+
+
+def _collective(kind: str, opcode: str, is_start: bool, num_chips: int, times: int) -> Collective:
+    """The operation whose result is of type `kind`."""
+    says_both = is_start and opcode in ("all-gather", "collective-permute")  # (what goes in, what comes out, …)
+    arrays, scalars = _bytes(_elements(kind)[0] if says_both else kind)
+    grown = {"all-gather": num_chips, "reduce-scatter": 1 / num_chips}.get(opcode, 1) if not says_both else 1
+    arrays, scalars = arrays / grown, scalars / grown
+    return Collective(opcode, math.ceil(arrays), math.ceil(scalars), num_chips, times)
+
+
+def _bytes(kind: str) -> tuple[float, float]:
+    """(bytes of arrays, bytes of scalars) of a type."""
     arrays = scalars = 0.0
     for dtype, dims in _ARRAY.findall(kind):
         size = math.prod(map(int, re.findall(r"\d+", dims)))
@@ -119,7 +152,7 @@ def _bytes(kind: str, opcode: str, is_start: bool) -> tuple[int, int]:
             arrays += _itemsize(dtype) * size
         else:
             scalars += _itemsize(dtype)
-    return math.ceil(arrays), math.ceil(scalars)
+    return arrays, scalars
 
 
 def _elements(kind: str) -> list[str]:

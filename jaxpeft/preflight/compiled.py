@@ -88,13 +88,7 @@ def compile_for(topology: Topology, lowered: jax.stages.Lowered, *, argument_byt
     )
     sent = traffic(compiled.as_text() or "")
     flops, hbm_bytes = counted["flops"], counted["bytes accessed"]
-    times = roofline(
-        topology.chip,
-        topology.num_chips,
-        flops=flops,
-        hbm_bytes=hbm_bytes,
-        collective_bytes=sent.array_bytes + sent.scalar_bytes,
-    )
+    times = roofline(topology.chip, flops=flops, hbm_bytes=hbm_bytes, sent_bytes=sent.sent_bytes)
     return Compiled(seconds, Costs(memory, flops, hbm_bytes, sent, times))
 
 

@@ -33,6 +33,7 @@ def largest_batch(
     *,
     fixed_bytes: float,
     limit_bytes: float,
+    most: int | None = None,
     tolerance: float = 0.05,
     max_attempts: int = 8,
 ) -> Largest:
@@ -43,15 +44,17 @@ def largest_batch(
         first: an attempt that was made already.
         fixed_bytes: what a chip holds whatever the batch: weights and optimizer.
         limit_bytes: what it has.
+        most: rows a chip beyond which nobody looks, `first.rows` or more; None: there is no such number.
         tolerance: stop where the fewest rows that do not fit are at most this share above the most that do (or one `QUANTUM`).
         max_attempts: compilations besides `first`; each takes about a minute.
     """
     attempts = [first]
     for _ in range(max_attempts):
         low, high = _bounds(attempts)
-        if high is not None and high - low <= max(QUANTUM if low >= QUANTUM else 1, tolerance * low):
+        if low == most or (high is not None and high - low <= max(QUANTUM if low >= QUANTUM else 1, tolerance * low)):
             break
-        attempts.append(compile_rows(_next(attempts, low, high, fixed_bytes, limit_bytes, tolerance)))
+        rows = _next(attempts, low, high, fixed_bytes, limit_bytes, tolerance)
+        attempts.append(compile_rows(rows if most is None else min(rows, most)))
     low, high = _bounds(attempts)
     return Largest(low, high, tuple(attempts))
 

@@ -15,10 +15,11 @@ from jaxpeft.preflight.roofline import Roofline
 
 @dataclass(frozen=True)
 class Program:
-    """One step, compiled for a batch of `batch_size` rows, over all chips together, of `length` tokens."""
+    """One step, compiled for a batch of `batch_size` texts, over all chips together, in `num_rows` rows of `length` tokens."""
 
     kind: Literal["training", "evaluation"]
     batch_size: int
+    num_rows: int
     length: int
     compiled: Compiled
 
@@ -34,6 +35,7 @@ class Report:
         gradient_bytes: bytes of the gradients of all that trains, in fp32.
         programs: the longest rows first.
         lengths_left_out: lengths of shorter buckets that were not compiled.
+        counts_data: whether the training rows, as every chip holds them, are among the arguments.
         largest_batch: of the longest rows in training; None where it was not asked for.
     """
 
@@ -43,6 +45,7 @@ class Report:
     gradient_bytes: int
     programs: tuple[Program, ...]
     lengths_left_out: tuple[int, ...]
+    counts_data: bool
     largest_batch: Largest | None
 
     @property
@@ -83,6 +86,8 @@ def lines(report: Report) -> Iterator[str]:
     if report.lengths_left_out:
         left_out = ", ".join(map(str, report.lengths_left_out))
         yield f"\nnot compiled: buckets of {left_out} tokens, which need less of everything (--every_bucket true compiles them)"
+    if not report.counts_data:
+        yield "\nnot counted: the training rows, 4 bytes a token, which every chip holds too if they take no more than 0.5 GiB"
     if report.largest_batch:
         yield "\n" + _largest_line(report.largest_batch, topology)
     yield (
@@ -93,11 +98,12 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def _program_lines(program: Program, topology: Topology, gradient_bytes: int) -> Iterator[str]:
-    rows = program.batch_size // topology.num_chips
+    rows = program.num_rows // topology.num_chips
+    packed = f"{program.batch_size} texts in " if program.num_rows != program.batch_size else ""
     outcome = program.compiled.outcome
     verdict = "fits" if isinstance(outcome, Costs) else "does not fit"
     yield (
-        f"{program.kind} step, {program.batch_size} rows of {program.length} tokens, {rows} a chip: {verdict} "
+        f"{program.kind} step, {packed}{program.num_rows} rows of {program.length} tokens, {rows} a chip: {verdict} "
         f"(compiled in {program.compiled.seconds:.0f} s)"
     )
     if isinstance(outcome, Shortage):
@@ -114,7 +120,7 @@ def _program_lines(program: Program, topology: Topology, gradient_bytes: int) ->
     yield f"  collectives    {_collectives(outcome.traffic, gradient_bytes if program.kind == 'training' else 0)}"
     listed = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in times.parts.items())
     yield f"  roofline       {_ms(times.step_seconds)}, limited by {times.limit}: {listed}"
-    tokens = program.batch_size * program.length / times.step_seconds
+    tokens = program.num_rows * program.length / times.step_seconds
     yield f"                 at most {tokens:,.0f} tokens/s, with padding"
 
 
@@ -129,9 +135,9 @@ def _collectives(traffic: Traffic, gradient_bytes: int) -> str:
 def _largest_line(largest: Largest, topology: Topology) -> str:
     tried = f"{len(largest.attempts)} compilations"
     if not largest.rows:
-        return f"largest training batch: not even {largest.too_many} rows a chip fit ({tried})"
+        return f"largest training batch: not even {largest.too_many} texts a chip fit ({tried})"
     limit = f"; {largest.too_many * topology.num_chips:,} do not" if largest.too_many else " at least"
-    return f"largest training batch: {largest.rows * topology.num_chips:,} rows ({largest.rows:,} a chip) fit{limit} ({tried})"
+    return f"largest training batch: {largest.rows * topology.num_chips:,} texts ({largest.rows:,} a chip) fit{limit} ({tried})"
 
 
 def _gib(size_bytes: float) -> str:

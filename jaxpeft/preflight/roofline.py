@@ -1,9 +1,8 @@
 """The roofline (Williams et al. 2009, doi 10.1145/1498765.1498785): the least time a step needs on each part of a chip.
 
-    compute = FLOPs / peak        memory = bytes / bandwidth        interconnect = 2 (n - 1) / n · bytes / bandwidth
+    compute = FLOPs / peak        memory = bytes / bandwidth        interconnect = bytes sent / bandwidth
 
-The parts work at the same time, so a step takes at least the longest. A ring of n chips sends every byte of an all-reduce
-2 (n - 1) / n times (Patarasuk & Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). FLOPs and bytes are XLA's own count for one chip;
+The parts work at the same time, so a step takes at least the longest. FLOPs and bytes are XLA's own count for one chip;
 its bytes hold every operand of every fused operation, also what stays in the chip's own memory, so the time of the HBM is too high
 rather than too low.
 """
@@ -41,11 +40,10 @@ class Roofline:
         return max(self.parts, key=self.parts.__getitem__)
 
 
-def roofline(chip: Chip, num_chips: int, *, flops: float, hbm_bytes: float, collective_bytes: float) -> Roofline:
-    """The roofline of a program of so many `flops`, and bytes of memory and of collectives, on each of `num_chips`."""
-    sent = 2 * (num_chips - 1) / num_chips * collective_bytes
+def roofline(chip: Chip, *, flops: float, hbm_bytes: float, sent_bytes: float) -> Roofline:
+    """The roofline of a program that does so many `flops`, moves so many bytes of memory and sends so many on each chip."""
     return Roofline(
         flops / chip.flops_per_second,
         hbm_bytes / chip.hbm_bytes_per_second,
-        sent / chip.interconnect_bytes_per_second,
+        sent_bytes / chip.interconnect_bytes_per_second,
     )

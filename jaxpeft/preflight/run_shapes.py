@@ -5,16 +5,17 @@ No weight is loaded and nothing of the model is computed. How long a run is, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxpeft.config import RunConfig
-from jaxpeft.data import Split
+from jaxpeft.data import ClassificationData, MaskedLMData, PackedData, Splits
 from jaxpeft.data.classification import cap_buckets
 from jaxpeft.data.masked_lm import num_masked
 from jaxpeft.errors import InputError
@@ -25,6 +26,7 @@ from jaxpeft.paths import size_bytes
 from jaxpeft.plan import make_plan
 from jaxpeft.prepare import (
     Adapted,
+    TrainingData,
     prepare_adapters,
     prepare_model_shapes,
     prepare_optimizer,
@@ -32,8 +34,9 @@ from jaxpeft.prepare import (
     prepare_state,
     prepare_training_data,
 )
+from jaxpeft.training.feed import fits, in_program
 from jaxpeft.training.loop import Plan
-from jaxpeft.training.objectives import Batch, Objective
+from jaxpeft.training.objectives import Objective
 from jaxpeft.training.sharding import DataParallel
 from jaxpeft.training.step import TrainState, make_eval_step, make_train_step, make_train_steps
 
@@ -44,7 +47,8 @@ _MANY_PASSES = 1_000_000  # an epoch's, so that warm-up and pruning fit where th
 class RunShapes:
     """What a run's steps are made of, and the shapes of what they are given, on the devices of `parallel`.
 
-    `num_labels` is None for masked-lm. `packed_batch` makes a training batch of so many texts where rows hold several.
+    `num_labels` is None for masked-lm. `training_data` are the training rows in batches of so many texts; for masked-lm they are not
+    read, and stand-ins as many as a batch has.
     """
 
     config: RunConfig
@@ -55,7 +59,7 @@ class RunShapes:
     frozen: Any
     state: TrainState
     num_labels: int | None
-    packed_batch: Callable[[int], Batch] | None = None
+    training_data: Callable[[int], TrainingData]
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -64,6 +68,17 @@ class RunShapes:
         if self.config.task == "masked-lm":
             return (data.max_length,)
         return cap_buckets(data.bucket_lengths, data.max_length)
+
+    def training_shape(self, batch_size: int, length: int) -> tuple[int, int]:
+        """(rows, tokens a row) of a training batch of `batch_size` texts whose bucket has `length` tokens: with packing both differ."""
+        data = self.training_data(batch_size)
+        return (data.layout.num_rows, data.layout.length) if isinstance(data, PackedData) else (batch_size, length)
+
+    @property
+    def num_texts(self) -> int | None:
+        """Training texts, where a batch of more needs no more than they do; else None."""
+        data = self.training_data(self.config.training.batch_size)
+        return len(data.unpacked.labels) if isinstance(data, PackedData) else None
 
     @property
     def gradient_bytes(self) -> int:
@@ -74,7 +89,7 @@ class RunShapes:
 def run_shapes(config: RunConfig, parallel: DataParallel) -> RunShapes:
     """The steps of the run that `config` describes, on the devices of `parallel`.
 
-    For classification the data is read, because the number of labels is in it, and with `data.packing` the number of rows.
+    For classification the data is read, because the number of labels is in it, and of tokens, and with `data.packing` that of rows.
 
     Raises:
         InputError: as `experiment.run` does for its configuration, its model's files and its data.
@@ -90,19 +105,32 @@ def run_shapes(config: RunConfig, parallel: DataParallel) -> RunShapes:
         lambda adapters: prepare_state(config, plan, optimizer, adapters, parallel), adapted.adapters
     )
     objective = Objective(model, adapted.method, num_labels or 0, flash)
-    run = RunShapes(config, parallel, objective, optimizer, plan, adapted.frozen, state, num_labels)
-    return replace(run, packed_batch=_packed(run, splits.train)) if splits and config.data.packing else run
+    data = _texts(config, splits, model, parallel.mesh.size) if splits else _stand_ins(config, model)
+    return RunShapes(config, parallel, objective, optimizer, plan, adapted.frozen, state, num_labels, data)
 
 
-def _packed(run: RunShapes, split: Split) -> Callable[[int], Batch]:
-    """How many rows hold a batch of texts depends on their lengths, and on how many devices share them."""
-    model, tokenizer = run.objective.model, _tokenizer(run.config, run.objective.model)
+def _texts(config: RunConfig, splits: Splits, model: Model, num_devices: int) -> Callable[[int], TrainingData]:
+    """With packing it depends on the texts' lengths, and on how many devices share them, how many rows hold a batch."""
+    data = prepare_training_data(config, splits.train, model, _tokenizer(config, model), num_devices)
 
-    def batch(batch_size: int) -> Batch:
-        config = replace(run.config, training=replace(run.config.training, batch_size=batch_size))
-        return prepare_training_data(config, split, model, tokenizer, run.parallel.mesh.size).train_batch(0)
+    def of(batch_size: int) -> TrainingData:
+        if isinstance(data, PackedData):
+            return replace(data, unpacked=replace(data.unpacked, batch_size=batch_size))
+        return replace(data, batch_size=batch_size)
 
-    return batch
+    return of
+
+
+def _stand_ins(config: RunConfig, model: Model) -> Callable[[int], TrainingData]:
+    """Rows of masked-lm as far as their shapes go: the program is the same for any number of them."""
+
+    def of(batch_size: int) -> TrainingData:
+        shape, vocab_size = (batch_size, config.data.max_length), model.config.vocab_size
+        ids = {"mask_token_id": 0, "pad_token_id": 0, "vocab_size": vocab_size, "special_ids": (0,)}
+        blocks, can_mask = np.zeros(shape, np.int32), np.ones(shape, bool)
+        return MaskedLMData(blocks, can_mask, batch_size, config.data.mask_ratio, seed=config.seed, **ids)
+
+    return of
 
 
 def _tokenizer(config: RunConfig, model: Model) -> Any:
@@ -132,7 +160,7 @@ def _adapted(config: RunConfig, model: Model) -> Adapted:
 
 
 def batch_shapes(run: RunShapes, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A training batch as `jaxpeft.data` makes them, of `batch_size` rows of `length` tokens."""
+    """A batch as `jaxpeft.data` makes them without packing, of `batch_size` rows of `length` tokens."""
     ids = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
     if run.config.task == "masked-lm":
         places = (batch_size, num_masked(length, run.config.data.mask_ratio))
@@ -146,18 +174,30 @@ def batch_shapes(run: RunShapes, batch_size: int, length: int) -> dict[str, jax.
 
 
 def lower_training(run: RunShapes, batch_size: int, length: int) -> jax.stages.Lowered:
-    """The program of the training loop, lowered: ready to compile. Whole batches are sent to it.
+    """The program of the training loop, lowered: ready to compile. Batches of `length` tokens are assembled in it, or sent to it whole.
 
     It turns as often as it is told, so that the compiler counts FLOPs and bytes of one pass.
     """
     norm, passes = run.config.training.max_grad_norm, run.plan.passes_per_dispatch
     step = make_train_step(run.objective, run.optimizer, allocation=run.plan.allocation, max_grad_norm=norm)
-    program: Any = make_train_steps(step, lambda resident, batch: batch)
-    batch = run.packed_batch(batch_size) if run.packed_batch else batch_shapes(run, batch_size, length)
-    batches = {name: jax.ShapeDtypeStruct((passes, *leaf.shape), leaf.dtype) for name, leaf in batch.items()}
+    data = run.training_data(batch_size)
+    resident, draw = dict(data.resident), data.draw(0)
+    if isinstance(data, ClassificationData):
+        draw = {**draw, "columns": np.arange(length, dtype=np.int32)}
+    if fits(resident):
+        program: Any = make_train_steps(step, in_program(data, run.parallel))
+        draws = run.parallel.replicated_shapes(_stacked(draw, passes))
+    else:
+        program = make_train_steps(step, lambda resident, batch: batch)
+        draws = run.parallel.split_shapes(_stacked(data.assemble(resident, draw, np), passes), axis=1)
+        resident = {}
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    state, frozen, count = run.parallel.replicated_shapes((run.state, run.frozen, count))
-    return program.lower(state, frozen, {}, run.parallel.split_shapes(batches, axis=1), count)
+    state, frozen, kept, count = run.parallel.replicated_shapes((run.state, run.frozen, resident, count))
+    return program.lower(state, frozen, kept, draws, count)
+
+
+def _stacked(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct((number, *array.shape), array.dtype) for name, array in arrays.items()}
 
 
 def lower_evaluation(run: RunShapes, batch_size: int, length: int) -> jax.stages.Lowered:

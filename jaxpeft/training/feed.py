@@ -77,13 +77,19 @@ class Feed:
 def feed(data: Data, parallel: DataParallel, *, limit_bytes: int = RESIDENT_LIMIT_BYTES) -> Feed:
     """A feed of `data`, which is kept on the devices where it has at most `limit_bytes`; else whole batches are sent."""
     resident = data.resident
-    if sum(array.nbytes for array in resident.values()) > limit_bytes:
+    if not fits(resident, limit_bytes):
         return Feed(data.train_batch, lambda resident, batch: batch, {}, partial(parallel.shard, axis=1))
+    return Feed(data.draw, in_program(data, parallel), parallel.replicate(dict(resident)), parallel.replicate)
 
-    def assemble(resident: Any, draw: Any) -> Batch:
-        return parallel.split(data.assemble(resident, draw, jnp))
 
-    return Feed(data.draw, assemble, parallel.replicate(dict(resident)), parallel.replicate)
+def fits(resident: Mapping[str, np.ndarray], limit_bytes: int = RESIDENT_LIMIT_BYTES) -> bool:
+    """Whether the data is kept on the devices."""
+    return sum(array.nbytes for array in resident.values()) <= limit_bytes
+
+
+def in_program(data: Data, parallel: DataParallel) -> Callable[[Any, Any], Batch]:
+    """`(resident, draw) → batch`, to be traced."""
+    return parallel.split(lambda resident, draw: data.assemble(resident, draw, jnp))
 
 
 class Prefetched:

@@ -76,6 +76,12 @@ class Plan:
         due = self.pruning is not None and self.pruning.due(step)
         return due or step % self.log_every_steps == 0 or step % self.eval_every_steps == 0
 
+    def up_to_whole_updates(self, done: int, most: int) -> int:
+        """How many of at most `most` passes to dispatch after `done`: to the end of an update, where a signal is looked for."""
+        size = self.accumulation_steps
+        begun = done % size
+        return min(most, size - begun) if begun or most < size else most // size * size
+
     def may_be_best(self, step: int) -> bool:
         """Whether an adapter of update `step` is what was asked for: before its last pruning it is denser."""
         return self.pruning is None or step >= self.pruning.last_step
@@ -120,7 +126,8 @@ def fit(
         while step < plan.num_steps and not (plan.patience and progress.since_best >= plan.patience):
             until, done, number = plan.next_event(step), step * size, None
             while done < until * size and not number:
-                draws = feed.take(min(until * size - done, meter.passes_at_once))
+                most = plan.up_to_whole_updates(done, meter.passes_at_once)
+                draws = feed.take(min(until * size - done, most))
                 state, metrics = train_steps(state, frozen, draws)
                 meter.add(metrics, len(draws))
                 done += len(draws)
@@ -194,7 +201,13 @@ class _Meter:
         """Of the newest log interval."""
 
     def add(self, metrics: Metrics, num_passes: int) -> None:
-        """Take in the metrics of one dispatch, `[num_passes or more]` each, without waiting for it."""
+        """Take in the metrics of one dispatch, `[num_passes or more]` each, and wait for the dispatch before it.
+
+        So the devices always have the next one queued, and never more: a signal, which ends training behind what is queued, need
+        not wait for a whole log interval, and no batches pile up on the devices. Nothing leaves them.
+        """
+        if self._pending:
+            jax.block_until_ready(self._pending[-1][0])
         self._pending.append((metrics, num_passes))
 
     def flush(self, step: int, state: TrainState) -> dict[str, float]:

@@ -32,9 +32,25 @@ class DataParallel:
         """Split `axis` of a batch's arrays over the devices."""
         return _put(batch, NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "data")))
 
-    def split(self, batch: Any) -> Any:
-        """The same for a batch that is made inside a compiled program."""
-        return jax.lax.with_sharding_constraint(batch, NamedSharding(self.mesh, PartitionSpec("data")))
+    def split(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        """`make`, a traced function of replicated arrays that returns a batch, split over the devices: each makes all and keeps its share.
+
+        Left to itself, the compiler splits what a batch is made of and sends its parts between the devices. They are whole numbers, a
+        row's tokens and masks: to make them all is next to nothing.
+        """
+        number = self.mesh.size
+        if number == 1:
+            return make
+
+        def share(*arrays: Any) -> Any:
+            index = jax.lax.axis_index("data")
+            return jax.tree.map(
+                lambda rows: jax.lax.dynamic_slice_in_dim(rows, index * (len(rows) // number), len(rows) // number),
+                make(*arrays),
+            )
+
+        whole, split = PartitionSpec(), PartitionSpec("data")
+        return jax.shard_map(share, mesh=self.mesh, in_specs=whole, out_specs=split, check_vma=False)
 
     def over_devices(self, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         """`function` of arrays split by rows, run by each device on its own: for kernels that the compiler cannot split."""

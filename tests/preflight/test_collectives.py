@@ -43,17 +43,39 @@ def test_the_tpu_s_lines_layouts_tuples_and_starts():
     assert [each.opcode for each in found] == ["all-reduce", "all-reduce", "collective-permute"]
     assert [each.array_bytes for each in found] == [0, GRADIENT_BYTES, 4 * 2 * 4]
     assert [each.scalar_bytes for each in found] == [8, 0, 0]
+    assert [each.sent_bytes for each in found] == [2 * 255 / 256 * 8, 2 * 255 / 256 * GRADIENT_BYTES, 32]
 
 
 def test_a_loop_counts_as_often_as_it_turns():
     known = TPU.replace("TRIPS", ', backend_config={"known_trip_count":{"n":"10"}}')
-    assert traffic(known) == Traffic(10 * GRADIENT_BYTES + 32, 80, {"all-reduce": 20, "collective-permute": 1})
+    sent = 2 * 255 / 256 * 10 * (GRADIENT_BYTES + 8) + 32
+    assert traffic(known) == Traffic(
+        10 * GRADIENT_BYTES + 32, 80, pytest.approx(sent), {"all-reduce": 20, "collective-permute": 1}
+    )
     # How often training's turns is data: one turn is one pass.
     assert traffic(TPU.replace("TRIPS", "")).array_bytes == GRADIENT_BYTES + 32
 
 
 def test_a_program_without_collectives_sends_nothing():
-    assert traffic(jax.jit(jnp.sin).lower(jnp.ones(3)).compile().as_text()) == Traffic(0, 0, {})
+    assert traffic(jax.jit(jnp.sin).lower(jnp.ones(3)).compile().as_text()) == Traffic(0, 0, 0, {})
+
+
+@pytest.mark.parametrize(
+    ("operation", "put_in", "sent"),
+    [
+        # Of 1024 floats on each of 4 chips: what goes in counts, whatever the type of the result says.
+        ("f32[1024]{0} all-reduce(%x), replica_groups={{0,1,2,3}}", 4096, 2 * 3 / 4 * 4096),
+        ("f32[4096]{0} all-gather(%x), replica_groups=[2,4]<=[8]", 4096, 3 * 4096),
+        ("(f32[1024]{0}, f32[4096]{0}) all-gather-start(%x), replica_groups=[2,4]<=[8]", 4096, 3 * 4096),
+        ("f32[256]{0} reduce-scatter(%x), replica_groups={{0,1,2,3},{4,5,6,7}}", 4096, 3 / 4 * 4096),
+        ("f32[1024]{0} all-to-all(%x), replica_groups={{0,1,2,3}}", 4096, 3 / 4 * 4096),
+    ],
+)
+def test_what_goes_in_and_what_is_sent(operation, put_in, sent):
+    (found,) = collectives(
+        f"HloModule m, num_partitions=8\n\nENTRY %main (x: f32[1024]) -> f32[] {{\n  %y = {operation}\n}}\n"
+    )
+    assert (found.array_bytes, found.num_chips, found.sent_bytes) == (put_in, 4, sent)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -23,13 +23,9 @@ def test_a_topology_that_does_not_exist(name, way_out):
 
 
 def test_the_roofline_by_hand():
-    v5e = CHIPS["v5e"]
-    found = roofline(v5e, 4, flops=197e9, hbm_bytes=819e6 / 2, collective_bytes=200e6)
-    # 2 * 3 / 4 of the bytes go over the links.
+    found = roofline(CHIPS["v5e"], flops=197e9, hbm_bytes=819e6 / 2, sent_bytes=300e6)
     assert found.parts == pytest.approx({"matrix units": 1e-3, "HBM bandwidth": 0.5e-3, "interconnect": 1.5e-3})
     assert (found.limit, found.step_seconds) == ("interconnect", pytest.approx(1.5e-3))
-    alone = roofline(v5e, 1, flops=197e9, hbm_bytes=0, collective_bytes=200e6)
-    assert (alone.limit, alone.interconnect_seconds) == ("matrix units", 0)
 
 
 def test_the_sizes_in_the_compiler_s_errors():
@@ -76,6 +72,13 @@ def test_the_largest_batch_in_few_compilations(options, first, expected, at_most
     assert found.too_many - found.rows <= max(QUANTUM, 0.05 * found.rows)
     assert len(asked) - 1 <= at_most, asked
     assert [attempt.rows for attempt in found.attempts] == asked
+
+
+def test_nobody_looks_beyond_what_there_is():
+    """A packed batch of more texts than there are needs no more than one of all of them."""
+    compile_rows, asked = machine(10_000)
+    found = largest_batch(compile_rows, compile_rows(32), fixed_bytes=100, limit_bytes=10_000, most=1000)
+    assert (found.rows, found.too_many, asked) == (1000, None, [32, 1000])
 
 
 def test_where_not_one_row_fits():

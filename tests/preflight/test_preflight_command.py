@@ -78,29 +78,32 @@ def test_help_says_the_exit_statuses(capsys):
     assert "--training.batch_size" in said
 
 
-SHORT = Program("training", 64, 128, Compiled(1.0, Shortage(40 * 2**30, int(15.75 * 2**30))))
+SHORT = Program("training", 64, 64, 128, Compiled(1.0, Shortage(40 * 2**30, int(15.75 * 2**30))))
 COSTS = Costs(
-    Memory(2**30, 0, 2**30, 2**29), 197e9, 819e6, Traffic(100, 8, {"all-reduce": 2}), Roofline(1e-3, 2e-3, 1e-9)
+    Memory(2**30, 0, 2**30, 2**29), 197e9, 819e6, Traffic(100, 8, 162.0, {"all-reduce": 2}), Roofline(1e-3, 2e-3, 1e-9)
 )
-FITS = Program("evaluation", 64, 128, Compiled(1.0, COSTS))
+FITS = Program("evaluation", 64, 64, 128, Compiled(1.0, COSTS))
+PACKED = Program("training", 64, 16, 96, Compiled(1.0, COSTS))
 LARGEST = Largest(8, 16, (Attempt(8, True, 1.0), Attempt(16, False, None)))
 
 
 def test_what_is_said():
-    report = Report("v5e:2x2", "0.10.2", "0.0.42", 100, (SHORT, FITS), (16, 32), LARGEST)
+    report = Report("v5e:2x2", "0.10.2", "0.0.42", 100, (SHORT, PACKED, FITS), (16, 32), False, LARGEST)
     said = "\n".join(lines(report))
     assert "64 rows of 128 tokens, 16 a chip: does not fit" in said
+    assert "training step, 64 texts in 16 rows of 96 tokens, 4 a chip: fits" in said
+    assert "not counted: the training rows" in said
     assert "at least 40.00 of 15.75 GiB" in said
     assert "2.50 of 15.75 GiB: arguments 1.00" in said
     assert "2.000 ms, limited by HBM bandwidth" in said
-    assert "32 rows (8 a chip) fit; 64 do not (2 compilations)" in said
+    assert "32 texts (8 a chip) fit; 64 do not (2 compilations)" in said
     assert "buckets of 16, 32 tokens" in said
     assert read_report(json.loads(json.dumps(dataclasses.asdict(report)))) == report
 
 
 @pytest.mark.parametrize(("program", "status"), [(FITS, 0), (SHORT, 1)])
 def test_the_exit_status_says_whether_it_fits(program, status, root, capsys, monkeypatch):
-    report = Report("v5e:2x2", "0.10.2", "0.0.42", 100, (program,), (), None)
+    report = Report("v5e:2x2", "0.10.2", "0.0.42", 100, (program,), (), True, None)
     monkeypatch.setattr(command, "compile_in_child", lambda *args, **options: report)
     assert preflight(root, "--topology v5e:2x2", capsys)[0] == status
 
@@ -119,6 +122,24 @@ def test_a_run_compiled_for_four_chips(root, capsys):
     assert evaluation.traffic.array_bytes == 0
     assert training.flops > evaluation.flops > 0
     assert 0 < training.memory.total_bytes < 15.75 * 2**30
+
+
+@needs_libtpu
+def test_packed_texts_compiled_for_four_chips(root):
+    """The rows that hold them, the training texts among the arguments, and one search that ends where there are no more texts."""
+    flags = (
+        "--task classification --model.name base --data.train_file labels.tsv --data.packing true --data.max_length 32 "
+        "--adapter.rank 2 --training.batch_size 32 --evaluation.batch_size 8"
+    )
+    with tiny_runs.contextlib.chdir(root):
+        config = parse_run(flags.split(), "preflight")()
+        report = command.compile_in_child(config, "v5e:2x2", largest_batch=True, every_bucket=True, kinds=("training",))
+    (training,) = report.programs
+    assert training.num_rows < training.batch_size == 32
+    assert report.counts_data
+    assert report.largest_batch.rows == 36 // 4  # of forty texts four are held out
+    assert 0 < training.compiled.outcome.traffic.array_bytes <= report.gradient_bytes
+    assert training.compiled.outcome.traffic.opcodes.keys() == {"all-reduce"}
 
 
 @needs_libtpu

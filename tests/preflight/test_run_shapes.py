@@ -101,6 +101,9 @@ def test_batches_are_those_of_the_data(config):
     texts = ["The object must be an instance of the class."] * 40
     run = run_shapes(config(), data_parallel())
     data = masked_lm_data(texts, tokenizer, length=16, batch_size=8, ratio=run.config.data.mask_ratio, seed=0)
+    stand_ins = run.training_data(8)
+    assert described(dict(stand_ins.draw(0))) == described(dict(data.draw(0)))
+    assert described({name: rows[:8] for name, rows in data.resident.items()}) == described(dict(stand_ins.resident))
     assert described(batch_shapes(run, 8, 16)) == described(dict(data.train_batch(0)))
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, task="classification"), num_labels=2)
     for labels, number in ((np.zeros(40, np.int32), 2), (np.zeros(40, np.float32), 1)):
@@ -112,12 +115,16 @@ def test_batches_are_those_of_the_data(config):
     assert run.lengths == (16,)
 
 
-def test_chips_exchange_no_more_than_the_adapters_gradients(config):
-    """The whole of data parallelism's cost, on four devices."""
-    run = run_shapes(config(), data_parallel())
-    sent = traffic(lower_training(run, 8, 16).compile().as_text())
+def assert_sends_gradients_alone(run, batch_size, length):
+    """The whole of data parallelism's cost: batches are assembled by each device for itself."""
+    sent = traffic(lower_training(run, batch_size, length).compile().as_text())
     assert 0 < sent.array_bytes <= run.gradient_bytes
     assert 0 < sent.scalar_bytes <= 16  # the loss, its weight, the count of tokens
+
+
+def test_chips_exchange_no_more_than_the_adapters_gradients(config):
+    run = run_shapes(config(), data_parallel())
+    assert_sends_gradients_alone(run, 8, 16)
     sent = traffic(lower_evaluation(run, 8, 16).compile().as_text())
     assert sent.array_bytes == 0
 
@@ -129,7 +136,19 @@ def test_packed_rows_are_as_many_as_the_texts_ask_for(tmp_path_factory):
     )
     with contextlib.chdir(tiny_runs.workplace(tmp_path_factory)):
         run = run_shapes(parse_run([*flags.split(), "--training.batch_size", "32"], "preflight")(), data_parallel())
-        assert run.packed_batch
-        batch = run.packed_batch(32)
-        assert len(batch["labels"]) == 32 > len(batch["segments"])
-        assert "while" in lower_training(run, 32, 32).as_text()
+        assert run.training_shape(32, 32)[0] < 32
+        batch = run.training_data(32).train_batch(0)
+        assert (len(batch["segments"]), batch["segments"].shape[1]) == run.training_shape(32, 32)
+        assert_sends_gradients_alone(run, 32, 32)
+
+
+def test_a_program_of_every_bucket_takes_the_run_s_own_texts(tmp_path_factory):
+    flags = "--task classification --model.name base --data.train_file labels.tsv --data.max_length 32 --data.bucket_lengths [8,16]"
+    with contextlib.chdir(tiny_runs.workplace(tmp_path_factory)):
+        run = run_shapes(parse_run([*flags.split(), "--training.batch_size", "8"], "preflight")(), data_parallel())
+    for length in run.lengths:
+        inputs = lower_training(run, 8, length).in_avals[0]
+        tokens = run.training_data(8).resident["input_ids"].shape
+        assert inputs[2]["input_ids"].shape == tokens
+        assert inputs[3]["columns"].shape == (run.plan.passes_per_dispatch, length)
+        assert_sends_gradients_alone(run, 8, length)

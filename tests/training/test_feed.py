@@ -157,7 +157,8 @@ def test_the_host_reads_nothing_between_log_points(monkeypatch, pruned):
     objective, optimizer, frozen, state = tiny.training(tiny.Toy(), LORA, pruned=pruned)
     state, frozen = parallel.replicate((state, frozen))
     monkeypatch.setattr(ArrayImpl, "_value", property(value))
-    monkeypatch.setattr(jax, "block_until_ready", None)
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
     train(PLAN, quiet, feed(data, parallel), make_train_step(objective, optimizer), state, frozen)
     reads = {kind: [count for _, name, count in quiet.at if name == kind] for kind in ("dispatched", "train")}
     assert [step for step, name, _ in quiet.at if name == "dispatched"] == [3, 4, 7, 8, 11, 12]
@@ -166,6 +167,7 @@ def test_the_host_reads_nothing_between_log_points(monkeypatch, pruned):
     )
     assert reads["dispatched"][0] == 0 < reads["train"][0]
     assert reads["dispatched"][2] == reads["train"][0]
+    assert len(waited) == 3  # of an interval's two dispatches for the first alone, when the second is queued
 
 
 def test_one_trace_a_bucket_for_a_whole_run(tiny_models):

@@ -63,14 +63,16 @@ def empty_state():
     return TrainState(jnp.int32(0), {"sites": sites, "modules": {}}, masks, (), jax.random.key(0))
 
 
-def scripted(directory, plan, *, losses=None, scores=(), progress=None, stop_after=None, recorder=None):
-    """Run `fit` on losses (one a pass) and validation scores (one a validation) that are given."""
+def scripted(
+    directory, plan, *, losses=None, scores=(), progress=None, stop_after=None, recorder=None, dispatched=measured
+):
+    """Run `fit` on losses (one a pass) and validation scores (one a validation) that are given; `dispatched` makes metrics of the first."""
     recorder, losses, scores = recorder or Recorder(), iter(losses or itertools.repeat(1.0)), iter(scores)
     checkpoints = Checkpoints(directory, "base")
 
     def train_steps(state, frozen, draws):
         found = [next(losses) for _ in draws]
-        return replace(state, step=state.step + len(draws)), measured(found)
+        return replace(state, step=state.step + len(draws)), dispatched(found)
 
     try:
         return fit(
@@ -90,8 +92,56 @@ def scripted(directory, plan, *, losses=None, scores=(), progress=None, stop_aft
         checkpoints.close()
 
 
+class Queued:
+    """An array of a dispatch that is not done before somebody waits for it."""
+
+    def __init__(self, number, values, events):
+        self.number, self.values, self.events = number, np.asarray(values), events
+
+    def block_until_ready(self):
+        self.events.append(f"waited for {self.number}")
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
 def saved_updates(directory):
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def test_the_devices_have_one_dispatch_queued_and_never_more(tmp_path):
+    """So that a signal waits for that one, and not for a whole log interval; the metrics themselves are fetched at its end."""
+    events = []
+
+    def dispatched(losses):
+        number = sum(event.startswith("dispatched") for event in events)
+        events.append(f"dispatched {number}")
+        metrics = measured(losses)
+        return {**metrics, "loss": Queued(number, metrics["loss"], events)}
+
+    scripted(tmp_path, replace(PLAN, num_steps=4, log_every_steps=4), dispatched=dispatched)
+    assert events == [
+        *(
+            "dispatched 0",
+            "dispatched 1",
+            "waited for 0",
+            "dispatched 2",
+            "waited for 1",
+            "dispatched 3",
+            "waited for 2",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accumulation_steps", "most", "sizes"), [(1, 4, [4, 4]), (3, 7, [6, 2]), (4, 3, [3, 1, 3, 1])]
+)
+def test_dispatches_end_where_an_update_does(accumulation_steps, most, sizes):
+    plan, done = replace(PLAN, accumulation_steps=accumulation_steps), 0
+    for size in sizes:
+        assert min(plan.up_to_whole_updates(done, most), 8 - done) == size
+        done += size
+    assert plan.up_to_whole_updates(5, 10) == {1: 10, 3: 1, 4: 3}[accumulation_steps]
 
 
 def test_updates_logs_and_validations_come_when_they_are_due(tmp_path):
