@@ -1,4 +1,4 @@
-"""The commands: train, preflight, evaluate, predict, merge, quantize. Parses flags and files; what they do is imported only then."""
+"""The commands: train, compare, preflight and the ones on finished runs. Parses flags and files; what they do is imported only then."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft.config import EvaluationConfig, ModelConfig
-from jaxpeft.config_file import Parser, fail, parse_run, parse_run_and
+from jaxpeft.config_file import Parser, fail, parse_file_into, parse_run, parse_run_and
 from jaxpeft.errors import InputError, near
 
 
@@ -43,17 +43,34 @@ def preflight(argv: Sequence[str], *, prog: str) -> None:
     _guarded(run, prog)
 
 
+def compare(argv: Sequence[str], *, prog: str) -> None:
+    """Parse a comparison's file and flags, run what is left of it, and write its report."""
+    from jaxpeft.comparison.grid import CompareConfig
+
+    values = parse_file_into(CompareConfig, list(argv), prog, description=_COMPARE)
+
+    def run() -> None:
+        config = values()
+        from jaxpeft.comparison import command
+
+        command.run(config)
+
+    _guarded(run, prog)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `python -m jaxpeft` and of the `jaxpeft` script."""
     args = _own_process() if argv is None else list(argv)
     if args[:1] == ["train"]:
         return train(args[1:], prog="jaxpeft train")
+    if args[:1] == ["compare"]:
+        return compare(args[1:], prog="jaxpeft compare")
     if args[:1] == ["preflight"]:
         return preflight(args[1:], prog="jaxpeft preflight")
     prog = "jaxpeft"
     parser = Parser(
         prog=prog,
-        description="Work with finished runs; `jaxpeft train --help` trains one, and "
+        description="Work with finished runs; `jaxpeft train --help` trains one, `jaxpeft compare --help` many, and "
         "`jaxpeft preflight --help` compiles one for a TPU that is not here.",
         exit_on_error=True,
     )
@@ -72,8 +89,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     return None
 
 
-COMMANDS = ("train", "preflight", "evaluate", "predict", "merge", "quantize")
+COMMANDS = ("train", "compare", "preflight", "evaluate", "predict", "merge", "quantize")
 
+
+_COMPARE = (
+    "Compare methods: every one at its own best learning rate, over several seeds, beside full fine-tuning and the head alone; one report "
+    "as Markdown, HTML and CSV. The same command goes on where it was interrupted."
+)
 
 _PREFLIGHT = (
     "Compile a run's training and evaluation steps for a TPU that is not here (Linux on x86-64, with libtpu): whether they fit, "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -16,6 +17,8 @@ from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError, near
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+C = TypeVar("C")
 
 _TRAINS = "Fine-tune a Flax transformer with adapters."
 
@@ -39,6 +42,14 @@ class Parser(ArgumentParser):
         return ""
 
 
+class _ValuesParser(Parser):
+    """The same for values that are a part of a file: what is wrong with them is an InputError."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = re.sub(r"\s+", " ", message).strip()
+        raise InputError(f"{self.prog}: {text}{self._suggestion(text)}")
+
+
 def fail(message: str, *, prog: str, hint: str | None = None) -> NoReturn:
     """Print one line to standard error and exit with status 2."""
     line = " ".join(message.split())
@@ -60,6 +71,48 @@ def parse_run_and(
     return _parse(parser, args, None)
 
 
+def parse_file_into(kind: type[C], args: list[str], prog: str, *, description: str) -> Callable[[], C]:
+    """As `parse_run`, for a command whose file and flags are those of another configuration, the dataclass `kind`."""
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} --config FILE [--KEY VALUE ...]",
+        description=f"{description} Every key of a config file is a flag too, and a flag wins.",
+        exit_on_error=True,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
+    parser.add_class_arguments(kind)
+    args, deep = _without_deep_flags(args, [field.name for field in fields(kind) if str(field.type).startswith("dict")])  # type: ignore[arg-type]
+    values = _parse(parser, args, None)[0]
+
+    def build() -> C:
+        instantiated = parser.instantiate(values)
+        given = {name: instantiated[name] for name in vars(values) if name != "config"}
+        for (name, *keys, last), value in deep:
+            place = given[name] = deepcopy(given[name])
+            for key in keys:
+                place = place.setdefault(key, {})
+            place[last] = value
+        return kind(**given)
+
+    return build
+
+
+def _without_deep_flags(args: list[str], names: list[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
+    """`args` without the flags of keys inside the mappings `names`, and these: (path, value).
+
+    The parser would put `--base.training.num_steps 6` in the place of all of base.training.
+    """
+    left, deep, rest = [], [], iter(args)
+    for arg in rest:
+        flag, equals, text = arg.partition("=")
+        path = flag.removeprefix("--").split(".")
+        if not flag.startswith("--") or len(path) < 2 or path[0] not in names:
+            left.append(arg)
+            continue
+        deep.append((path, yaml.safe_load(text if equals else next(rest, ""))))
+    return left, deep
+
+
 def _parse(parser: Parser, args: list[str], default_config: Path | None) -> tuple[Any, Callable[[], RunConfig]]:
     args = _bare_switches(args)
     if default_config and not any(arg == "--config" or arg.startswith("--config=") for arg in args):
@@ -79,6 +132,17 @@ def read_config(path: Path) -> RunConfig:
         raise InputError(f"no {path.name} in '{path.parent}': it is not a run's directory")
     parser = _run_parser(str(path), None)
     return _build(parser, parser.parse_args(["--config", str(path)]))
+
+
+def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
+    """The configuration with these nested keys, as in a YAML file.
+
+    Raises:
+        InputError: for a key or a value that a run's configuration cannot have; `where` says whose it is.
+    """
+    parser = _ValuesParser(prog=where)
+    parser.add_class_arguments(RunConfig)
+    return _build(parser, parser.parse_object(dict(values)))
 
 
 def write_config(config: RunConfig, path: Path) -> None:

@@ -7,6 +7,7 @@ already jitted: jit's cache does not see it, and a warm program would run unadap
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
@@ -164,14 +165,25 @@ def _run_layer(
         kernel: jax.Array = module.get_variable("params", "kernel")
         return method.forward(x, params, FrozenLayer(call, kernel.astype, bias, dtype), rng)
 
+    # Options of the method may be traced (`training/members.py`), and `run` may not close over such.
+    options = {name: value for name, value in vars(method).items() if isinstance(value, jax.Array)} if method else {}
+
     @recomputed
     def run(
-        tensor: QuantizedTensor, rng: jax.Array | None, x: jax.Array, bias: jax.Array | None, params: SiteParams
+        tensor: QuantizedTensor,
+        rng: jax.Array | None,
+        x: jax.Array,
+        bias: jax.Array | None,
+        params: SiteParams,
+        options: dict[str, jax.Array],
     ) -> jax.Array:
         def base(x: jax.Array) -> jax.Array:
             return layer.plus_bias(x.astype(dtype) @ layer.kernel())
 
         layer = FrozenLayer(base, lambda dtype: dequantize(tensor, dtype), bias, dtype)
-        return base(x) if method is None else method.forward(x, params, layer, rng)
+        if method is None:
+            return base(x)
+        own: SiteMethod = replace(method, **options)  # type: ignore[type-var]
+        return own.forward(x, params, layer, rng)
 
-    return run(tensor, rng, x, bias, params)
+    return run(tensor, rng, x, bias, params, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxpeft.config import RunConfig
@@ -43,6 +43,11 @@ class Judge:
         traces: Counter = Counter()
         step = make_eval_step(objective, traces)
         return cls(config, validation, test, step, parallel, metric_names(config, splits.num_labels), traces)
+
+    def of(self, objective: Objective) -> Judge:
+        """The same data, to judge another objective by."""
+        traces: Counter = Counter()
+        return replace(self, step=make_eval_step(objective, traces), traces=traces)
 
     def validate(self, frozen: Params, adapters: Adapters, masks: Layers) -> dict[str, float]:
         """Metrics on (the first `evaluation.max_batches` of) the validation rows."""

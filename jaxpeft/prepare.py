@@ -335,11 +335,13 @@ def lora_plus(config: RunConfig, model: Model) -> LoraPlus | None:
     return LoraPlus(t.loraplus_lr_ratio, t.loraplus_lr_embedding / t.learning_rate, embeddings)
 
 
-def prepare_optimizer(config: RunConfig, model: Model, plan: Plan) -> optax.GradientTransformationExtraArgs:
-    """The run's optimizer, at the plan's learning rates."""
+def prepare_optimizer(
+    config: RunConfig, model: Model, learning_rate: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
+    """The run's optimizer, at the learning rates of a schedule, its plan's."""
     t = config.training
     return build_optimizer(
-        plan.learning_rate,
+        learning_rate,
         weight_decay=t.weight_decay,
         max_grad_norm=t.max_grad_norm,
         accumulation_steps=t.accumulation_steps,

@@ -28,6 +28,20 @@ MAY_IMPORT = {
     "compilation": {"errors", "report"},
     "models": {"adapters", "errors", "inject", "paths", "quant"},
     "calibration": {"adapters", "errors", "inject", "models", "paths", "quant"},
+    "comparison": {
+        "compilation",
+        "config",
+        "config_file",
+        "errors",
+        "experiment",
+        "finished",
+        "models",
+        "paths",
+        "prepare",
+        "report",
+        "together",
+        "training",
+    },
     "training": {"adapters", "errors", "inject", "models", "paths", "pruning", "quant"},
 }
 

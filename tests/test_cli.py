@@ -315,6 +315,6 @@ def test_a_bug_keeps_its_traceback(work, monkeypatch):
     def broken(config):
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr(experiment, "prepare_splits", broken)
+    monkeypatch.setattr(experiment, "prepare_parts", broken)
     with pytest.raises(RuntimeError, match="a bug of ours"):
         cli.train([*COMMON.split(), *TEXT.split()], prog="train.py")

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from jaxpeft.config_file import parse_run, read_config
+from jaxpeft.comparison.grid import CompareConfig, cost_run, run_of, search_cells
+from jaxpeft.config_file import parse_file_into, parse_run, read_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+COMPARISONS = sorted((ROOT / "configs").glob("compare-*.yaml"))
+CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {*COMPARISONS})
 
 
 def test_the_python_example_runs_and_has_at_most_25_lines(tmp_path):
@@ -54,6 +56,16 @@ def test_configs_are_valid_and_say_their_command(path):
     assert config.run_name == path.stem
     command = "python train.py" if path.stem == "quickstart" else f"python train.py --config configs/{path.name}"
     assert f"#   {command}\n" in path.read_text()
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_comparisons_are_valid_and_say_their_command(path):
+    config = parse_file_into(CompareConfig, ["--config", str(path)], "jaxpeft compare", description="")()
+    assert config.name == path.stem
+    for cell in search_cells(config):
+        run_of(config, cell)
+        cost_run(config, cell.task, cell.method)
+    assert f"#   python -m jaxpeft compare --config configs/{path.name}\n" in path.read_text()
 
 
 def test_there_is_a_config_for_every_method_model_and_task():

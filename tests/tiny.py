@@ -177,6 +177,11 @@ def fed(step, parallel, *, batch_at=lambda index: batch(seed=index), most=1):
     return {"draw_at": source.draw_at, "train_steps": source.train_steps(step, most)}
 
 
+def copied(tree):
+    """The tree in arrays of its own: what a step may be donated."""
+    return jax.tree.map(jnp.copy, tree)
+
+
 def snapshot(tree):
     """The tree's values on the host: what donation cannot take away."""
     return jax.tree.map(lambda leaf: np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf), tree)

@@ -23,9 +23,23 @@ def describe() -> dict[str, Any]:
 
 def measured_now() -> dict[str, Any]:
     """When, and on which commit: what may differ between two figures of one record."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
-    return {"at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": found.stdout.strip() or "unknown"}
+    changed = _git(
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        "jaxpeft",
+        "benchmarks",
+        ":(exclude)*.json",
+        ":(exclude)*.md",
+    )
+    commit = (_git("rev-parse", "--short=10", "HEAD") or "unknown") + ("+changes" if changed else "")
+    return {"at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": commit}
+
+
+def _git(*args: str) -> str:
+    root = str(Path(__file__).parents[2])
+    return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _cpu() -> str:

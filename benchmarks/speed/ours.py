@@ -111,7 +111,7 @@ class Trainer:
         self._objective = Objective(self._model, adapted.method, splits.num_labels or 0, flash)
         metric = metric_names(config, splits.num_labels)[0]
         plan = make_plan(config, self._data.steps_per_epoch, metric, method=adapted.method)
-        optimizer = prepare_optimizer(config, self._model, plan)
+        optimizer = prepare_optimizer(config, self._model, plan.learning_rate)
         state = parallel.replicate(prepare_state(config, plan, optimizer, adapted.adapters, parallel))
         norm = config.training.max_grad_norm
         self._state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)

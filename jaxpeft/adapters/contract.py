@@ -123,7 +123,7 @@ class SiteMethod(Method):
     @property
     def uses_rng(self) -> bool:
         """Whether training draws random numbers at the sites."""
-        return bool(getattr(self, "dropout", 0.0))
+        return drops(getattr(self, "dropout", 0.0))
 
     @abstractmethod
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
@@ -200,12 +200,22 @@ def with_patterns(method: M, path: str) -> M:
     return replace(options, **found) if found else method
 
 
-def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
+def drops(rate: float | jax.Array) -> bool:
+    """Whether anything may be dropped at `rate`; yes, where it is a traced array, as of runs that train together at rates of their own."""
+    return not isinstance(rate, int | float) or rate > 0
+
+
+def dropout(x: jax.Array, rate: float | jax.Array, rng: jax.Array | None) -> jax.Array:
     """`x` with entries set to zero at `rate`, the others scaled up; as it is where there is no `rng` or no rate."""
-    if rng is None or not rate:
+    if rng is None or not drops(rate):
         return x
     keep = 1.0 - rate
-    return jnp.where(jax.random.bernoulli(rng, keep, x.shape), x / keep, jnp.zeros((), x.dtype))
+    return jnp.where(jax.random.bernoulli(rng, keep, x.shape), x / in_dtype(keep, x), jnp.zeros((), x.dtype))
+
+
+def in_dtype(factor: float | jax.Array, x: jax.Array) -> jax.Array:
+    """`factor` in the dtype of `x`: an fp32 array would promote a bf16 product, as no Python number does."""
+    return jnp.asarray(factor, x.dtype)
 
 
 def check_masks(method: Method | None, masks: Layers | None) -> None:

@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams, dropout, with_patterns
+from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams, dropout, drops, with_patterns
 from jaxpeft.adapters.low_rank import Start, init_low_rank
 
 
@@ -52,7 +52,7 @@ class Hira(SiteMethod):
         kernel = layer.kernel()
         factor = (params["a"] @ params["b"]).astype(layer.dtype)
         x = x.astype(layer.dtype)
-        if (rng is not None and self.dropout) or layer.dtype != jnp.float32:
+        if (rng is not None and drops(self.dropout)) or layer.dtype != jnp.float32:
             # In bf16 1 + A·B would round back to 1 until A·B has grown to 2⁻⁹.
             return layer.base(x) + dropout(x, self.dropout, rng) @ (kernel * factor)
         return layer.plus_bias(x @ (kernel * (jnp.ones((), layer.dtype) + factor)))

@@ -31,6 +31,8 @@ from jaxpeft.adapters.contract import (
     SiteParams,
     check_rank,
     dropout,
+    drops,
+    in_dtype,
     kaiming,
     with_patterns,
 )
@@ -203,10 +205,11 @@ class Lora(SiteMethod):
         delta = layer.times(h, params["a"]) @ params["b"].astype(layer.dtype)
         if "bias" in params:
             delta = delta + params["bias"].astype(layer.dtype)
+        delta = in_dtype(self.scaling, delta) * delta
         if not self.use_dora:
-            return layer.base(x) + self.scaling * delta
-        dropped = rng is not None and bool(self.dropout) and not layer.is_embedding
-        return dora.forward(x, h if dropped else None, self.scaling * delta, params, self.scaling, layer)
+            return layer.base(x) + delta
+        dropped = rng is not None and drops(self.dropout) and not layer.is_embedding
+        return dora.forward(x, h if dropped else None, delta, params, self.scaling, layer)
 
 
 def _product(params: SiteParams) -> jax.Array:

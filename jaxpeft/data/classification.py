@@ -7,13 +7,13 @@ computed on padding. Order and batches are a pure function of (seed, step).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from jaxpeft.data.order import FILL, cut, num_batches, order_rng
+from jaxpeft.data.order import FILL, cut, num_batches, order_rng, shape_rng
 from jaxpeft.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -98,7 +98,7 @@ def cap_buckets(bucket_lengths: Sequence[int], max_length: int) -> tuple[int, ..
 
 
 def bucketed_batches(
-    bucket_of_row: np.ndarray, batch_size: int, rng: np.random.Generator
+    bucket_of_row: np.ndarray, batch_size: int, rng: np.random.Generator, shapes: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """One epoch's batches, each row in one of them.
 
@@ -109,7 +109,8 @@ def bucketed_batches(
     Args:
       bucket_of_row: `[rows]` int, the smallest bucket a row fits in.
       batch_size: rows a batch.
-      rng: decides the order.
+      rng: decides which rows share a batch, and their order.
+      shapes: decides the order of the buckets, which depends on nothing else.
 
     Returns:
       The rows of each batch, `[steps, batch_size]` int with -1 for no row, and its bucket, `[steps]` int.
@@ -126,7 +127,7 @@ def bucketed_batches(
         waiting = waiting[ready:]
     first_runs = np.cumsum([0, *(num_batches(len(part), _BATCHES_PER_RUN) for part in batches)])
     runs = [first + np.arange(len(part)) // _BATCHES_PER_RUN for first, part in zip(first_runs, batches, strict=False)]
-    shuffled = np.argsort(rng.permutation(first_runs[-1])[np.concatenate(runs)], kind="stable")
+    shuffled = np.argsort(shapes.permutation(first_runs[-1])[np.concatenate(runs)], kind="stable")
     return np.concatenate(batches)[shuffled], np.concatenate(buckets)[shuffled]
 
 
@@ -163,6 +164,10 @@ class ClassificationData:
         """The (batch, length) pairs of training, in every epoch: as many programs are compiled."""
         _, buckets = self._epoch(0)
         return {(self.batch_size, self.bucket_lengths[bucket]) for bucket in set(buckets.tolist())}
+
+    def with_seed(self, seed: int) -> ClassificationData:
+        """The same rows in the order of another seed."""
+        return replace(self, seed=seed)
 
     def train_batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs.
@@ -224,7 +229,7 @@ class ClassificationData:
         """One epoch's batches; the last answer is kept, as every step of an epoch asks for the same."""
         plan = self._last_epoch.get(epoch)
         if plan is None:
-            plan = bucketed_batches(self._bucket_of_row, self.batch_size, order_rng(self.seed, epoch))
+            plan = bucketed_batches(self._bucket_of_row, self.batch_size, order_rng(self.seed, epoch), shape_rng(epoch))
             self._last_epoch.clear()
             self._last_epoch[epoch] = plan
         return plan

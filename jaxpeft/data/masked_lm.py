@@ -260,6 +260,10 @@ class MaskedLMData:
             batch["weights"][rows == FILL] = 0
             yield batch
 
+    def with_seed(self, seed: int) -> MaskedLMData:
+        """The same rows, in the order and with the masks of another seed."""
+        return replace(self, seed=seed)
+
     def head(self, num_rows: int) -> MaskedLMData:
         """The same with the first `num_rows` rows only."""
         return replace(self, blocks=self.blocks[:num_rows], can_mask=self.can_mask[:num_rows])

@@ -9,6 +9,7 @@ import numpy as np
 # Independent streams of one run's seed: default_rng([seed, stream, number]).
 ORDER_STREAM = 0
 MASK_STREAM = 1
+SHAPE_STREAM = 2
 FILL = -1  # stands for "no row" in a batch; its weight is 0
 
 
@@ -27,6 +28,14 @@ def cut(rows: np.ndarray, batch_size: int) -> np.ndarray:
 def order_rng(seed: int, epoch: int) -> np.random.Generator:
     """The generator of one epoch's order."""
     return np.random.default_rng([seed, ORDER_STREAM, epoch])
+
+
+def shape_rng(epoch: int) -> np.random.Generator:
+    """The generator of the order in which an epoch's shapes of batches come: the same for all seeds.
+
+    So the batches of two runs that differ in their seed have the same shapes, and the two can train in one program.
+    """
+    return np.random.default_rng([SHAPE_STREAM, epoch])
 
 
 # A handful of epochs: train_batch asks for the same one at every step.

@@ -8,7 +8,7 @@ comes fits, in any epoch, and one shape, so one compiled program, serves the who
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -118,6 +118,10 @@ class PackedData:
     def resident(self) -> Batch:
         """What all batches are made of, besides what `draw` says."""
         return self.unpacked.resident
+
+    def with_seed(self, seed: int) -> PackedData:
+        """The same texts in the order of another seed."""
+        return replace(self, unpacked=self.unpacked.with_seed(seed))
 
     def train_batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs.

@@ -100,7 +100,7 @@ def run_shapes(config: RunConfig, parallel: DataParallel) -> RunShapes:
     flash = choose_flash(config.model.attention, model, parallel.device, parallel.over_devices)
     adapted = _adapted(config, model)
     plan = make_plan(config, _MANY_PASSES, "loss", method=adapted.method)
-    optimizer = prepare_optimizer(config, model, plan)
+    optimizer = prepare_optimizer(config, model, plan.learning_rate)
     state = jax.eval_shape(
         lambda adapters: prepare_state(config, plan, optimizer, adapters, parallel), adapted.adapters
     )

@@ -42,7 +42,15 @@ def recomputed(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 def _after(value: jax.Array, tensor: QuantizedTensor) -> QuantizedTensor:
     """`tensor`, in a program that has it only when it has `value`."""
+    # Holding back the weights' own array, an integer one and the largest by far, holds back their dequantisation.
+    leaves, structure = jax.tree.flatten(tensor)
+    largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
+    leaves[largest] = _held_back(value, jnp.asarray(leaves[largest]))
+    return jax.tree.unflatten(structure, leaves)
 
+
+@jax.custom_batching.custom_vmap
+def _held_back(value: jax.Array, stored: jax.Array) -> jax.Array:
     def barrier(value: jax.Array, stored: jax.Array) -> jax.Array:
         return jax.lax.optimization_barrier((value, stored))[1]
 
@@ -51,8 +59,12 @@ def _after(value: jax.Array, tensor: QuantizedTensor) -> QuantizedTensor:
         one = value.reshape(-1)[0]
         return stored ^ ((one > 0) & (one < 0)).astype(stored.dtype)
 
-    # Holding back the weights' own array, an integer one and the largest by far, holds back their dequantisation.
-    leaves, structure = jax.tree.flatten(tensor)
-    largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
-    leaves[largest] = jax.lax.platform_dependent(value, jnp.asarray(leaves[largest]), cpu=arithmetic, default=barrier)
-    return jax.tree.unflatten(structure, leaves)
+    return jax.lax.platform_dependent(value, stored, cpu=arithmetic, default=barrier)
+
+
+@_held_back.def_vmap
+def _held_back_for_all(
+    axis_size: int, in_batched: list[bool], value: jax.Array, stored: jax.Array
+) -> tuple[jax.Array, bool]:
+    # Of runs that train together each has its value, and all have one base: it waits for the first, and stays one.
+    return _held_back(value[0] if in_batched[0] else value, stored), in_batched[1]

@@ -203,9 +203,12 @@ def _base_lines(export: Path, config: RunConfig, model: Model) -> list[str]:
 
 def _measured(config: RunConfig, results: Results) -> str:
     peak = f"{results.peak_memory_bytes / 1e6:,.0f} MB peak memory of the {results.peak_memory_of}"
+    others = results.trained_together - 1
+    company = f", in one program with {others} other runs, whose time and memory these are too" if others else ""
     lines = [
-        f"{results.steps} updates in {results.seconds:.0f} s on {results.device}: {results.tokens_per_second:,.0f} tokens a second, "
-        f"{peak}, {len(results.compiled_shapes)} compiled training programs ({', '.join(results.compiled_shapes)}).",
+        f"{results.steps} updates in {results.seconds:.0f} s on {results.device}{company}: "
+        f"{results.tokens_per_second:,.0f} tokens a second, {peak}, "
+        f"{len(results.compiled_shapes)} compiled training programs ({', '.join(results.compiled_shapes)}).",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in results.versions.items()) + ".",
     ]
     if config.task == "masked-lm":

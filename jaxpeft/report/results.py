@@ -25,7 +25,11 @@ from jaxpeft.training.loop import Outcome
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a run measured. Sizes in bytes, times in seconds; `before` and `test` are metrics on `test_split`."""
+    """Everything a run measured. Sizes in bytes, times in seconds; `before` and `test` are metrics on `test_split`.
+
+    `trained_together` runs shared a program: `seconds`, `seconds_per_step` and `peak_memory_bytes` are of all of them, `tokens_per_second`
+    its own share.
+    """
 
     name: str
     task: str
@@ -58,6 +62,9 @@ class Results:
     compiled_shapes: list[str]
     device: str
     versions: dict[str, str]
+    seconds_per_step: float = 0.0
+    compile_seconds: float = 0.0
+    trained_together: int = 1
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     def table(self) -> list[tuple[str, str, str]]:
@@ -117,6 +124,8 @@ def measure(
     exported: Path,
     traces: Counter,
     examples: tuple[list | None, list | None],
+    compile_seconds: float,
+    trained_together: int,
 ) -> Results:
     """Collect what a finished run measured."""
     memory, whose = _peak_memory()
@@ -154,6 +163,9 @@ def measure(
         compiled_shapes=[f"{batch} x {length}" for batch, length in sorted(traces)],
         device=f"{describe_devices()} ({platform.machine()})",
         versions={name: version(name) for name in ("jaxpeft", "jax", "flax", "optax", "transformers")},
+        seconds_per_step=outcome.seconds_per_step,
+        compile_seconds=compile_seconds,
+        trained_together=trained_together,
         examples=_examples(config, examples),
     )
 

@@ -63,6 +63,16 @@ def before_after_table(rows: Sequence[tuple[str, str, str]]) -> None:
     console.print(table)
 
 
+def show_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: text on the left of its first column, numbers on the right of the others."""
+    table = Table(title=title, title_justify="left")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import jax
 import numpy as np
 
 from jaxpeft.errors import InputError
@@ -21,8 +20,9 @@ from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import keep_counts, sparsity_of
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.feed import Draw, Prefetched, TrainSteps
+from jaxpeft.training.meter import Meter, first_bad_step
 from jaxpeft.training.metrics import score
-from jaxpeft.training.step import Metrics, TrainState, allocate_step, prune_step
+from jaxpeft.training.step import TrainState, allocate_step, prune_step
 
 
 class Log(Protocol):
@@ -76,6 +76,13 @@ class Plan:
         due = self.pruning is not None and self.pruning.due(step)
         return due or step % self.log_every_steps == 0 or step % self.eval_every_steps == 0
 
+    def passes_at_once(self, seconds_per_step: float) -> int:
+        """How many passes to dispatch together where an update takes `seconds_per_step`: one where that is not known and matters."""
+        if math.isinf(self.seconds_per_dispatch):
+            return self.passes_per_dispatch
+        seconds = max(seconds_per_step / self.accumulation_steps, 1e-9)
+        return max(1, min(self.passes_per_dispatch, int(self.seconds_per_dispatch / seconds)))
+
     def up_to_whole_updates(self, done: int, most: int) -> int:
         """How many of at most `most` passes to dispatch after `done`: to the end of an update, where a signal is looked for."""
         size = self.accumulation_steps
@@ -89,11 +96,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: the last state and progress, passes and real tokens a second, and a signal that cut it short."""
+    """How training ended: the last state and progress, its speed after the first log interval, and a signal that cut it short."""
 
     state: TrainState
     progress: Progress
     tokens_per_second: float
+    seconds_per_step: float
     signal: int | None = None
 
 
@@ -118,15 +126,15 @@ def fit(
     Raises:
         InputError: for a loss that is not finite, with its step; nothing is saved after it.
     """
-    meter, size = _Meter(plan, progress.update), plan.accumulation_steps
+    meter, size = Meter(progress.update), plan.accumulation_steps
     started, seconds_before = time.monotonic(), progress.seconds
-    passes, step = range(progress.update * size, plan.num_steps * size), progress.update
+    passes, step, number = range(progress.update * size, plan.num_steps * size), progress.update, None
     with Prefetched(draw_at, passes, depth=2 * plan.passes_per_dispatch) as feed:
         # Patience is asked for here, not after a validation: a run that has stopped early and is resumed has nothing left to do.
         while step < plan.num_steps and not (plan.patience and progress.since_best >= plan.patience):
-            until, done, number = plan.next_event(step), step * size, None
+            until, done = plan.next_event(step), step * size
             while done < until * size and not number:
-                most = plan.up_to_whole_updates(done, meter.passes_at_once)
+                most = plan.up_to_whole_updates(done, plan.passes_at_once(meter.seconds_per_step))
                 draws = feed.take(min(until * size - done, most))
                 state, metrics = train_steps(state, frozen, draws)
                 meter.add(metrics, len(draws))
@@ -139,18 +147,18 @@ def fit(
                 state = _pruned(state, plan.pruning, step)
             last = step == plan.num_steps
             if step % plan.log_every_steps == 0 or last or number:
-                _report(meter.flush(step, state), step, plan, log, bar, meter)
+                _report(state, step, plan, log, bar, meter)
             progress = replace(progress, update=step, seconds=seconds_before + time.monotonic() - started)
             if step % plan.eval_every_steps == 0 or last:
-                meter.check_finite(step)
+                _require_finite(meter, step, plan)
                 paused = time.monotonic()
-                progress = _validated(state, progress, plan, validate, checkpoints, log)
+                progress = validated(state, progress, plan, validate, checkpoints, log)
                 meter.leave_out(time.monotonic() - paused)
             elif number:
                 checkpoints.save(state, progress)
             if number:
-                return Outcome(state, progress, meter.tokens_per_second, number)
-    return Outcome(state, progress, meter.tokens_per_second)
+                break
+    return Outcome(state, progress, float(meter.tokens_per_second), meter.mean_seconds_per_step, number)
 
 
 def _pruned(state: TrainState, schedule: Schedule | Allocation, step: int) -> TrainState:
@@ -160,13 +168,38 @@ def _pruned(state: TrainState, schedule: Schedule | Allocation, step: int) -> Tr
     return prune_step(state, keep_counts(sites, schedule.sparsity_at(step)))
 
 
-def _report(metrics: dict[str, float], step: int, plan: Plan, log: Log, bar: Bar, meter: _Meter) -> None:
-    log.write(step, "train", {**metrics, "learning_rate": float(plan.learning_rate(step - 1))})
+def _report(state: TrainState, step: int, plan: Plan, log: Log, bar: Bar, meter: Meter) -> None:
+    _require_finite(meter, step, plan)
+    metrics = {name: float(value) for name, value in meter.flush(step).items()}
+    log.write(step, "train", {**metrics, **figures_of(state, step, plan)})
     left = (plan.num_steps - step) * meter.seconds_per_step
     bar.show(step, loss=metrics["loss"], tokens_per_second=metrics["tokens_per_second"], seconds_left=left)
 
 
-def _validated(
+def figures_of(state: TrainState, step: int, plan: Plan) -> dict[str, float]:
+    """What a log line says of update `step` besides the passes' metrics: sparsity, where there are masks, and learning rate."""
+    sparsity = {"sparsity": sparsity_of(state.masks)} if state.masks else {}
+    return {**sparsity, "learning_rate": float(plan.learning_rate(step - 1))}
+
+
+def not_finite(losses: np.ndarray, step: int, plan: Plan) -> InputError | None:
+    """The error that ends a run whose `losses: [passes]` up to update `step` are not all finite; None where they are."""
+    bad = first_bad_step(losses, step, plan.accumulation_steps)
+    if bad is None:
+        return None
+    loss = losses[~np.isfinite(losses)][0]
+    return InputError(
+        f"the loss is {loss} at step {bad}; try a smaller training.learning_rate; the last checkpoint before it is kept"
+    )
+
+
+def _require_finite(meter: Meter, step: int, plan: Plan) -> None:
+    """Refuse to go on, and so to save, after a loss that is not finite."""
+    if (losses := meter.pending().get("loss")) is not None and (error := not_finite(losses, step, plan)):
+        raise error
+
+
+def validated(
     state: TrainState,
     progress: Progress,
     plan: Plan,
@@ -186,83 +219,3 @@ def _validated(
             progress = replace(progress, since_best=progress.since_best + 1)
     checkpoints.save(state, progress)
     return progress
-
-
-class _Meter:
-    """Keeps metrics on the device between log points, and the time and tokens of the passes."""
-
-    def __init__(self, plan: Plan, start: int) -> None:
-        self._plan = plan
-        self._pending: list[tuple[Metrics, int]] = []
-        self._all_tokens, self._all_seconds = 0.0, 0.0
-        self._since, self._last = time.monotonic(), start
-        self._first = True
-        self.seconds_per_step = math.inf
-        """Of the newest log interval."""
-
-    def add(self, metrics: Metrics, num_passes: int) -> None:
-        """Take in the metrics of one dispatch, `[num_passes or more]` each, and wait for the dispatch before it.
-
-        So the devices always have the next one queued, and never more: a signal, which ends training behind what is queued, need
-        not wait for a whole log interval, and no batches pile up on the devices. Nothing leaves them.
-        """
-        if self._pending:
-            jax.block_until_ready(self._pending[-1][0])
-        self._pending.append((metrics, num_passes))
-
-    def flush(self, step: int, state: TrainState) -> dict[str, float]:
-        """Wait for the passes since the last log point; return their means."""
-        values = self._fetched()
-        self._require_finite(values["loss"], step)
-        seconds, steps = time.monotonic() - self._since, step - self._last
-        tokens = float(values.pop("tokens").sum())
-        result = {key: float(np.mean(value)) for key, value in values.items()}
-        result["tokens_per_second"] = tokens / max(seconds, 1e-9)
-        if state.masks:
-            result["sparsity"] = sparsity_of(state.masks)
-        if not self._first:  # the first interval compiles
-            self._all_tokens += tokens
-            self._all_seconds += seconds
-        self.seconds_per_step = seconds / max(steps, 1)
-        self._pending, self._last, self._first, self._since = [], step, False, time.monotonic()
-        return result
-
-    def check_finite(self, step: int) -> None:
-        """Refuse to go on, and so to save, after a loss that is not finite."""
-        if self._pending:
-            self._require_finite(self._fetched()["loss"], step)
-
-    def leave_out(self, seconds: float) -> None:
-        """Leave `seconds` that were no training (a validation) out of the speed."""
-        self._since += seconds
-
-    @property
-    def passes_at_once(self) -> int:
-        """How many passes to dispatch together: one where nothing is known of their time and that matters."""
-        most, seconds = self._plan.passes_per_dispatch, self.seconds_per_step / self._plan.accumulation_steps
-        if math.isinf(self._plan.seconds_per_dispatch):
-            return most
-        return max(1, min(most, int(self._plan.seconds_per_dispatch / max(seconds, 1e-9))))
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Real tokens a second over all intervals but the first."""
-        return self._all_tokens / self._all_seconds if self._all_seconds else 0.0
-
-    def _fetched(self) -> dict[str, np.ndarray]:
-        """The metrics since the last log point, one entry a pass."""
-        fetched = jax.device_get([metrics for metrics, _ in self._pending])
-        counts = [count for _, count in self._pending]
-        return {
-            key: np.concatenate([metrics[key][:count] for metrics, count in zip(fetched, counts, strict=True)])
-            for key in fetched[0]
-        }
-
-    def _require_finite(self, losses: np.ndarray, step: int) -> None:
-        for i, loss in enumerate(losses):
-            if not np.isfinite(loss):
-                passes_back = len(losses) - 1 - i
-                bad = step - passes_back // self._plan.accumulation_steps
-                raise InputError(
-                    f"the loss is {loss} at step {bad}; try a smaller training.learning_rate; the last checkpoint before it is kept"
-                )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-LARGER_IS_BETTER = {"loss": False, "perplexity": False}
+SMALLER_IS_BETTER = ("loss", "perplexity")
 """Metrics for which smaller is better; every other is better when larger."""
 
 
@@ -69,4 +69,4 @@ _METRICS = {"accuracy": _accuracy, "f1": _f1, "matthews": _matthews, "pearson": 
 
 def score(metrics: Mapping[str, float], name: str) -> float:
     """The metric `name` turned so that larger is better."""
-    return metrics[name] if LARGER_IS_BETTER.get(name, True) else -metrics[name]
+    return -metrics[name] if name in SMALLER_IS_BETTER else metrics[name]

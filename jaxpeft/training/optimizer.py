@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +18,16 @@ from jaxpeft.paths import Adapters, Layers
 
 
 def learning_rate_schedule(
-    peak: float, num_steps: int, warmup_steps: int, decay: Literal["linear", "cosine", "constant"]
+    peak: float | jax.Array, num_steps: int, warmup_steps: int, decay: Literal["linear", "cosine", "constant"]
 ) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, then `decay` to 0 at `num_steps` (or no decay): update → learning rate."""
-    rest = max(num_steps - warmup_steps, 1)
+    """Linear warm-up from 0 to `peak`, which may be traced, then `decay` to 0 at `num_steps` (or no decay): update → learning rate."""
+    rest, highest = max(num_steps - warmup_steps, 1), cast(float, peak)  # optax's types know numbers alone
     after = {
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(highest, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(highest, rest),
+        "constant": optax.constant_schedule(highest),
     }[decay]
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup_steps, 1)), after], [warmup_steps])
+    return optax.join_schedules([optax.linear_schedule(0.0, highest, max(warmup_steps, 1)), after], [warmup_steps])
 
 
 @dataclass(frozen=True)

@@ -92,26 +92,39 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
-        _count(traces, batch)
-        dropout_rng = jax.random.fold_in(state.rng, state.step)
-
-        def mean_loss(adapters: Adapters) -> jax.Array:
-            logits = objective.logits(frozen, adapters, state.masks, batch, dropout_rng)
-            total, weight = objective.loss(logits, batch)
-            loss, penalty = total / jnp.maximum(weight, 1.0), objective.penalty(adapters)
-            return loss if penalty is None else loss + penalty
-
-        loss, grads = jax.value_and_grad(mean_loss)(state.adapters)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.adapters, masks=state.masks)
-        adapters = optax.apply_updates(state.adapters, updates)
-        tokens = (batch["attention_mask"] > 0).sum(dtype=jnp.int32)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
-        after = replace(state, step=state.step + 1, adapters=adapters, opt_state=opt_state)
-        if allocation is not None:
-            after = replace(after, importance=_importance(state, after, grads, allocation, max_grad_norm))
-        return after, metrics
+        count_trace(traces, batch)
+        return train_pass(objective, optimizer, state, frozen, batch, allocation, max_grad_norm)
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def train_pass(
+    objective: Objective,
+    optimizer: optax.GradientTransformationExtraArgs,
+    state: TrainState,
+    frozen: Params,
+    batch: Batch,
+    allocation: Allocation | None = None,
+    max_grad_norm: float = 0.0,
+) -> tuple[TrainState, Metrics]:
+    """One pass, as `make_train_step` compiles it: loss, gradients of what trains, update."""
+    dropout_rng = jax.random.fold_in(state.rng, state.step)
+
+    def mean_loss(adapters: Adapters) -> jax.Array:
+        logits = objective.logits(frozen, adapters, state.masks, batch, dropout_rng)
+        total, weight = objective.loss(logits, batch)
+        loss, penalty = total / jnp.maximum(weight, 1.0), objective.penalty(adapters)
+        return loss if penalty is None else loss + penalty
+
+    loss, grads = jax.value_and_grad(mean_loss)(state.adapters)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.adapters, masks=state.masks)
+    adapters = optax.apply_updates(state.adapters, updates)
+    tokens = (batch["attention_mask"] > 0).sum(dtype=jnp.int32)
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
+    after = replace(state, step=state.step + 1, adapters=adapters, opt_state=opt_state)
+    if allocation is not None:
+        after = replace(after, importance=_importance(state, after, grads, allocation, max_grad_norm))
+    return after, metrics
 
 
 def make_train_steps(
@@ -173,7 +186,7 @@ def make_eval_step(objective: Objective, traces: Counter | None = None) -> Calla
     """Return the jitted `(frozen, adapters, masks, batch) → (statistics, logits)`."""
 
     def eval_step(frozen: Params, adapters: Adapters, masks: Layers, batch: Batch) -> tuple[dict, jax.Array]:
-        _count(traces, batch)
+        count_trace(traces, batch)
         logits = objective.logits(frozen, adapters, masks, batch)
         # A vocabulary's logits are not worth carrying to the host; a classifier's are the prediction.
         return objective.statistics(logits, batch), logits if logits.ndim == 2 else jnp.zeros(())
@@ -202,7 +215,7 @@ def allocate_step(state: TrainState, budget: int, last: bool) -> TrainState:
     return replace(state, masks=masks, adapters={**state.adapters, "sites": sites})
 
 
-def _count(traces: Counter | None, batch: Batch) -> None:
-    # Runs while tracing only: once for each program.
+def count_trace(traces: Counter | None, batch: Batch) -> None:
+    """Count a program, by its batch's shape: this runs while tracing only, once for each."""
     if traces is not None:
         traces[batch["input_ids"].shape] += 1

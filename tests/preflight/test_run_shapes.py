@@ -57,7 +57,7 @@ def real(config):
     adapted = prepare_adapters(config, model)
     plan = make_plan(config, 10, "loss", method=adapted.method)
     kinds = {"pruned": bool(config.pruning.sparsity), "allocated": config.adapter.method == "adalora"}
-    state = init_state(adapted.adapters, prepare_optimizer(config, model, plan), dropout_key(0), **kinds)
+    state = init_state(adapted.adapters, prepare_optimizer(config, model, plan.learning_rate), dropout_key(0), **kinds)
     return adapted.frozen, state
 
 

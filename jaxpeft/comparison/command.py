@@ -1,0 +1,187 @@
+"""`python -m jaxpeft compare`: the grid run by run, what is done skipped, what fails noted, and one report at the end.
+
+Nothing here touches a device: every job is a process of its own (`jobs.py`), one after the other.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxpeft.comparison import jobs
+from jaxpeft.comparison.grid import Cell, CompareConfig, cells_at, cost_run, head_run, run_of, search_cells
+from jaxpeft.comparison.groups import chunked, key_of
+from jaxpeft.comparison.records import FAILURE, FORGETTING_FAILURE, Record, read_record, searches
+from jaxpeft.comparison.report import write_report
+from jaxpeft.config import RunConfig
+from jaxpeft.config_file import differences, read_config, resolved
+from jaxpeft.errors import InputError
+from jaxpeft.report.terminal import say
+
+
+def run(config: CompareConfig) -> None:
+    """Do what is left of the comparison and write its report.
+
+    Raises:
+        InputError: for a grid that cannot be run, before anything is; or where another process is at it.
+        SystemExit: 128 + signal, where SIGTERM, SIGHUP or Ctrl-C came: the same command goes on from there.
+    """
+    search = search_cells(config)
+    for cell in search:  # all of them are valid, and none is of another comparison, before the first is run
+        for seed in config.seeds:
+            _check_unchanged(run_of(config, Cell(cell.task, cell.method, cell.learning_rate, seed)))
+        cost_run(config, cell.task, cell.method)
+    _check_forgetting(config, [run_of(config, cell) for cell in search])
+    config.directory.mkdir(parents=True, exist_ok=True)
+    with jobs.alone_in(config.directory):
+        (config.directory / "compare.yaml").write_text(
+            yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+        )
+        say(f"searching learning rates: {len(search)} runs")
+        _train(config, search)
+        best = {(s.task, s.method): s.best for s in searches(read_record(config, cell) for cell in search) if s.best}
+        cells = cells_at(config, best)
+        say(f"all seeds at the best learning rates: {len(cells)} runs")
+        _train(config, cells)
+        _measure_costs(config, cells)
+        if config.forgetting:
+            _measure_forgetting(config, cells)
+        write_report(config)
+
+
+def _check_unchanged(run: RunConfig) -> None:
+    directory = _directory(run)
+    if not (directory / "config.yaml").is_file():
+        return
+    changed = differences(read_config(directory / "config.yaml"), run)
+    if changed:
+        raise InputError(
+            f"'{directory}' was run with another configuration ({'; '.join(changed)}); give the comparison another --name"
+        )
+
+
+def _check_forgetting(config: CompareConfig, runs: Sequence[RunConfig]) -> None:
+    """Refuse what one head, on one base, cannot measure."""
+    if config.forgetting is None:
+        return
+    bases = sorted({(run.model.name, run.model.weights) for run in runs})
+    if len(bases) > 1:
+        raise InputError(
+            f"forgetting is measured with one masked-LM head, and the runs have several bases ({', '.join(name for name, _ in bases)}); "
+            "set forgetting to null"
+        )
+    _check_unchanged(head_run(config))
+
+
+def _directory(run: RunConfig) -> Path:
+    return Path(run.output_dir) / run.run_name
+
+
+def _train(config: CompareConfig, cells: Sequence[Cell]) -> None:
+    """Train what is not done of `cells`, together where they fit together."""
+    left = [record for cell in cells if not (record := read_record(config, cell)).is_done or _again(config, record)]
+    done = len(cells) - len(left)
+    if done:
+        say(f"{done} of {len(cells)} runs are done already")
+    for group in _groups(config, [run_of(config, record.cell) for record in left]):
+        _do_training(group)
+
+
+def _again(config: CompareConfig, record: Record) -> bool:
+    return record.failure is not None and config.retry_failed
+
+
+def _groups(config: CompareConfig, runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Runs that train together, `config.together` at most; a run that was interrupted goes on with those that stopped beside it."""
+    groups: dict[Any, list[RunConfig]] = {}
+    for number, run in enumerate(runs):
+        key = key_of(run)
+        groups.setdefault((key, _reached(run)) if key else number, []).append(run)
+    return [piece for group in groups.values() for piece in chunked(group, config.together)]
+
+
+def _reached(run: RunConfig) -> int:
+    """The update of a run's newest checkpoint."""
+    steps = (_directory(run) / "checkpoints").glob("[0-9]*")
+    return max((int(path.name) for path in steps if path.name.isdigit()), default=0)
+
+
+def _do_training(runs: Sequence[RunConfig], *, by_itself: bool = False, **environment: str) -> None:
+    """Train `runs` in one process, or, where that fails as a whole, one by one; a failure is left in its run's directory."""
+    say(f"── {', '.join(run.run_name for run in runs)}")
+    for run in runs:
+        (_directory(run) / FAILURE).unlink(missing_ok=True)
+    job = {
+        "do": "train",
+        "runs": [{**resolved(run), "compilation_cache": run.compilation_cache} for run in runs],
+        "resume": [(_directory(run) / "config.yaml").is_file() for run in runs],
+        "by_itself": by_itself,
+    }
+    why = jobs.do(job, **environment)
+    left = [run for run in runs if not _has_ended(_directory(run))]
+    if left and len(runs) > 1:
+        say(f"these did not train together ({why}); one by one:")
+        for run in left:
+            _do_training([run], by_itself=by_itself, **environment)
+        return
+    for run in left:
+        _directory(run).mkdir(parents=True, exist_ok=True)
+        (_directory(run) / FAILURE).write_text(why or "it ended without results")
+    for run in runs:
+        if (_directory(run) / FAILURE).is_file():
+            say(f"failed: {run.run_name}: {(_directory(run) / FAILURE).read_text()}")
+
+
+def _has_ended(directory: Path) -> bool:
+    return (directory / "results.json").is_file() or (directory / FAILURE).is_file()
+
+
+def _measure_costs(config: CompareConfig, cells: Sequence[Cell]) -> None:
+    """One short run of every (task, method), by itself and with nothing from a cache of programs; one that was cut short begins anew."""
+    for task, method in dict.fromkeys((cell.task, cell.method) for cell in cells):
+        run = cost_run(config, task, method)
+        directory = _directory(run)
+        if (directory / FAILURE).is_file() and not config.retry_failed:
+            continue
+        if not (directory / "results.json").is_file() or differences(read_config(directory / "config.yaml"), run):
+            shutil.rmtree(directory, ignore_errors=True)
+            _do_training([run], by_itself=True, JAX_ENABLE_COMPILATION_CACHE="false")
+
+
+def _measure_forgetting(config: CompareConfig, cells: Sequence[Cell]) -> None:
+    assert config.forgetting
+    head = head_run(config)
+    wanted = asdict(config.forgetting)
+    records = [read_record(config, cell) for cell in cells]
+    left = [record for record in records if record.results and not _is_measured(config, record, wanted)]
+    if not left:
+        return
+    say(f"forgetting: perplexity of general text of {len(left)} runs")
+    for record in left:
+        (record.directory / FORGETTING_FAILURE).unlink(missing_ok=True)
+    job = {
+        "do": "forgetting",
+        "runs": [str(record.directory) for record in left],
+        "head": {**resolved(head), "compilation_cache": head.compilation_cache},
+        "resume": (_directory(head) / "config.yaml").is_file(),
+        "settings": wanted,
+    }
+    why = jobs.do(job)
+    for record in left:
+        again = read_record(config, record.cell)
+        if again.forgetting is None:
+            file = record.directory / FORGETTING_FAILURE
+            if not file.is_file():
+                file.write_text(why or "it ended without results")
+            say(f"forgetting of {record.cell.name} is not measured: {file.read_text()}")
+
+
+def _is_measured(config: CompareConfig, record: Record, wanted: dict[str, Any]) -> bool:
+    if (record.directory / FORGETTING_FAILURE).is_file() and not config.retry_failed:
+        return True
+    return record.forgetting is not None and record.forgetting.get("settings") == wanted

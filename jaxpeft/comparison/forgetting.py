@@ -1,0 +1,105 @@
+"""Forgetting: what fine-tuning left of the encoder's masked language modelling, on text that it was not trained on.
+
+The head is not what is asked about. It is the checkpoint's own where that has one; else a head that was trained on the frozen base, the
+same for all. Only what was trained inside the encoder is put in front of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jaxpeft import experiment
+from jaxpeft.config import AdapterConfig, DataConfig, PruningConfig, RunConfig
+from jaxpeft.config_file import read_config
+from jaxpeft.errors import InputError
+from jaxpeft.finished import FinishedRun, load_run
+from jaxpeft.models.build import Model
+from jaxpeft.paths import SHARED, Adapters, Params, by_leaf, leaf_paths, nest, under, without_shared
+from jaxpeft.prepare import prepare_data, prepare_model, prepare_model_shapes, prepare_splits
+from jaxpeft.training.evaluation import evaluate_masked_lm
+from jaxpeft.training.objectives import Batch, Objective
+from jaxpeft.training.sharding import data_parallel
+from jaxpeft.training.step import make_eval_step
+
+
+def head_for(config: RunConfig) -> Path | None:
+    """The directory of the finished run that `config` describes, a head on the frozen base; trained now where it is not there yet.
+
+    None where the base's checkpoint has a masked-LM head of its own.
+
+    Raises:
+        InputError: as `experiment.run`.
+    """
+    directory = Path(config.output_dir) / config.run_name
+    if (directory / "results.json").is_file():
+        return directory
+    if not prepare_model_shapes(config, None).missing:
+        return None
+    experiment.run(config)
+    return directory
+
+
+def measure(run: Path, data: DataConfig, head: Path | None, max_rows: int) -> dict[str, float]:
+    """Masked-LM perplexity on `data`'s test rows (validation rows, where it has none) of a finished run's encoder, and of its base.
+
+    Args:
+        run: the run's directory.
+        data: general text.
+        head: a finished masked-LM run with adapter.method head on the same base; None: the checkpoint has a head.
+        max_rows: rows of `data.max_length` tokens that are read.
+
+    Returns:
+        `before` and `after`.
+
+    Raises:
+        InputError: where there is no head.
+    """
+    finished = load_run(run)
+    config = _with_everything_frozen(read_config(run / "config.yaml"), data)
+    model, tokenizer = prepare_model(config, None)
+    leaves = leaf_paths(model.params)
+    if head is not None:
+        leaves |= by_leaf(load_run(head).adapters["modules"])
+    elif model.missing:
+        raise InputError(f"the checkpoint of {config.model.name} has no masked-LM head to measure forgetting with")
+    splits = prepare_splits(config)
+    rows: Any = prepare_data(config, splits.test or splits.validation, tokenizer, config.evaluation.batch_size)
+    batches = list(rows.head(max_rows).eval_batches())
+    silent: Adapters = {"sites": {}, "modules": {}}
+    after, adapters = _with_encoder(finished, model, leaves)
+    return {
+        "before": _perplexity(Objective(model, None), nest(leaves), silent, batches),
+        "after": _perplexity(Objective(model, finished.objective.method), after, adapters, batches),
+    }
+
+
+def _with_everything_frozen(config: RunConfig, data: DataConfig) -> RunConfig:
+    """The run's base, as it was, for masked language modelling on `data`."""
+    return replace(
+        config,
+        task="masked-lm",
+        data=data,
+        adapter=AdapterConfig(method="head"),
+        pruning=PruningConfig(),
+        training=replace(config.training, metric=None, loraplus_lr_ratio=None),
+    )
+
+
+def _with_encoder(finished: FinishedRun, model: Model, leaves: dict[str, Any]) -> tuple[Params, Adapters]:
+    """The masked-LM `leaves` with what `finished` has of the encoder, and its adapters there."""
+    encoder = [model.base_prefix]
+    frozen, shared = without_shared(finished.frozen)
+    own = leaf_paths(frozen) | by_leaf(finished.adapters["modules"])
+    changed = {path: leaf for path, leaf in own.items() if under(path, encoder) and path in leaves}
+    sites = {path: params for path, params in finished.adapters["sites"].items() if path in model.sites()}
+    params = nest(leaves | changed)
+    return {**params, SHARED: shared} if shared else params, {"sites": sites, "modules": {}}
+
+
+def _perplexity(objective: Objective, frozen: Params, adapters: Adapters, batches: list[Batch]) -> float:
+    parallel = data_parallel()
+    frozen, adapters = parallel.replicate(frozen), parallel.replicate(adapters)
+    step = make_eval_step(objective)
+    return evaluate_masked_lm(step, parallel, frozen, adapters, {}, batches)["perplexity"]

@@ -1,0 +1,238 @@
+"""What is compared: methods × tasks × seeds × learning rates, from one file, as the configurations of ordinary runs.
+
+Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxpeft.config import DataConfig, RunConfig
+from jaxpeft.config_file import run_config
+from jaxpeft.errors import InputError, near
+
+ALWAYS: dict[str, dict[str, Any]] = {
+    "full": {"learning_rates": [2e-5, 5e-5, 1e-4], "adapter": {"method": "full"}},
+    "head": {"learning_rates": [1e-3, 3e-3, 1e-2], "adapter": {"method": "head"}},
+}
+"""The two ends that every method lies between: rows of every comparison, with these learning rates where a file names no others."""
+
+_LEARNING_RATE_OF_COSTS = 1e-5  # time and memory are the same at any, and this one diverges nowhere
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ForgettingConfig:
+    """Whether the encoder still knows what it knew: masked-LM perplexity on text of another kind, before and after."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(name="python-docs"))
+    """General text: its test rows are read, and its training rows train the head of a base whose checkpoint has none."""
+    max_rows: int = 200
+    """Rows of max_length tokens that are read."""
+    head_steps: int = 300
+    """Updates of that head, on the frozen base."""
+    head_learning_rate: float = 3e-3
+    """Their peak learning rate."""
+
+    def __post_init__(self) -> None:
+        """Refuse to measure nothing."""
+        for name, value in (("max_rows", self.max_rows), ("head_steps", self.head_steps)):
+            if value < 1:
+                raise InputError(f"forgetting.{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """A comparison."""
+
+    tasks: dict[str, dict[str, Any]]
+    """Task → keys of a run's configuration: task, data, training, evaluation."""
+    methods: dict[str, dict[str, Any]]
+    """Method → keys of a run's configuration, and learning_rates: a list, or task → list. full and head are always rows."""
+    name: str = "comparison"
+    """Its files go to output_dir/name."""
+    output_dir: str = "runs"
+    """Directory of all runs."""
+    base: dict[str, Any] = field(default_factory=dict)
+    """Keys of a run's configuration that all runs share; a task's win over them, and a method's over both."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Every method runs once with each, at its best learning rate."""
+    search_seeds: int = 1
+    """The first so many seeds run at every learning rate; the best mean on validation decides."""
+    baseline: str = "lora"
+    """The method that differences are taken against, on the same seeds."""
+    together: int = 8
+    """Runs that train in one program, at most, where they fit together; 1: every run by itself."""
+    cost_updates: int = 40
+    """Updates of the run that each method's speed, memory and compile time are measured on, by itself."""
+    forgetting: ForgettingConfig | None = field(default_factory=ForgettingConfig)
+    """How forgetting is measured; null: not."""
+    retry_failed: bool = False
+    """Run again what failed before; else it stays a failure of the report."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be compared."""
+        checks = [
+            ("tasks", self.tasks, bool(self.tasks), "at least one task"),
+            ("seeds", self.seeds, self.seeds and len(set(self.seeds)) == len(self.seeds), "different numbers, one at least"),
+            ("search_seeds", self.search_seeds, 1 <= self.search_seeds <= len(self.seeds), f"from 1 to {len(self.seeds)}, the seeds"),
+            ("together", self.together, self.together >= 1, "at least 1"),
+            ("cost_updates", self.cost_updates, self.cost_updates >= 20, "at least 20"),
+        ]  # fmt: skip
+        for flag, value, fine, wanted in checks:
+            if not fine:
+                raise InputError(f"{flag} is {value}; it must be {wanted}")
+        names = self.all_methods
+        for name in (*self.tasks, *names):
+            if not _NAME.fullmatch(name):
+                raise InputError(f"'{name}' becomes the name of files; use letters, digits, '-', '_' and '.' alone")
+        for name in ALWAYS:
+            if (method := names[name]["adapter"].get("method")) != name:
+                raise InputError(
+                    f"methods.{name}.adapter.method is '{method}'; '{name}' is always that: give the other another name"
+                )
+        if self.baseline not in names:
+            raise InputError(f"baseline '{self.baseline}' is not among the methods{near(self.baseline, names)}")
+        for task in self.tasks:
+            for method in names:
+                self.learning_rates(task, method)
+        cells = [cell.name for cell in search_cells(self)]
+        if twice := next((name for name in cells if cells.count(name) > 1), None):
+            raise InputError(
+                f"two runs would be called '{twice}'; give tasks and methods names that cannot be confused"
+            )
+
+    @property
+    def directory(self) -> Path:
+        """Where the comparison's files are."""
+        return Path(self.output_dir) / self.name
+
+    @property
+    def all_methods(self) -> dict[str, dict[str, Any]]:
+        """The methods with full and head, in the file's order."""
+        return {**self.methods, **{name: merged(ALWAYS[name], self.methods.get(name, {})) for name in ALWAYS}}
+
+    def learning_rates(self, task: str, method: str) -> list[float]:
+        """The learning rates that a method is searched over on a task, ascending.
+
+        Raises:
+            InputError: where the file names none.
+        """
+        named = self.all_methods[method].get("learning_rates")
+        rates = named.get(task) if isinstance(named, Mapping) else named
+        where = f"methods.{method}.learning_rates"
+        if not rates:
+            raise InputError(f"{where} names none for task '{task}'; give a list of numbers, or one for each task")
+        try:
+            return sorted({float(rate) for rate in rates})
+        except (TypeError, ValueError):
+            raise InputError(f"{where} is {rates}; give a list of numbers such as [3e-4, 1e-3]") from None
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One run's place in the grid."""
+
+    task: str
+    method: str
+    learning_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return f"{self.task}-{self.method}-lr{self.learning_rate:g}-seed{self.seed}"
+
+
+def search_cells(config: CompareConfig) -> list[Cell]:
+    """The runs that the learning rates are chosen by."""
+    return [
+        Cell(task, method, rate, seed)
+        for task in config.tasks
+        for method in config.all_methods
+        for seed in config.seeds[: config.search_seeds]
+        for rate in config.learning_rates(task, method)
+    ]
+
+
+def cells_at(config: CompareConfig, best: Mapping[tuple[str, str], float]) -> list[Cell]:
+    """All seeds of every (task, method) whose best learning rate is known."""
+    return [Cell(task, method, rate, seed) for (task, method), rate in best.items() for seed in config.seeds]
+
+
+def run_of(config: CompareConfig, cell: Cell) -> RunConfig:
+    """The configuration of a cell's run.
+
+    Raises:
+        InputError: as `RunConfig`, with the place in the file.
+    """
+    method = {key: value for key, value in config.all_methods[cell.method].items() if key != "learning_rates"}
+    own = {
+        "name": cell.name,
+        "output_dir": str(config.directory / "runs"),
+        "seed": cell.seed,
+        "training": {"learning_rate": cell.learning_rate},
+    }
+    where = f"task '{cell.task}', method '{cell.method}'"
+    return run_config(merged(config.base, config.tasks[cell.task], method, own), where)
+
+
+def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
+    """A short run of a method, by itself, which is measured for speed, memory and compile time."""
+    values: dict[str, Any] = {
+        "name": f"{task}-{method}",
+        "output_dir": str(config.directory / "costs"),
+        "seed": config.seeds[0],
+        "training": {
+            "num_steps": config.cost_updates,
+            "warmup_steps": 2,
+            "log_every_steps": max(1, config.cost_updates // 8),
+            "eval_every_steps": config.cost_updates,
+            "early_stopping_patience": None,
+            "learning_rate": _LEARNING_RATE_OF_COSTS,
+        },
+        "evaluation": {"max_batches": 1, "pseudo_perplexity": False, "examples": []},
+        "pruning": {"begin": 0.05, "end": 0.5},
+    }
+    own = {key: value for key, value in config.all_methods[method].items() if key != "learning_rates"}
+    if own.get("adapter", {}).get("method") == "adalora":
+        values["adapter"] = {"tinit": 2, "tfinal": 2, "deltaT": 1}  # its schedule, within so few updates
+    return run_config(
+        merged(config.base, config.tasks[task], own, values), f"the short run of task '{task}', method '{method}'"
+    )
+
+
+def head_run(config: CompareConfig) -> RunConfig:
+    """The run that trains a masked-LM head on the frozen base, for `ForgettingConfig`."""
+    assert config.forgetting
+    f = config.forgetting
+    values = {
+        "name": "general-text-head",
+        "output_dir": str(config.directory),
+        "task": "masked-lm",
+        "data": vars(f.data),
+        "adapter": {"method": "head"},
+        "training": {
+            "num_steps": f.head_steps,
+            "learning_rate": f.head_learning_rate,
+            "warmup_steps": f.head_steps // 10,
+        },
+    }
+    base = {key: value for key, value in config.base.items() if key in ("model",)}
+    return run_config(merged(base, values), "forgetting")
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings laid over each other; what comes later wins."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping) and isinstance(result.get(key, {}), Mapping):
+                value = merged(result.get(key, {}), value)
+            result[key] = deepcopy(value)
+    return result

@@ -1,0 +1,89 @@
+"""A comparison's jobs, each a process (`worker.py`): started, stopped in good order, and never two comparisons on one directory."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxpeft.errors import InputError
+from jaxpeft.report.terminal import say
+
+_LOCK = ".lock"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_held: list[int] = []
+"""File descriptors of locks, which the workers inherit: a worker whose parent was killed keeps others out until it ends."""
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Keep other comparisons out of `directory` meanwhile.
+
+    Raises:
+        InputError: where another one is at it.
+    """
+    with (directory / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another process is at the comparison in '{directory}'; wait for it, or stop it"
+            ) from None
+        _held.append(file.fileno())
+        try:
+            yield
+        finally:
+            _held.remove(file.fileno())
+
+
+def do(job: dict[str, Any], **environment: str) -> str | None:
+    """Let a process do a job; None, or why it failed. A signal that comes meanwhile lets the job save, and stops the comparison.
+
+    Raises:
+        SystemExit: 128 + signal.
+    """
+    frameworks = {"USE_TORCH": "0", "USE_TF": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxpeft.comparison.worker"],
+        stdin=subprocess.PIPE,
+        env={**frameworks, **os.environ, **environment},
+        pass_fds=_held,
+        start_new_session=True,  # Ctrl-C and a closed terminal reach it once, through this process
+        text=True,
+    )
+    stopped: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        if not stopped:
+            process.send_signal(signal.SIGTERM)
+        stopped.append(number)
+
+    # One that is ignored, as SIGHUP is under nohup, stays so.
+    before = {
+        number: signal.signal(number, pass_on) for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        process.communicate(json.dumps(job))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    status = process.returncode
+    if stopped or status in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+        say("stopped; the same command goes on from here")
+        raise SystemExit(128 + stopped[0] if stopped else status)
+    return None if not status else _in_words(status)
+
+
+def _in_words(status: int) -> str:
+    return (
+        f"its process ended with signal {signal.Signals(-status).name}"
+        if status < 0
+        else f"its process ended with status {status}"
+    )

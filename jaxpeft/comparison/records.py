@@ -1,0 +1,122 @@
+"""What the runs of a comparison left on disk, read back: one record a run, whether it was finished or failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from jaxpeft.comparison.grid import Cell, CompareConfig
+from jaxpeft.report.log import read_metrics
+from jaxpeft.report.results import Results, read_results
+from jaxpeft.training.metrics import score
+
+FAILURE = "failure.txt"
+FORGETTING = "forgetting.json"
+FORGETTING_FAILURE = "forgetting-failure.txt"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run of the grid: `results`, or the `failure` that it ended in, or neither where it was not done yet."""
+
+    cell: Cell
+    directory: Path
+    results: Results | None = None
+    failure: str | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has ended, in either way."""
+        return self.results is not None or self.failure is not None
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """The validations, in order: `step` and metrics."""
+        return [row for row in read_metrics(self.directory / "metrics.jsonl") if row["split"] == "validation"]
+
+    def validation(self) -> float:
+        """The validation metric of the best adapter, larger is better: what the learning rate is chosen by."""
+        assert self.results
+        (best,) = [row for row in self.curve if row["step"] == self.results.best_step][-1:]
+        return score(best, self.results.best_metric)
+
+    @property
+    def forgetting(self) -> dict[str, Any] | None:
+        """Perplexity of general text, `before` and `after`, where it was measured, and the `settings` that it was measured with."""
+        file = self.directory / FORGETTING
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    @property
+    def failures(self) -> list[str]:
+        """What went wrong with it."""
+        file = self.directory / FORGETTING_FAILURE
+        forgetting = [f"forgetting is not measured: {file.read_text()}"] if file.is_file() else []
+        return [*([self.failure] if self.failure else []), *forgetting]
+
+
+def read_record(config: CompareConfig, cell: Cell) -> Record:
+    """The record of a cell's run, as far as there is one."""
+    directory = config.directory / "runs" / cell.name
+    return Record(cell, directory, *_outcome(directory))
+
+
+def read_cost(config: CompareConfig, task: str, method: str) -> tuple[Results | None, str | None]:
+    """What a method's short run by itself measured, where it was done, or why it failed."""
+    return _outcome(config.directory / "costs" / f"{task}-{method}")
+
+
+def _outcome(directory: Path) -> tuple[Results | None, str | None]:
+    results, failure = directory / "results.json", directory / FAILURE
+    if results.is_file():
+        return read_results(results), None
+    return None, failure.read_text() if failure.is_file() else None
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the learning rate of a method on a task was chosen: rate → mean score of the validation `metric`, None where a run failed.
+
+    A score is the metric, or what is smaller where better (loss, perplexity) with its sign turned.
+    """
+
+    task: str
+    method: str
+    metric: str
+    scores: Mapping[float, float | None]
+
+    @property
+    def best(self) -> float | None:
+        """The rate of the best mean; of equal ones the smaller. None where every rate failed."""
+        known = {rate: value for rate, value in self.scores.items() if value is not None}
+        return max(sorted(known), key=known.__getitem__) if known else None
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Whether the best of several rates is the smallest or the largest: a better one may lie beyond."""
+        return len(self.scores) > 1 and self.best in (min(self.scores), max(self.scores))
+
+
+def searches(records: Iterable[Record]) -> list[Search]:
+    """The choice of every (task, method) whose search runs, all of `records`, have ended."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.cell.task, record.cell.method), []).append(record)
+    return [
+        Search(
+            task,
+            method,
+            next((record.results.best_metric for record in group if record.results), ""),
+            {rate: _mean_score(group, rate) for rate in sorted({r.cell.learning_rate for r in group})},
+        )
+        for (task, method), group in groups.items()
+        if all(record.is_done for record in group)
+    ]
+
+
+def _mean_score(records: Sequence[Record], rate: float) -> float | None:
+    here = [record for record in records if record.cell.learning_rate == rate]
+    return fmean(record.validation() for record in here) if all(record.results for record in here) else None

@@ -1,0 +1,165 @@
+"""The rows of the report: what the runs of a method on a task measured, over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+
+from jaxpeft.comparison.grid import Cell, CompareConfig, run_of, search_cells
+from jaxpeft.comparison.records import Record, Search, read_cost, read_record, searches
+from jaxpeft.comparison.statistics import Difference, paired_difference
+from jaxpeft.report.methods import method_name
+from jaxpeft.report.results import Results
+from jaxpeft.training.metrics import SMALLER_IS_BETTER
+
+QUALITY = {
+    "masked-lm": ("perplexity", "accuracy"),
+    "classification": ("accuracy", "f1"),
+    "regression": ("pearson", "spearman"),
+}
+"""What is told of each kind of task, the deciding metric first."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (None of a single value) of `values`, one a seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean."""
+        return fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation, with n − 1."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a task. `runs` are its finished runs at its best learning rate, by seed; `cost` its short run by itself.
+
+    `difference` is of the deciding metric, to the comparison's baseline on the seeds that both finished; None for the baseline itself.
+    """
+
+    task: str
+    method: str
+    title: str
+    search: Search | None
+    runs: Mapping[int, Record]
+    cost: Results | None
+    difference: Difference | None = None
+
+    @property
+    def kind(self) -> str:
+        """masked-lm, classification or regression."""
+        results = self.any
+        return "regression" if results.num_labels == 1 else results.task
+
+    @property
+    def any(self) -> Results:
+        """What one of the runs measured: for what is the same in all of them."""
+        results = next(iter(self.runs.values())).results
+        assert results
+        return results
+
+    def quality(self, metric: str) -> Spread:
+        """A metric of the test split over the seeds."""
+        return Spread(tuple(record.results.test[metric] for record in self.runs.values() if record.results))
+
+    @property
+    def forgetting(self) -> tuple[float, Spread] | None:
+        """Perplexity of general text before, and after over the seeds, where it was measured."""
+        found = [record.forgetting for record in self.runs.values() if record.forgetting]
+        return (found[0]["before"], Spread(tuple(each["after"] for each in found))) if found else None
+
+    @property
+    def wall_seconds(self) -> float:
+        """Mean over the seeds of what a run took in the grid, its share where several trained in one program."""
+        return fmean(r.seconds / r.trained_together for record in self.runs.values() if (r := record.results))
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Seconds to train one run by itself, compiling and evaluation left out: its updates at the speed of `cost`."""
+        return self.cost.seconds_per_step * self.any.steps if self.cost else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A whole comparison, as far as it has been run: rows by task in the file's order, without those that have no finished run.
+
+    `failures` are pairs (which run, why).
+    """
+
+    config: CompareConfig
+    rows: Mapping[str, Sequence[Row]]
+    searches: Sequence[Search]
+    failures: Sequence[tuple[str, str]]
+    records: Sequence[Record]
+
+
+def summarise(config: CompareConfig) -> Summary:
+    """Read what the runs of a comparison left on disk."""
+    searched = [read_record(config, cell) for cell in search_cells(config)]
+    chosen = searches(searched)
+    best = {(each.task, each.method): each for each in chosen}
+    records = {record.cell: record for record in searched}
+    rows: dict[str, list[Row]] = {}
+    failures = []
+    for task in config.tasks:
+        found = []
+        for method in config.all_methods:
+            cost, why = read_cost(config, task, method)
+            failures += [(f"{task}-{method}, the short run that costs are measured on", why)] if why else []
+            search = best.get((task, method))
+            if search is None or search.best is None:
+                continue
+            cells = [Cell(task, method, search.best, seed) for seed in config.seeds]
+            for cell in cells:
+                records.setdefault(cell, read_record(config, cell))
+            runs = {cell.seed: records[cell] for cell in cells if records[cell].results}
+            if runs:
+                found.append(Row(task, method, _title(config, cells[0]), search, runs, cost))
+        rows[task] = [_compared(row, found, config.baseline) for row in _told_apart(found)]
+    failures += [(record.cell.name, why) for record in records.values() for why in record.failures]
+    return Summary(config, rows, chosen, failures, list(records.values()))
+
+
+def _told_apart(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one title with the names that the file gives them."""
+    titles = [row.title for row in rows]
+    return [replace(row, title=f"{row.title} ({row.method})") if titles.count(row.title) > 1 else row for row in rows]
+
+
+def _title(config: CompareConfig, cell: Cell) -> str:
+    return method_name(run_of(config, cell))
+
+
+def _compared(row: Row, rows: Sequence[Row], baseline: str) -> Row:
+    other = next((each for each in rows if each.method == baseline), None)
+    if other is None or row.method == baseline:
+        return row
+    shared = [seed for seed in row.runs if seed in other.runs]
+    metric = QUALITY[row.kind][0]
+
+    def values(of: Row) -> list[float]:
+        return [results.test[metric] for seed in shared if (results := of.runs[seed].results)]
+
+    difference = paired_difference(values(row), values(other)) if shared else None
+    return replace(row, difference=difference)
+
+
+def verdict(row: Row, baseline: str) -> str:
+    """What the difference to the baseline says, in words."""
+    d = row.difference
+    if d is None:
+        return "–"
+    if d.low is None:
+        return "one seed: no interval"
+    if not d.is_distinguishable:
+        return f"not distinguishable from {baseline}"
+    better = (d.mean < 0) == (QUALITY[row.kind][0] in SMALLER_IS_BETTER)
+    return f"{'better' if better else 'worse'} than {baseline}"

@@ -1,0 +1,111 @@
+"""A process that does one job of a comparison: so that memory is a job's own, and a crash ends no other.
+
+    python -m jaxpeft.comparison.worker < JOB
+
+A job is JSON: `{"do": "train", "runs": [a run's configuration, …], "resume": […], "by_itself": …}`, or `{"do": "forgetting", "runs":
+[directories], "head": the run that trains a masked-LM head where the base has none, "resume": …, "settings": ForgettingConfig}`. What
+failed of a run is written into its directory. The exit status is 0; 1 where several runs failed as a whole, of which nothing is
+written; and 128 + signal where one stopped it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jaxpeft.comparison.groups import key_of
+from jaxpeft.comparison.records import FAILURE, FORGETTING, FORGETTING_FAILURE
+from jaxpeft.config import DataConfig, RunConfig
+from jaxpeft.config_file import run_config
+from jaxpeft.errors import InputError
+
+
+def main() -> None:
+    """Do the job on standard input; exit with its status."""
+    sys.exit(do(json.load(sys.stdin)))
+
+
+def do(job: dict[str, Any]) -> int:
+    """Do a job; its exit status."""
+    arguments = {key: value for key, value in job.items() if key != "do"}
+    kinds: dict[str, Callable[..., int]] = {"train": _train, "forgetting": _forgetting}
+    return kinds[job["do"]](**arguments)
+
+
+def _train(runs: list[dict[str, Any]], resume: list[bool], by_itself: bool) -> int:
+    configs = [_config(values, again) for values, again in zip(runs, resume, strict=True)]
+    failed = _attempt(lambda: _train_configs(configs, by_itself=by_itself))
+    if failed and len(configs) == 1:
+        _note(configs[0], failed)
+    return int(failed is not None and len(configs) > 1)
+
+
+def _config(values: dict[str, Any], resume: bool) -> RunConfig:
+    return replace(run_config(values, values["name"]), resume=resume)
+
+
+def _train_configs(configs: Sequence[RunConfig], *, by_itself: bool) -> None:
+    # What may have company is trained as in company also without: so no result depends on what was left to do beside it.
+    if by_itself or key_of(configs[0]) is None:
+        from jaxpeft import experiment
+
+        experiment.run(*configs)
+        return
+    from jaxpeft.together import run_together
+
+    for config, outcome in zip(configs, run_together(configs), strict=True):
+        if isinstance(outcome, InputError):
+            _note(config, str(outcome))
+
+
+def _note(config: RunConfig, failure: str) -> None:
+    directory = Path(config.output_dir) / config.run_name
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / FAILURE).write_text(failure)
+
+
+def _forgetting(runs: list[str], head: dict[str, Any], resume: bool, settings: dict[str, Any]) -> int:
+    from jaxpeft.comparison import forgetting
+
+    config, found = _config(head, resume), []
+    failed = _attempt(lambda: found.append(forgetting.head_for(config)))
+    if failed:
+        for run in map(Path, runs):
+            (run / FORGETTING_FAILURE).write_text(f"its masked-LM head, {config.run_name}: {failed}")
+        return 0
+    data, trained = DataConfig(**settings["data"]), found[0]
+    for run in map(Path, runs):
+        failed = _attempt(partial(_measure, run, data, trained, settings))
+        if failed:
+            (run / FORGETTING_FAILURE).write_text(failed)
+    return 0
+
+
+def _measure(run: Path, data: DataConfig, head: Path | None, settings: dict[str, Any]) -> None:
+    from jaxpeft.comparison import forgetting
+
+    values = forgetting.measure(run, data, head, settings["max_rows"])
+    (run / FORGETTING).write_text(json.dumps({**values, "settings": settings}, indent=2) + "\n")
+
+
+def _attempt(action: Callable[[], None]) -> str | None:
+    """Why `action` failed, in one line; None where it did not."""
+    try:
+        action()
+    except InputError as error:
+        return str(error)
+    except Exception as error:
+        traceback.print_exc()
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return None
+
+
+if __name__ == "__main__":
+    main()

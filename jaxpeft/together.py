@@ -1,0 +1,148 @@
+"""Several runs in one program: those that differ in what the program can read as data, with one copy of base and data.
+
+Each leaves the files of a run done alone, and can be resumed alone. On a single accelerator a run alone draws its dropout with another
+generator (`training/step.py`): there it sees other dropout than here, where every run must draw as if it were by itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from jaxpeft.compilation import keep_programs
+from jaxpeft.conclusion import conclude
+from jaxpeft.config import RunConfig
+from jaxpeft.errors import InputError
+from jaxpeft.experiment import check_directory, make_directory, restored
+from jaxpeft.parts import Parts, announce, prepare_parts, prepare_sibling
+from jaxpeft.prepare import prepare_optimizer
+from jaxpeft.report.log import MetricsLog
+from jaxpeft.report.results import Results
+from jaxpeft.report.terminal import TrainingBar, say
+from jaxpeft.training.checkpoint import Checkpoints
+from jaxpeft.training.interrupt import stop_requests
+from jaxpeft.training.loop import Outcome
+from jaxpeft.training.members import Members, feed_members, make_members_step, settings_of, stack
+from jaxpeft.training.meter import seconds_compiling
+from jaxpeft.training.optimizer import learning_rate_schedule
+from jaxpeft.training.step import TrainState, dropout_key
+from jaxpeft.training.together import Run, fit_together
+
+
+def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
+    """Train, evaluate and export what `configs` describe, all of one `comparison.groups.key_of`; return what each measured, or its failure.
+
+    Raises:
+        InputError: for what concerns all of them: data, base, a directory that holds another run, or runs at different updates.
+        SystemExit: 128 + signal, after a checkpoint of each, where SIGTERM or Ctrl-C came.
+    """
+    keep_programs(configs[0].compilation_cache)
+    compiled_before = seconds_compiling()
+    directories = [Path(config.output_dir) / config.run_name for config in configs]
+    for config, directory in zip(configs, directories, strict=True):
+        check_directory(config, directory)
+    first = _dense(prepare_parts(configs[0]))
+    runs = [first, *(prepare_sibling(first, config) for config in configs[1:])]
+    announce(first)
+    say(f"trains {len(runs)} runs together: {', '.join(config.run_name for config in configs)}")
+    for config, directory in zip(configs, directories, strict=True):
+        make_directory(config, directory)
+    checkpoints = [Checkpoints(directory / "checkpoints", first.base_hash) for directory in directories]
+    starts = [restored(parts.config, kept, fresh_state(parts)) for parts, kept in zip(runs, checkpoints, strict=True)]
+    updates = {progress.update for _, progress in starts}
+    if len(updates) > 1:
+        raise InputError(f"these runs stopped at different updates ({sorted(updates)}); resume them apart")
+
+    traces: Counter = Counter()
+    members, step = assemble(runs, [state for state, _ in starts], traces)
+    source = feed_members([parts.train_data for parts in runs], first.parallel)
+    train_steps: Any = source.train_steps(step, first.plan.passes_per_dispatch)
+    with ExitStack() as stack_of_logs, stop_requests() as requested:
+        entered = [
+            _entered(parts, own, progress, kept, stack_of_logs)
+            for parts, (own, progress), kept in zip(runs, starts, checkpoints, strict=True)
+        ]
+        with TrainingBar(updates.pop(), first.plan.num_steps) as bar:
+            outcomes = fit_together(
+                members,
+                first.frozen,
+                entered,
+                draw_at=source.draw_at,
+                train_steps=train_steps,
+                bar=bar,
+                stop_requested=requested,
+            )
+    signals = [outcome.signal for outcome in outcomes if isinstance(outcome, Outcome) and outcome.signal]
+    if signals:
+        for kept in checkpoints:
+            kept.close()
+        raise SystemExit(128 + signals[0])
+    return [
+        _concluded(parts, outcome, kept, traces, compiled_before, len(runs))
+        for parts, outcome, kept in zip(runs, outcomes, checkpoints, strict=True)
+    ]
+
+
+def _dense(parts: Parts) -> Parts:
+    """Without flash attention, whose kernels have no axis of runs."""
+    objective = replace(parts.objective, flash=None)
+    return replace(parts, objective=objective, judge=parts.judge.of(objective))
+
+
+def fresh_state(parts: Parts) -> TrainState:
+    """A run's state before its first update, drawing dropout in the one way that many runs can draw it in one program."""
+    return replace(parts.fresh_state(), rng=parts.parallel.replicate(dropout_key(parts.config.seed)))
+
+
+def assemble(runs: Sequence[Parts], states: Sequence[TrainState], traces: Counter | None = None) -> tuple[Members, Any]:
+    """The members that `runs` in their `states` are, and the step that trains them."""
+    first = runs[0]
+    t = first.config.training
+    rates = [parts.config.training.learning_rate for parts in runs]
+    method, settings = settings_of([parts.adapted.method for parts in runs], rates)
+
+    def optimizer(learning_rate: jax.Array) -> optax.GradientTransformationExtraArgs:
+        schedule = learning_rate_schedule(learning_rate, first.plan.num_steps, t.warmup_steps, t.schedule)
+        return prepare_optimizer(first.config, first.model, schedule)
+
+    objective = first.objective if method == first.adapted.method else replace(first.objective, method=method)
+    step = make_members_step(
+        objective, optimizer, traces, allocation=first.plan.allocation, max_grad_norm=t.max_grad_norm
+    )
+    return Members(stack(states), settings), step
+
+
+def _entered(parts: Parts, own: TrainState, progress: Any, checkpoints: Checkpoints, logs: ExitStack) -> Run:
+    log = logs.enter_context(MetricsLog(parts.directory, progress.update))
+    logs.enter_context(checkpoints.kept())
+
+    def validate(state: TrainState) -> dict[str, float]:
+        return parts.judge.validate(parts.frozen, state.adapters, state.masks)
+
+    if not progress.update:
+        log.write(0, "validation", validate(own))
+    return Run(parts.plan, progress, own, validate, checkpoints, log)
+
+
+def _concluded(
+    parts: Parts,
+    outcome: Outcome | InputError,
+    checkpoints: Checkpoints,
+    traces: Counter,
+    compiled_before: float,
+    number: int,
+) -> Results | InputError:
+    if isinstance(outcome, InputError):
+        checkpoints.close()
+        return outcome
+    try:
+        return conclude(parts, outcome, checkpoints, traces, compiled_before=compiled_before, trained_together=number)
+    except InputError as error:
+        return error
