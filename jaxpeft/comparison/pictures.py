@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def _draw(onto: Callable[[Any], bool], caption: str, path: Path) -> bool:
         axes = figure.subplots()
         if not onto(axes):
             return False
-        axes.set_title(caption, fontsize=11)
+        axes.set_title(textwrap.fill(caption, 60), fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
     return True
@@ -74,7 +75,9 @@ def _against(axes: Any, rows: Sequence[Row], metric: str, x_of: Callable[[Row], 
             linestyle="none",
             label=row.title,
         )
-    axes.set(xscale="log", xlabel=label, ylabel=f"{_label(metric, rows[0].any.test_split)}, ± standard deviation")
+    axes.set(
+        xscale="log", xlabel=label, ylabel=f"{_label(metric, rows[0].any.test_split)}\n± standard deviation over seeds"
+    )
     _scale(axes, metric, [row.quality(metric).mean for _, row, _ in shown])
     axes.grid(color="0.92")
     _legend(axes)
