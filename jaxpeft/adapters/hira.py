@@ -52,7 +52,7 @@ class Hira(SiteMethod):
         kernel = layer.kernel()
         factor = (params["a"] @ params["b"]).astype(layer.dtype)
         x = x.astype(layer.dtype)
-        if (rng is not None and drops(self.dropout)) or layer.dtype != jnp.float32:
+        if (rng is not None and drops(self.dropout)) or jnp.finfo(layer.dtype).bits < 32:
             # In bf16 1 + A·B would round back to 1 until A·B has grown to 2⁻⁹.
             return layer.base(x) + dropout(x, self.dropout, rng) @ (kernel * factor)
         return layer.plus_bias(x @ (kernel * (jnp.ones((), layer.dtype) + factor)))

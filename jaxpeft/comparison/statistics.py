@@ -49,7 +49,8 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
         raise ValueError(f"{len(ours)} values cannot be paired with {len(theirs)}")
     differences = np.subtract(ours, theirs, dtype=np.float64)
     mean = float(differences.mean())
-    if len(differences) == 1 or np.ptp(differences) == 0:
+    # Equal but for rounding counts as equal: there is nothing to resample then.
+    if len(differences) == 1 or np.ptp(differences) <= 1e-9 * np.abs(differences).max():
         if len(differences) == 1:
             return Difference(mean, None, None, None, 1)
         return Difference(mean, mean, mean, float(mean == 0), len(differences))

@@ -2,10 +2,12 @@
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch_side
 
@@ -35,6 +37,16 @@ class Pair:
         """Write ours as PEFT would."""
         save_adapter(directory, adapters, self.method, base=BaseInfo.of(self.model), frozen=self.frozen)
         return directory
+
+
+def in_float64(pair):
+    """Ours in double precision: weights, adapters, and what layers compute in. Inside `jax.enable_x64`."""
+
+    def cast(tree):
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64 if leaf.dtype.kind == "f" else None), tree)
+
+    model = replace(pair.model, module=pair.model.module.clone(dtype=jnp.float64))
+    return replace(pair, model=model, frozen=cast(pair.frozen), adapters=cast(pair.adapters))
 
 
 def room_for(method):
