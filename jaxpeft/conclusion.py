@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jaxpeft.config_file import directory_of
 from jaxpeft.interop.merged import save_model
 from jaxpeft.interop.peft_files import BaseInfo, save_adapter
 from jaxpeft.merging import merge
@@ -39,7 +40,7 @@ def conclude(
 
     `compiled_before` is what `seconds_compiling` said when the run began; `trained_together` how many runs shared its program.
     """
-    config, parallel, directory = parts.config, parts.parallel, parts.directory
+    config, parallel, directory = parts.config, parts.parallel, directory_of(parts.config)
     best = _best(checkpoints, outcome)
     checkpoints.close()
     # What it was before, too: the adapters it started from are still here, and training need not have waited.
@@ -87,7 +88,7 @@ def show(parts: Parts, results: Results) -> None:
         say(f"{text}\n    before: {was}\n    after:  {now}")
     shapes = ", ".join(results.compiled_shapes)
     say(f"compiled {len(results.compiled_shapes)} training programs, one for each shape of a batch: {shapes}")
-    directory = parts.directory
+    directory = directory_of(parts.config)
     say(
         f"\nfiles in {directory}: adapter, model card, curves.png, results.json, metrics.jsonl, config.yaml, checkpoints"
     )
@@ -113,7 +114,7 @@ def _examples(parts: Parts, adapters: Adapters, masks: Layers) -> list | None:
 
 def _export(parts: Parts, frozen: Any, best: TrainState) -> Path:
     """Write what serves: the adapter in PEFT's files, or, where everything trained, the model. Returns the weights' file."""
-    config, model, adapted, directory = parts.config, parts.model, parts.adapted, parts.directory
+    config, model, adapted, directory = parts.config, parts.model, parts.adapted, directory_of(parts.config)
     also: dict[str, Any] = {"tokenizer": parts.tokenizer, "label_names": parts.splits.label_names}
     is_random = config.model.weights == "random"
     if is_random:

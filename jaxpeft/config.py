@@ -210,7 +210,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm; 0: not at all."""
     steps_per_dispatch: int = 10
-    """Passes run by one call of the compiled program, at most, and no more than take about twenty seconds; a signal waits for them."""
+    """Passes run by one call of the compiled program, at most, and no more than take about twenty seconds; a signal waits for two."""
     log_every_steps: int = 10
     """Updates between two log lines; metrics leave the device only then."""
     eval_every_steps: int | None = None

@@ -145,6 +145,11 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
     return _build(parser, parser.parse_object(dict(values)))
 
 
+def directory_of(config: RunConfig) -> Path:
+    """Where a run's files are."""
+    return Path(config.output_dir) / config.run_name
+
+
 def write_config(config: RunConfig, path: Path) -> None:
     """Write `config` as YAML that `--config` reads back."""
     path.write_text(yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True))

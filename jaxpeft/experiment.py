@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxpeft.compilation import keep_programs
 from jaxpeft.conclusion import conclude, show
 from jaxpeft.config import RunConfig
-from jaxpeft.config_file import differences, read_config, resolved, write_config
+from jaxpeft.config_file import differences, directory_of, read_config, resolved, write_config
 from jaxpeft.errors import InputError
 from jaxpeft.parts import announce, prepare_parts
 from jaxpeft.report.log import MetricsLog
@@ -33,7 +33,7 @@ def run(config: RunConfig) -> Results:
     """
     _start(config)
     compiled_before = seconds_compiling()
-    directory = Path(config.output_dir) / config.run_name
+    directory = directory_of(config)
     processes.by_first(lambda: check_directory(config, directory))
     parts = prepare_parts(config)
     announce(parts)

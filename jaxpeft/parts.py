@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import optax
@@ -58,11 +57,6 @@ class Parts:
     plan: Plan
     optimizer: optax.GradientTransformationExtraArgs
 
-    @property
-    def directory(self) -> Path:
-        """Where the run's files are."""
-        return Path(self.config.output_dir) / self.config.run_name
-
     def fresh_state(self) -> TrainState:
         """The state before the first update, on all devices."""
         state = prepare_state(self.config, self.plan, self.optimizer, self.adapted.adapters, self.parallel)
@@ -91,8 +85,7 @@ def prepare_parts(config: RunConfig) -> Parts:
         {"data": splits.digest, "base": lambda: base_hash, "adapter": lambda: hash_base(adapted.adapters)}
     )
     objective = Objective(model, adapted.method, splits.num_labels or 0, flash)
-    metric = metric_names(config, splits.num_labels)[0]
-    plan = make_plan(config, train_data.steps_per_epoch, metric, method=adapted.method)
+    plan = _plan(config, splits, train_data, adapted)
     if has_examples(config):
         find_masks(objective, tokenizer, config.evaluation.examples)  # refuses now, before the run's directory exists
     return Parts(
@@ -133,8 +126,7 @@ def prepare_sibling(first: Parts, config: RunConfig) -> Parts:
     if adapted.method != first.adapted.method:
         objective = Objective(model, adapted.method, splits.num_labels or 0, first.objective.flash)
         judge = judge.of(objective)
-    metric = metric_names(config, splits.num_labels)[0]
-    plan = make_plan(config, train_data.steps_per_epoch, metric, method=adapted.method)
+    plan = _plan(config, splits, train_data, adapted)
     return replace(
         first,
         config=config,
@@ -146,6 +138,11 @@ def prepare_sibling(first: Parts, config: RunConfig) -> Parts:
         plan=plan,
         optimizer=prepare_optimizer(config, model, plan.learning_rate),
     )
+
+
+def _plan(config: RunConfig, splits: Splits, train_data: TrainingData, adapted: Adapted) -> Plan:
+    metric = metric_names(config, splits.num_labels)[0]
+    return make_plan(config, train_data.steps_per_epoch, metric, method=adapted.method)
 
 
 def announce(parts: Parts) -> None:

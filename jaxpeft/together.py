@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import optax
 from jaxpeft.compilation import keep_programs
 from jaxpeft.conclusion import conclude
 from jaxpeft.config import RunConfig
+from jaxpeft.config_file import directory_of
 from jaxpeft.errors import InputError
 from jaxpeft.experiment import check_directory, make_directory, restored
 from jaxpeft.parts import Parts, announce, prepare_parts, prepare_sibling
@@ -45,7 +45,7 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
     """
     keep_programs(configs[0].compilation_cache)
     compiled_before = seconds_compiling()
-    directories = [Path(config.output_dir) / config.run_name for config in configs]
+    directories = [directory_of(config) for config in configs]
     for config, directory in zip(configs, directories, strict=True):
         check_directory(config, directory)
     first = _dense(prepare_parts(configs[0]))
@@ -120,7 +120,7 @@ def assemble(runs: Sequence[Parts], states: Sequence[TrainState], traces: Counte
 
 
 def _entered(parts: Parts, own: TrainState, progress: Any, checkpoints: Checkpoints, logs: ExitStack) -> Run:
-    log = logs.enter_context(MetricsLog(parts.directory, progress.update))
+    log = logs.enter_context(MetricsLog(directory_of(parts.config), progress.update))
     logs.enter_context(checkpoints.kept())
 
     def validate(state: TrainState) -> dict[str, float]:

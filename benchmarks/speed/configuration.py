@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.speed.cases import (
@@ -55,8 +54,3 @@ def run_config(case: Case, method: str, material: Path) -> RunConfig:
             max_grad_norm=MAX_GRAD_NORM,
         ),
     )
-
-
-def with_turns(config: RunConfig, updates: int) -> RunConfig:
-    """`config` with a log point, and a validation in which the loop waits, every so many updates."""
-    return replace(config, training=replace(config.training, log_every_steps=updates, eval_every_steps=updates))

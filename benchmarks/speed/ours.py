@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,14 @@ import jax
 import numpy as np
 
 from benchmarks.speed.cases import Case
-from benchmarks.speed.configuration import run_config, with_turns
+from benchmarks.speed.configuration import run_config
 from benchmarks.speed.flops import Shape
-from jaxpeft.data import PackedData
-from jaxpeft.models.attention import choose_flash
 from jaxpeft.models.last_layer import last_layer
+from jaxpeft.parts import prepare_parts
 from jaxpeft.paths import count
-from jaxpeft.plan import make_plan
-from jaxpeft.prepare import (
-    metric_names,
-    prepare_adapters,
-    prepare_model,
-    prepare_optimizer,
-    prepare_splits,
-    prepare_state,
-    prepare_training_data,
-)
 from jaxpeft.training.checkpoint import Progress
 from jaxpeft.training.feed import feed
 from jaxpeft.training.loop import fit
-from jaxpeft.training.objectives import Objective
-from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_eval_step, make_train_step
 
 
@@ -97,30 +85,25 @@ class Trainer:
     """A case and a method, made ready as `experiment.run` makes a run ready."""
 
     def __init__(self, case: Case, method: str, material: Path) -> None:
-        config = run_config(case, method, material)
-        parallel = data_parallel()
-        splits = prepare_splits(config)
-        self._model, tokenizer = prepare_model(config, splits.num_labels)
-        self._data = prepare_training_data(config, splits.train, self._model, tokenizer, parallel.mesh.size)
-        texts = self._data.unpacked if isinstance(self._data, PackedData) else self._data
-        flash = choose_flash(config.model.attention, self._model, parallel.device, parallel.over_devices)
+        parts = prepare_parts(run_config(case, method, material))
+        self._model, self._data, self._objective = parts.model, parts.train_data, parts.objective
+        self._frozen = parts.frozen
         self.updates_per_turn = case.updates_per_turn or self._data.steps_per_epoch
-        config = with_turns(config, self.updates_per_turn)
-        adapted = prepare_adapters(config, self._model, tokenizer, texts.train_batch)
-        self._frozen = parallel.replicate(adapted.frozen)
-        self._objective = Objective(self._model, adapted.method, splits.num_labels or 0, flash)
-        metric = metric_names(config, splits.num_labels)[0]
-        plan = make_plan(config, self._data.steps_per_epoch, metric, method=adapted.method)
-        optimizer = prepare_optimizer(config, self._model, plan.learning_rate)
-        state = parallel.replicate(prepare_state(config, plan, optimizer, adapted.adapters, parallel))
-        norm = config.training.max_grad_norm
+        # A log point, and a validation in which the loop waits, at the end of every turn.
+        plan = replace(parts.plan, log_every_steps=self.updates_per_turn, eval_every_steps=self.updates_per_turn)
+        state = parts.fresh_state()
         self._state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-        self._train_step = make_train_step(self._objective, optimizer, allocation=plan.allocation, max_grad_norm=norm)
-        self.trainable = count(adapted.adapters)
-        self.first_loss = self._loss(adapted.adapters, material)
+        self._train_step = make_train_step(
+            self._objective,
+            parts.optimizer,
+            allocation=plan.allocation,
+            max_grad_norm=parts.config.training.max_grad_norm,
+        )
+        self.trainable = count(parts.adapted.adapters)
+        self.first_loss = self._loss(parts.adapted.adapters, material)
         self._work = self._count_work()
         self._turns = Turns()
-        self._turns.run(lambda: self._fit(state, plan, feed(self._data, parallel)))
+        self._turns.run(lambda: self._fit(state, plan, feed(self._data, parts.parallel)))
 
     def _fit(self, state: Any, plan: Any, source: Any) -> None:
         fit(

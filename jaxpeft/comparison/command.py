@@ -19,7 +19,7 @@ from jaxpeft.comparison.groups import chunked, key_of
 from jaxpeft.comparison.records import FAILURE, FORGETTING_FAILURE, Record, read_record, searches
 from jaxpeft.comparison.report import write_report
 from jaxpeft.config import RunConfig
-from jaxpeft.config_file import differences, read_config, resolved
+from jaxpeft.config_file import differences, directory_of, read_config, resolved
 from jaxpeft.errors import InputError
 from jaxpeft.report.terminal import say
 
@@ -55,7 +55,7 @@ def run(config: CompareConfig) -> None:
 
 
 def _check_unchanged(run: RunConfig) -> None:
-    directory = _directory(run)
+    directory = directory_of(run)
     if not (directory / "config.yaml").is_file():
         return
     changed = differences(read_config(directory / "config.yaml"), run)
@@ -76,10 +76,6 @@ def _check_forgetting(config: CompareConfig, runs: Sequence[RunConfig]) -> None:
             "set forgetting to null"
         )
     _check_unchanged(head_run(config))
-
-
-def _directory(run: RunConfig) -> Path:
-    return Path(run.output_dir) / run.run_name
 
 
 def _train(config: CompareConfig, cells: Sequence[Cell]) -> None:
@@ -107,7 +103,7 @@ def _groups(config: CompareConfig, runs: Sequence[RunConfig]) -> list[list[RunCo
 
 def _reached(run: RunConfig) -> int:
     """The update of a run's newest checkpoint."""
-    steps = (_directory(run) / "checkpoints").glob("[0-9]*")
+    steps = (directory_of(run) / "checkpoints").glob("[0-9]*")
     return max((int(path.name) for path in steps if path.name.isdigit()), default=0)
 
 
@@ -115,26 +111,30 @@ def _do_training(runs: Sequence[RunConfig], *, by_itself: bool = False, **enviro
     """Train `runs` in one process, or, where that fails as a whole, one by one; a failure is left in its run's directory."""
     say(f"── {', '.join(run.run_name for run in runs)}")
     for run in runs:
-        (_directory(run) / FAILURE).unlink(missing_ok=True)
+        (directory_of(run) / FAILURE).unlink(missing_ok=True)
     job = {
         "do": "train",
-        "runs": [{**resolved(run), "compilation_cache": run.compilation_cache} for run in runs],
-        "resume": [(_directory(run) / "config.yaml").is_file() for run in runs],
+        "runs": [_for_worker(run) for run in runs],
+        "resume": [(directory_of(run) / "config.yaml").is_file() for run in runs],
         "by_itself": by_itself,
     }
     why = jobs.do(job, **environment)
-    left = [run for run in runs if not _has_ended(_directory(run))]
+    left = [run for run in runs if not _has_ended(directory_of(run))]
     if left and len(runs) > 1:
         say(f"these did not train together ({why}); one by one:")
         for run in left:
             _do_training([run], by_itself=by_itself, **environment)
         return
     for run in left:
-        _directory(run).mkdir(parents=True, exist_ok=True)
-        (_directory(run) / FAILURE).write_text(why or "it ended without results")
+        directory_of(run).mkdir(parents=True, exist_ok=True)
+        (directory_of(run) / FAILURE).write_text(why or "it ended without results")
     for run in runs:
-        if (_directory(run) / FAILURE).is_file():
-            say(f"failed: {run.run_name}: {(_directory(run) / FAILURE).read_text()}")
+        if (directory_of(run) / FAILURE).is_file():
+            say(f"failed: {run.run_name}: {(directory_of(run) / FAILURE).read_text()}")
+
+
+def _for_worker(run: RunConfig) -> dict[str, Any]:
+    return {**resolved(run), "compilation_cache": run.compilation_cache}
 
 
 def _has_ended(directory: Path) -> bool:
@@ -145,7 +145,7 @@ def _measure_costs(config: CompareConfig, cells: Sequence[Cell]) -> None:
     """One short run of every (task, method), by itself and with nothing from a cache of programs; one that was cut short begins anew."""
     for task, method in dict.fromkeys((cell.task, cell.method) for cell in cells):
         run = cost_run(config, task, method)
-        directory = _directory(run)
+        directory = directory_of(run)
         if (directory / FAILURE).is_file() and not config.retry_failed:
             continue
         if not (directory / "results.json").is_file() or differences(read_config(directory / "config.yaml"), run):
@@ -167,8 +167,8 @@ def _measure_forgetting(config: CompareConfig, cells: Sequence[Cell]) -> None:
     job = {
         "do": "forgetting",
         "runs": [str(record.directory) for record in left],
-        "head": {**resolved(head), "compilation_cache": head.compilation_cache},
-        "resume": (_directory(head) / "config.yaml").is_file(),
+        "head": _for_worker(head),
+        "resume": (directory_of(head) / "config.yaml").is_file(),
         "settings": wanted,
     }
     why = jobs.do(job)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxpeft import experiment
 from jaxpeft.config import AdapterConfig, DataConfig, PruningConfig, RunConfig
-from jaxpeft.config_file import read_config
+from jaxpeft.config_file import directory_of, read_config
 from jaxpeft.errors import InputError
 from jaxpeft.finished import FinishedRun, load_run
 from jaxpeft.models.build import Model
@@ -32,7 +32,7 @@ def head_for(config: RunConfig) -> Path | None:
     Raises:
         InputError: as `experiment.run`.
     """
-    directory = Path(config.output_dir) / config.run_name
+    directory = directory_of(config)
     if (directory / "results.json").is_file():
         return directory
     if not prepare_model_shapes(config, None).missing:

@@ -15,7 +15,7 @@ from jinja2 import Environment
 
 from jaxpeft.comparison.grid import CompareConfig
 from jaxpeft.comparison.pictures import draw
-from jaxpeft.comparison.records import Record
+from jaxpeft.comparison.records import Record, Search
 from jaxpeft.comparison.statistics import CONFIDENCE
 from jaxpeft.comparison.summary import QUALITY, Row, Spread, Summary, summarise, verdict
 from jaxpeft.report.results import NAMES
@@ -42,7 +42,7 @@ def write_report(config: CompareConfig) -> Path:
         "config": config,
         "tables": tables,
         "pictures": pictures,
-        "searches": [_search(config, each) for each in summary.searches],
+        "searches": [_search(each) for each in summary.searches],
         "failures": summary.failures,
         "cards": [(r.cell.name, _card(r, directory)) for r in summary.records if r.results],
         "notes": notes(summary),
@@ -50,7 +50,7 @@ def write_report(config: CompareConfig) -> Path:
     }
     (directory / "report.md").write_text(_render("report.md.j2", directory=directory, **context))
     (directory / "report.html").write_text(_render("report.html.j2", autoescape=True, **context))
-    _write_csv(config, summary.records, directory / "results.csv")
+    _write_csv(summary.records, directory / "results.csv")
     for task, rows in tables.items():
         shown = [[column for column in row if column.head in _IN_THE_TERMINAL] for row in rows]
         show_table(task, [column.head for column in shown[0]], [[column.text for column in row] for row in shown])
@@ -160,7 +160,7 @@ def notes(summary: Summary) -> list[str]:
     return lines
 
 
-def _search(config: CompareConfig, search: Any) -> dict[str, Any]:
+def _search(search: Search) -> dict[str, Any]:
     sign = -1 if search.metric in SMALLER_IS_BETTER else 1
     tried = [
         (f"{rate:g}", "failed" if value is None else f"{sign * value:.4g}", rate == search.best)
@@ -183,7 +183,7 @@ def _machine(summary: Summary) -> str:
     return f"{results.device}; {versions}"
 
 
-def _write_csv(config: CompareConfig, records: Iterable[Record], path: Path) -> None:
+def _write_csv(records: Iterable[Record], path: Path) -> None:
     """A line for every run of the grid, finished or failed."""
     lines = []
     for record in sorted(records, key=lambda each: each.cell):

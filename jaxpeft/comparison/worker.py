@@ -22,7 +22,7 @@ from typing import Any
 from jaxpeft.comparison.groups import key_of
 from jaxpeft.comparison.records import FAILURE, FORGETTING, FORGETTING_FAILURE
 from jaxpeft.config import DataConfig, RunConfig
-from jaxpeft.config_file import run_config
+from jaxpeft.config_file import directory_of, run_config
 from jaxpeft.errors import InputError
 
 
@@ -65,7 +65,7 @@ def _train_configs(configs: Sequence[RunConfig], *, by_itself: bool) -> None:
 
 
 def _note(config: RunConfig, failure: str) -> None:
-    directory = Path(config.output_dir) / config.run_name
+    directory = directory_of(config)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / FAILURE).write_text(failure)
 

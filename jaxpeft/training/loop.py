@@ -1,6 +1,7 @@
 """The training loop: passes, pruning, logging, validation, checkpoints, stopping. One call from first update to last.
 
-Passes are dispatched several at a time; between two log points the host waits for nothing that the devices compute.
+Passes are dispatched several at a time; between two log points nothing leaves the devices, and one dispatch is queued behind the one
+that runs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -22,7 +23,9 @@ from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.feed import Draw, Prefetched, TrainSteps
 from jaxpeft.training.meter import Meter, first_bad_step
 from jaxpeft.training.metrics import score
-from jaxpeft.training.step import TrainState, allocate_step, prune_step
+from jaxpeft.training.step import Metrics, TrainState, allocate_step, prune_step
+
+S = TypeVar("S")
 
 
 class Log(Protocol):
@@ -132,17 +135,18 @@ def fit(
     with Prefetched(draw_at, passes, depth=2 * plan.passes_per_dispatch) as feed:
         # Patience is asked for here, not after a validation: a run that has stopped early and is resumed has nothing left to do.
         while step < plan.num_steps and not (plan.patience and progress.since_best >= plan.patience):
-            until, done = plan.next_event(step), step * size
-            while done < until * size and not number:
-                most = plan.up_to_whole_updates(done, plan.passes_at_once(meter.seconds_per_step))
-                draws = feed.take(min(until * size - done, most))
-                state, metrics = train_steps(state, frozen, draws)
-                meter.add(metrics, len(draws))
-                done += len(draws)
-                if done % size == 0:
-                    step = done // size
-                    bar.advance(step)
-                    number = stop_requested()
+            state, step, number = train_until(
+                plan.next_event(step),
+                state,
+                frozen,
+                plan,
+                step=step,
+                feed=feed,
+                train_steps=train_steps,
+                meter=meter,
+                bar=bar,
+                stop_requested=stop_requested,
+            )
             if plan.pruning and plan.pruning.due(step):
                 state = _pruned(state, plan.pruning, step)
             last = step == plan.num_steps
@@ -159,6 +163,38 @@ def fit(
             if number:
                 break
     return Outcome(state, progress, float(meter.tokens_per_second), meter.mean_seconds_per_step, number)
+
+
+def train_until(
+    until: int,
+    state: S,
+    frozen: Params,
+    plan: Plan,
+    *,
+    step: int,
+    feed: Prefetched,
+    train_steps: Callable[[S, Params, list[Draw]], tuple[S, Metrics]],
+    meter: Meter,
+    bar: Bar,
+    stop_requested: Callable[[], int | None],
+) -> tuple[S, int, int | None]:
+    """Dispatch the passes that lead from update `step` to update `until`, or to a signal.
+
+    Returns:
+        the state, the update that was reached, and the signal's number, or None.
+    """
+    done, size, number = step * plan.accumulation_steps, plan.accumulation_steps, None
+    while done < until * size and not number:
+        most = plan.up_to_whole_updates(done, plan.passes_at_once(meter.seconds_per_step))
+        draws = feed.take(min(until * size - done, most))
+        state, metrics = train_steps(state, frozen, draws)
+        meter.add(metrics, len(draws))
+        done += len(draws)
+        if done % size == 0:
+            step = done // size
+            bar.advance(step)
+            number = stop_requested()
+    return state, step, number
 
 
 def _pruned(state: TrainState, schedule: Schedule | Allocation, step: int) -> TrainState:

@@ -19,7 +19,7 @@ from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import keep_counts
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.feed import Draw, Prefetched
-from jaxpeft.training.loop import Bar, Log, Outcome, Plan, figures_of, not_finite, validated
+from jaxpeft.training.loop import Bar, Log, Outcome, Plan, figures_of, not_finite, train_until, validated
 from jaxpeft.training.members import Members, allocate_members, prune_members, unstack
 from jaxpeft.training.meter import Meter
 from jaxpeft.training.step import Metrics, TrainState
@@ -74,17 +74,18 @@ def fit_together(
     before = [run.progress.seconds for run in runs]
     with Prefetched(draw_at, range(step * size, plan.num_steps * size), depth=2 * plan.passes_per_dispatch) as feed:
         while step < plan.num_steps and not all(run.has_ended for run in runs):
-            until, done, number = min(run.plan.next_event(step) for run in runs), step * size, None
-            while done < until * size and not number:
-                most = plan.up_to_whole_updates(done, plan.passes_at_once(meter.seconds_per_step))
-                draws = feed.take(min(until * size - done, most))
-                members, metrics = train_steps(members, frozen, draws)
-                meter.add(metrics, len(draws))
-                done += len(draws)
-                if done % size == 0:
-                    step = done // size
-                    bar.advance(step)
-                    number = stop_requested()
+            members, step, number = train_until(
+                min(run.plan.next_event(step) for run in runs),
+                members,
+                frozen,
+                plan,
+                step=step,
+                feed=feed,
+                train_steps=train_steps,
+                meter=meter,
+                bar=bar,
+                stop_requested=stop_requested,
+            )
             members = replace(members, state=_pruned(members.state, runs, step))
             last = step == plan.num_steps
             logs, validates = step % plan.log_every_steps == 0, step % plan.eval_every_steps == 0
