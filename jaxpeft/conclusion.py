@@ -45,7 +45,7 @@ def conclude(
     checkpoints.close()
     # What it was before, too: the adapters it started from are still here, and training need not have waited.
     start = parallel.replicate(parts.adapted.adapters)
-    before = parts.judge.test(parts.frozen, start, {})
+    before = parts.judge.test(parts.frozen, start, {}) if config.evaluation.before else {}
     test = parts.judge.test(parts.frozen, best.adapters, best.masks)
     answers = (_examples(parts, start, {}), _examples(parts, best.adapters, best.masks))
     best = replace(best, adapters=parallel.local(best.adapters), masks=parallel.local(best.masks))

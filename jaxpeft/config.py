@@ -228,7 +228,11 @@ class EvaluationConfig:
     batch_size: int = 32
     """Rows in one evaluation pass, over all devices together."""
     max_batches: int | None = None
-    """Validate on so many batches at most during training; null: all. The test split is always whole."""
+    """Validate on so many batches at most during training; null: all."""
+    max_test_batches: int | None = None
+    """Test on so many batches at most, which the results then say; null: all, as published figures are."""
+    before: bool = True
+    """Test what the run starts from, too; in a comparison, whose report does not read it, false unless its file says otherwise."""
     pseudo_perplexity: bool = False
     """Also mask every token one at a time (Salazar et al. 2020): one row's cost for each token."""
     pseudo_perplexity_rows: int = 100
@@ -332,7 +336,8 @@ def _check_ranges(config: RunConfig) -> None:
         ("data.bucket_lengths", d.bucket_lengths, min(d.bucket_lengths, default=0) >= 1, "lengths of at least 1"),
         ("model.quantization_block_size", block, block in (64, 128, 256, 512, 1024, 2048, 4096), "a power of two, 64 to 4096"),
         ("evaluation.batch_size", e.batch_size, e.batch_size >= 1, "at least 1"),
-        ("evaluation.max_batches", e.max_batches, (e.max_batches or 1) >= 1, "at least 1, or null"),
+        ("evaluation.max_batches", e.max_batches, e.max_batches is None or e.max_batches >= 1, "at least 1, or null"),
+        ("evaluation.max_test_batches", e.max_test_batches, e.max_test_batches is None or e.max_test_batches >= 1, "at least 1, or null"),
         ("evaluation.pseudo_perplexity_rows", e.pseudo_perplexity_rows, e.pseudo_perplexity_rows >= 1, "at least 1"),
         ("cluster.num_processes", c.num_processes, c.num_processes is None or c.num_processes >= 1, "at least 1, or null"),
         ("cluster.process_id", c.process_id, 0 <= (c.process_id or 0) < (c.num_processes or math.inf),

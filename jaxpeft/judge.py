@@ -54,9 +54,9 @@ class Judge:
         return self._measure(frozen, adapters, masks, self.validation_data, self.config.evaluation.max_batches)
 
     def test(self, frozen: Params, adapters: Adapters, masks: Layers) -> dict[str, float]:
-        """Metrics on all test rows, with `pseudo_perplexity` where the configuration asks for it."""
-        metrics = self._measure(frozen, adapters, masks, self.test_data, None)
+        """Metrics on (the first `evaluation.max_test_batches` of) the test rows, with `pseudo_perplexity` where that is asked for."""
         e = self.config.evaluation
+        metrics = self._measure(frozen, adapters, masks, self.test_data, e.max_test_batches)
         if isinstance(self.test_data, MaskedLMData) and e.pseudo_perplexity:
             batches = self.test_data.head(e.pseudo_perplexity_rows).single_mask_batches()
             metrics["pseudo_perplexity"] = pseudo_perplexity(self.step, self.parallel, frozen, adapters, masks, batches)

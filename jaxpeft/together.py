@@ -116,7 +116,8 @@ def assemble(runs: Sequence[Parts], states: Sequence[TrainState], traces: Counte
     step = make_members_step(
         objective, optimizer, traces, allocation=first.plan.allocation, max_grad_norm=t.max_grad_norm
     )
-    return Members(stack(states), settings), step
+    # Placed as the program gives them back: settings left where numpy has them would have it compiled a second time.
+    return first.parallel.replicate(Members(stack(states), settings)), step
 
 
 def _entered(parts: Parts, own: TrainState, progress: Any, checkpoints: Checkpoints, logs: ExitStack) -> Run:

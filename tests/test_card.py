@@ -78,6 +78,7 @@ def test_every_number_is_the_runs(run):
     assert f"{weights.stat().st_size / 1e6:.2f} MB" in text
     for value in (*results["test"].values(), *results["before"].values()):
         assert f"{value:.4f}" in text or f"{value:,.1f}" in text
+    assert ("| – |" in text) == (not results["before"])
     assert f"update {results['best_step']} of {results['steps']}" in text
     config = (directory / "config.yaml").read_text()
     assert (

@@ -243,6 +243,7 @@ def test_merge_can_quantise_the_sum_again(everything, labels, root, monkeypatch,
 def test_regression_with_every_weight(root, monkeypatch, capsys):
     directory, results = tiny_runs.scores(root)
     assert set(results["test"]) == {"loss", "pearson", "spearman"}
+    assert results["before"] == {}
     assert results["parameters_trainable"] == results["parameters_total"]
     assert results["num_labels"] == 1
     assert not (directory / "adapter").exists()

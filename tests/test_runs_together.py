@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import tiny_runs
@@ -75,14 +76,17 @@ def assert_left_the_same(root, name):
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
 
 
-def test_masked_lm_runs_of_other_seeds_rates_ranks_and_sparsities(root):
+def test_masked_lm_runs_of_other_seeds_rates_ranks_and_sparsities(root, caplog):
     runs = [
         config("first"),
         config("second", seed=1, rate=3e-3, adapter={"rank": 4, "alpha": 4}),
         config("third", seed=2, pruning={"sparsity": 0.5, "begin": 0.4}),
     ]
     assert len({key_of(run) for run in runs}) == 1
-    found = together(root, runs)
+    with jax.log_compiles():
+        found = together(root, runs)
+    programs = [record.getMessage() for record in caplog.records if "Compiling jit(train_steps)" in record.getMessage()]
+    assert len({message.partition("Argument mapping")[0] for message in programs}) == len(programs) > 0
     assert [results.name for results in found] == ["first", "second", "third"]
     assert [results.trained_together for results in found] == [3, 3, 3]
     for run in runs:

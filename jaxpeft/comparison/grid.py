@@ -172,6 +172,7 @@ def run_of(config: CompareConfig, cell: Cell) -> RunConfig:
         InputError: as `RunConfig`, with the place in the file.
     """
     method = {key: value for key, value in config.all_methods[cell.method].items() if key != "learning_rates"}
+    ours = {"evaluation": {"before": False}}  # the report does not read it
     own = {
         "name": cell.name,
         "output_dir": str(config.directory / "runs"),
@@ -179,7 +180,7 @@ def run_of(config: CompareConfig, cell: Cell) -> RunConfig:
         "training": {"learning_rate": cell.learning_rate},
     }
     where = f"task '{cell.task}', method '{cell.method}'"
-    return run_config(merged(config.base, config.tasks[cell.task], method, own), where)
+    return run_config(merged(ours, config.base, config.tasks[cell.task], method, own), where)
 
 
 def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
@@ -196,7 +197,7 @@ def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
             "early_stopping_patience": None,
             "learning_rate": _LEARNING_RATE_OF_COSTS,
         },
-        "evaluation": {"max_batches": 1, "pseudo_perplexity": False, "examples": []},
+        "evaluation": {"max_batches": 1, "max_test_batches": 1, "before": False, "pseudo_perplexity": False, "examples": []},
         "pruning": {"begin": 0.05, "end": 0.5},
     }
     own = {key: value for key, value in config.all_methods[method].items() if key != "learning_rates"}

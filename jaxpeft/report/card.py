@@ -11,7 +11,7 @@ from jaxpeft.config import RunConfig
 from jaxpeft.models.build import Model
 from jaxpeft.prepare import build_method
 from jaxpeft.report.methods import DATA_TYPES, citations, method_name, options
-from jaxpeft.report.results import NAMES, Results, show
+from jaxpeft.report.results import Results
 from jaxpeft.targets import default_targets
 
 _BERT = "BERT: Devlin et al. 2018, arXiv 1810.04805"
@@ -114,15 +114,10 @@ def _parameters(results: Results) -> list[tuple[str, str]]:
 
 
 def _results(results: Results) -> str:
-    rows = [
-        (NAMES.get(k, k), show(k, results.before[k]), show(k, v))
-        for k, v in results.test.items()
-        if k in results.before
-    ]
     lines = [
         f"| {results.test_split} | before | after |",
         "|---|---:|---:|",
-        *(f"| {a} | {b} | {c} |" for a, b, c in rows),
+        *(f"| {name} | {was} | {now} |" for name, was, now in results.metric_rows()),
     ]
     text = (
         "\n".join(lines) + f"\n\nThe adapter of update {results.best_step} of {results.steps}, the best on validation."

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxpeft.config import RunConfig
+from jaxpeft.config import EvaluationConfig, RunConfig
 from jaxpeft.data import Splits
 from jaxpeft.models.build import Model
 from jaxpeft.paths import Adapters, Layers, Params, size_bytes
@@ -69,11 +69,7 @@ class Results:
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of (what, before, after) for the terminal."""
-        rows = [
-            (f"{self.test_split} {NAMES.get(k, k)}", show(k, self.before[k]), show(k, self.test[k]))
-            for k in self.test
-            if k in self.before
-        ]
+        rows = [(f"{self.test_split} {name}", was, now) for name, was, now in self.metric_rows()]
         share = 100 * self.parameters_trainable / self.parameters_total
         rows += [
             ("parameters", "", f"{self.parameters_total:,}"),
@@ -84,6 +80,13 @@ class Results:
         return [
             *rows,
             ("adapter size" if self.method != "full" else "model size", "", f"{self.export_bytes / 1e6:.2f} MB"),
+        ]
+
+    def metric_rows(self) -> list[tuple[str, str, str]]:
+        """(metric, before, after) of every metric, in words; – where it was not tested before."""
+        return [
+            (NAMES.get(k, k), show(k, self.before[k]) if k in self.before else "–", show(k, value))
+            for k, value in self.test.items()
         ]
 
     def sentence(self) -> str:
@@ -141,7 +144,7 @@ def measure(
         num_labels=splits.num_labels,
         label_names=list(splits.label_names) if splits.label_names else None,
         data=splits.source,
-        data_notes=list(splits.notes),
+        data_notes=[*splits.notes, *_limits(config.evaluation)],
         parameters_total=num_total,
         parameters_trainable=num_trainable,
         adapter_entries=entries,
@@ -168,6 +171,11 @@ def measure(
         trained_together=trained_together,
         examples=_examples(config, examples),
     )
+
+
+def _limits(evaluation: EvaluationConfig) -> list[str]:
+    most = evaluation.max_test_batches
+    return [f"tested on the first {most * evaluation.batch_size:,} rows at most"] if most else []
 
 
 def describe_devices() -> str:

@@ -56,6 +56,12 @@ def test_a_run_is_base_under_task_under_method():
     assert run_of(compare(), Cell("words", "hira", 3e-3, 1)).adapter.alpha is None
 
 
+def test_what_a_run_starts_from_is_tested_where_the_file_wants_it():
+    assert not run_of(compare(), Cell("words", "lora", 3e-3, 1)).evaluation.before
+    wanted = compare(base={"evaluation": {"before": True}})
+    assert run_of(wanted, Cell("words", "lora", 3e-3, 1)).evaluation.before
+
+
 def test_the_cost_is_of_a_short_run_of_the_same():
     run = cost_run(compare(), "films", "lora")
     assert (run.training.num_steps, run.training.batch_size, run.task) == (40, 4, "classification")
