@@ -35,6 +35,9 @@ from jaxpeft.training.optimizer import learning_rate_schedule
 from jaxpeft.training.step import TrainState, dropout_key
 from jaxpeft.training.together import Run, fit_together
 
+_CPU_TOKENS = 256
+"""A CPU has enough to do with a batch of more, and not the caches for those of several runs (`benchmarks.together`)."""
+
 
 def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
     """Train, evaluate and export what `configs` describe, all of one `comparison.groups.key_of`; return what each measured, or its failure.
@@ -114,7 +117,12 @@ def assemble(runs: Sequence[Parts], states: Sequence[TrainState], traces: Counte
 
     objective = first.objective if method == first.adapted.method else replace(first.objective, method=method)
     step = make_members_step(
-        objective, optimizer, traces, allocation=first.plan.allocation, max_grad_norm=t.max_grad_norm
+        objective,
+        optimizer,
+        traces,
+        allocation=first.plan.allocation,
+        max_grad_norm=t.max_grad_norm,
+        tokens_side_by_side=_CPU_TOKENS if first.parallel.device.platform == "cpu" else None,
     )
     # Placed as the program gives them back: settings left where numpy has them would have it compiled a second time.
     return first.parallel.replicate(Members(stack(states), settings)), step

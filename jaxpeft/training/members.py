@@ -1,4 +1,4 @@
-"""Runs that train together, in one program: their states stacked on a leading axis over one frozen base, and one `vmap`ped step.
+"""Runs that train together, in one program: their states stacked on a leading axis over one frozen base, and one step over it.
 
 Each member has its own adapter, optimizer state, masks, order of the data and dropout; learning rate, alpha and dropout rate are data,
 so that one program serves any of their values. Members of a smaller rank are padded with zeros to the largest, and masked there: a zero
@@ -7,9 +7,11 @@ column of A meets a zero row of B, neither has a gradient, and the product is wh
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -131,6 +133,7 @@ def make_members_step(
     *,
     allocation: Allocation | None = None,
     max_grad_norm: float = 0.0,
+    tokens_side_by_side: int | None = None,
 ) -> MembersStep:
     """Return the jitted `(members, frozen, batches) → (members, metrics)`; `members` are donated.
 
@@ -140,6 +143,8 @@ def make_members_step(
         traces: as in `make_train_step`, keyed by the shape of one member's batch.
         allocation: as there, and the same for all.
         max_grad_norm: as there.
+        tokens_side_by_side: members are computed in one `vmap` where the batch of one has at most so many tokens, and else one after the
+            other inside the program, which needs the memory of one; None: always in one.
 
     Batches and metrics have a first axis `[members]`; `frozen` has none.
     """
@@ -152,7 +157,13 @@ def make_members_step(
         )
 
     def step(members: Members, frozen: Params, batches: Batch) -> tuple[Members, Metrics]:
-        state, metrics = jax.vmap(one, in_axes=(0, 0, None, 0))(members.settings, members.state, frozen, batches)
+        def of(member: tuple[Any, TrainState, Batch]) -> tuple[TrainState, Metrics]:
+            settings, state, batch = member
+            return one(settings, state, frozen, batch)
+
+        tokens = math.prod(batches["input_ids"].shape[1:])
+        each = jax.vmap(of) if tokens <= (tokens_side_by_side or tokens) else partial(jax.lax.map, of)
+        state, metrics = each((members.settings, members.state, batches))
         return replace(members, state=state), metrics
 
     return jax.jit(step, donate_argnums=0)

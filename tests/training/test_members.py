@@ -59,11 +59,12 @@ class Alone:
         return losses, state
 
 
-def together(runs, *, prune_after=None, sparsities=()):
+def together(runs, *, prune_after=None, sparsities=(), tokens_side_by_side=None):
     """The same of all `runs` in one program."""
     method, settings = settings_of([run.method for run in runs], [run.rate for run in runs])
     traces = Counter()
-    step = make_members_step(replace(runs[0].objective, method=method), optimizer_at, traces)
+    objective = replace(runs[0].objective, method=method)
+    step = make_members_step(objective, optimizer_at, traces, tokens_side_by_side=tokens_side_by_side)
     members, losses = Members(stack([run.state for run in runs]), settings), []
     for i in range(STEPS):
         batches = jax.tree.map(lambda *leaves: np.stack(leaves), *[run.batch(i) for run in runs])
@@ -134,6 +135,23 @@ def test_members_of_other_sparsities(bert):
         Alone(bert, Lora(rank=4), seed=2),
     ]
     assert_as_alone(runs, prune_after=3, sparsities=[0.5, 0.75, 0.0])
+
+
+def test_members_one_after_the_other_in_the_program(bert):
+    """As on a CPU, where their batches are large; and with no intermediate of all members."""
+    methods = [Lora(rank=2, alpha=8, dropout=0.1), Lora(rank=4, alpha=4, dropout=0.1)]
+    runs = [Alone(bert, method, seed=i, pruned=True) for i, method in enumerate(methods)]
+    assert_as_alone(runs, prune_after=3, sparsities=[0.5, 0.0], tokens_side_by_side=1)
+    method, settings = settings_of(methods, [1e-2] * 2)
+    batches = jax.tree.map(lambda *leaves: np.stack(leaves), *[run.batch(0) for run in runs])
+    members = Members(stack([run.state for run in runs]), settings)
+    texts = []
+    for limit in (1, None):
+        objective = replace(runs[0].objective, method=method)
+        step = make_members_step(objective, optimizer_at, tokens_side_by_side=limit)
+        texts.append(step.lower(members, runs[0].frozen, batches).as_text())
+    hidden = f"tensor<2x4x{tiny.SEQUENCE}x32xf32>"
+    assert [hidden in text for text in texts] == [False, True]
 
 
 def test_members_on_a_quantised_base_share_it():
