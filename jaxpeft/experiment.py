@@ -52,23 +52,26 @@ def run(config: RunConfig) -> Results:
         parts.objective, parts.optimizer, traces, allocation=plan.allocation, max_grad_norm=norm
     )
     source = feed(parts.train_data, parallel)
-    with MetricsLog(directory, progress.update, writes=processes.is_first()) as log, stop_requests() as requested:
-        if not progress.update:
-            log.write(0, "validation", judge.validate(frozen, state.adapters, state.masks))
-        with TrainingBar(progress.update, plan.num_steps) as bar, checkpoints.kept():
-            outcome = fit(
-                state,
-                frozen,
-                plan,
-                progress=progress,
-                draw_at=source.draw_at,
-                train_steps=source.train_steps(train_step, plan.passes_per_dispatch),
-                validate=lambda state: judge.validate(frozen, state.adapters, state.masks),
-                checkpoints=checkpoints,
-                log=log,
-                bar=bar,
-                stop_requested=processes.agreed(requested, parallel.largest),
-            )
+    with (
+        MetricsLog(directory, progress.update, writes=processes.is_first()) as log,
+        stop_requests() as requested,
+        TrainingBar(progress.update, plan.num_steps) as bar,
+        checkpoints.kept(),
+    ):
+        outcome = fit(
+            state,
+            frozen,
+            plan,
+            progress=progress,
+            draw_at=source.draw_at,
+            train_steps=source.train_steps(train_step, plan.passes_per_dispatch),
+            validate=lambda state: judge.validate(frozen, state.adapters, state.masks),
+            checkpoints=checkpoints,
+            log=log,
+            bar=bar,
+            stop_requested=processes.agreed(requested, parallel.largest),
+            validate_start=None if progress.update else parts.validate_start,
+        )
     if outcome.signal:
         _stop(config, directory, checkpoints, outcome)
 

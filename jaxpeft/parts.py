@@ -62,6 +62,10 @@ class Parts:
         state = prepare_state(self.config, self.plan, self.optimizer, self.adapted.adapters, self.parallel)
         return self.parallel.replicate(state)
 
+    def validate_start(self) -> dict[str, float]:
+        """Metrics on the validation rows of what the run starts from, which is here also while and after it trains."""
+        return self.judge.validate(self.frozen, self.parallel.replicate(self.adapted.adapters), {})
+
 
 def prepare_parts(config: RunConfig) -> Parts:
     """Read, load and draw whatever `config` names; nothing is written.

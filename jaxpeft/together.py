@@ -135,9 +135,8 @@ def _entered(parts: Parts, own: TrainState, progress: Any, checkpoints: Checkpoi
     def validate(state: TrainState) -> dict[str, float]:
         return parts.judge.validate(parts.frozen, state.adapters, state.masks)
 
-    if not progress.update:
-        log.write(0, "validation", validate(own))
-    return Run(parts.plan, progress, own, validate, checkpoints, log)
+    start = None if progress.update else parts.validate_start
+    return Run(parts.plan, progress, own, validate, checkpoints, log, validate_start=start)
 
 
 def _concluded(

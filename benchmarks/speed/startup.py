@@ -1,7 +1,7 @@
 """Time from `python train.py` to the first step: the quickstart, first with an empty compilation cache and then with a warm one.
 
 The first step has been made when its training record stands in `metrics.jsonl`; by then the run has imported everything, read and
-tokenised its data, measured the untrained model on the test and validation rows, and taken the compiled programs from the cache.
+tokenised its data, and taken the training program from the cache. What it started from is measured behind it.
 """
 
 from __future__ import annotations

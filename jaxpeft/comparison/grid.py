@@ -197,7 +197,13 @@ def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
             "early_stopping_patience": None,
             "learning_rate": _LEARNING_RATE_OF_COSTS,
         },
-        "evaluation": {"max_batches": 1, "max_test_batches": 1, "before": False, "pseudo_perplexity": False, "examples": []},
+        "evaluation": {
+            "max_batches": 1,
+            "max_test_batches": 1,
+            "before": False,
+            "pseudo_perplexity": False,
+            "examples": [],
+        },
         "pruning": {"begin": 0.05, "end": 0.5},
     }
     own = {key: value for key, value in config.all_methods[method].items() if key != "learning_rates"}

@@ -121,10 +121,12 @@ def fit(
     log: Log,
     bar: Bar,
     stop_requested: Callable[[], int | None],
+    validate_start: Callable[[], dict[str, float]] | None = None,
 ) -> Outcome:
     """Train from `progress.update` to the plan's end, or to an early stop, or to a signal (with a checkpoint).
 
-    `draw_at` is a pure function of the pass, so that a resumed run sees the batches it would have seen.
+    `draw_at` is a pure function of the pass, so that a resumed run sees the batches it would have seen. `validate_start` measures what the
+    run started from: after the first log interval, as training need not wait for it.
 
     Raises:
         InputError: for a loss that is not finite, with its step; nothing is saved after it.
@@ -152,6 +154,11 @@ def fit(
             last = step == plan.num_steps
             if step % plan.log_every_steps == 0 or last or number:
                 _report(state, step, plan, log, bar, meter)
+            if validate_start and not number:  # after a signal there is no time for it
+                paused = time.monotonic()
+                log.write(0, "validation", validate_start())
+                validate_start = None
+                meter.leave_out(time.monotonic() - paused)
             progress = replace(progress, update=step, seconds=seconds_before + time.monotonic() - started)
             if step % plan.eval_every_steps == 0 or last:
                 _require_finite(meter, step, plan)

@@ -41,6 +41,7 @@ class Run:
     checkpoints: Checkpoints
     log: Log
     outcome: Outcome | InputError | None = None
+    validate_start: Callable[[], dict[str, float]] | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -99,6 +100,8 @@ def fit_together(
             if logs or last or number:
                 _report(runs, meter, step, bar)
             paused = time.monotonic()
+            if not number:
+                _validate_starts(runs)
             for run, seconds in zip(runs, before, strict=True):
                 if not run.has_ended:
                     run.progress = replace(run.progress, update=step, seconds=seconds + time.monotonic() - started)
@@ -110,6 +113,13 @@ def fit_together(
                 break
     speeds = np.broadcast_to(meter.tokens_per_second, len(runs))
     return [_ended(run, float(speed), meter) for run, speed in zip(runs, speeds, strict=True)]
+
+
+def _validate_starts(runs: Sequence[Run]) -> None:
+    for run in runs:
+        if run.validate_start and not run.has_ended:
+            run.log.write(0, "validation", run.validate_start())
+        run.validate_start = None
 
 
 def _save(run: Run, validates: bool, number: int | None) -> None:

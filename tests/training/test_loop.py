@@ -64,7 +64,16 @@ def empty_state():
 
 
 def scripted(
-    directory, plan, *, losses=None, scores=(), progress=None, stop_after=None, recorder=None, dispatched=measured
+    directory,
+    plan,
+    *,
+    losses=None,
+    scores=(),
+    progress=None,
+    stop_after=None,
+    recorder=None,
+    dispatched=measured,
+    validate_start=None,
 ):
     """Run `fit` on losses (one a pass) and validation scores (one a validation) that are given; `dispatched` makes metrics of the first."""
     recorder, losses, scores = recorder or Recorder(), iter(losses or itertools.repeat(1.0)), iter(scores)
@@ -87,6 +96,7 @@ def scripted(
             log=recorder,
             bar=recorder,
             stop_requested=lambda: 15 if stop_after and recorder.advanced[-1] >= stop_after else None,
+            validate_start=validate_start,
         )
     finally:
         checkpoints.close()
@@ -265,6 +275,20 @@ def test_a_stop_request_saves_and_returns(tmp_path, stop_after):
     assert recorder.steps("validation") == list(range(2, stop_after + 1, 2))
 
 
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_the_start_is_validated_once_and_the_first_interval_does_not_wait_for_it(tmp_path, log_every):
+    recorder, seen = Recorder(), []
+    plan = replace(PLAN, num_steps=6, log_every_steps=log_every, eval_every_steps=2)
+    start = {"accuracy": 0.25}
+    scripted(
+        tmp_path, plan, recorder=recorder, validate_start=lambda: seen.append(list(recorder.advanced)) or dict(start)
+    )
+    assert [advanced[-1] for advanced in seen] == [1 if log_every == 1 else 2]
+    assert recorder.steps("validation") == [0, 2, 4, 6]
+    assert recorder.lines[1 if log_every == 1 else 0] == (0, "validation", start)
+    scripted(tmp_path / "stopped", plan, validate_start=pytest.fail, stop_after=1)  # which would keep a signal waiting
+
+
 def test_speed_counts_the_time_of_all_its_tokens(tmp_path, monkeypatch):
     """A pass takes 1 s and a validation 100 s; 32 tokens a pass are 32 a second, wherever validations fall."""
     clock = Clock()
@@ -292,12 +316,13 @@ def test_speed_counts_the_time_of_all_its_tokens(tmp_path, monkeypatch):
         log=recorder,
         bar=recorder,
         stop_requested=lambda: None,
+        validate_start=lambda: validate(None),
     )
     checkpoints.close()
     speeds = [metrics["tokens_per_second"] for _, split, metrics in recorder.lines if split == "train"]
     assert speeds == [32, 32]
     assert outcome.tokens_per_second == 32
-    assert outcome.progress.seconds == 50 + 8 + 2 * 100  # the last validation comes after the clock was read
+    assert outcome.progress.seconds == 50 + 8 + 3 * 100  # the last validation comes after the clock was read
 
 
 class Clock:
