@@ -15,7 +15,8 @@ from jaxpeft.config_file import parse_file_into, parse_run, read_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-COMPARISONS = sorted((ROOT / "configs").glob("compare-*.yaml"))
+STUDY = ROOT / "benchmarks" / "comparison" / "study.yaml"
+COMPARISONS = [*sorted((ROOT / "configs").glob("compare-*.yaml")), STUDY]
 CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {*COMPARISONS})
 
 
@@ -61,11 +62,11 @@ def test_configs_are_valid_and_say_their_command(path):
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_comparisons_are_valid_and_say_their_command(path):
     config = parse_file_into(CompareConfig, ["--config", str(path)], "jaxpeft compare", description="")()
-    assert config.name == path.stem
+    assert config.name == (path.stem if path != STUDY else "comparison")
     for cell in search_cells(config):
         run_of(config, cell)
         cost_run(config, cell.task, cell.method)
-    assert f"#   python -m jaxpeft compare --config configs/{path.name}\n" in path.read_text()
+    assert f"#   python -m jaxpeft compare --config {path.relative_to(ROOT)}\n" in path.read_text()
 
 
 def test_there_is_a_config_for_every_method_model_and_task():
@@ -87,3 +88,10 @@ def test_the_figures_of_speed_are_the_records():
     from benchmarks.speed.table import BEGIN, END, readme_block, stored_records
 
     assert README.split(BEGIN)[1].split(END)[0].strip() == readme_block(stored_records())
+
+
+def test_the_comparison_is_the_report_s():
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.comparison.table import BEGIN, END, block
+
+    assert README.split(BEGIN)[1].split(END)[0].strip() == block()

@@ -40,9 +40,9 @@ def tasks(report: str) -> dict[str, list[list[str]]]:
 
 
 def quoted(rows: list[list[str]]) -> list[str]:
-    """The lines of a table with the columns that are quoted."""
+    """The lines of a table with the columns that are quoted and have been measured."""
     head, *body = rows
-    columns = [i for i, name in enumerate(head) if name in QUOTED]
+    columns = [i for i, name in enumerate(head) if name in QUOTED and any(row[i] != "–" for row in body)]
     lines = [[QUOTED[head[i]] for i in columns], ["---"] + ["---:"] * (len(columns) - 1)]
     lines += [[row[i] for i in columns] for row in body]
     return ["| " + " | ".join(line) + " |" for line in lines]
