@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from benchmarks.readme import write_part
 from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, Site, SiteMethod, Vera
 from jaxpeft.models.build import build_skeleton
 from jaxpeft.report.methods import methods_table
@@ -62,9 +63,7 @@ def table() -> str:
 
 def main() -> None:
     """Write the table into the README."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}")
+    write_part(BEGIN, END, table())
 
 
 if __name__ == "__main__":

@@ -228,9 +228,9 @@ class EvaluationConfig:
     batch_size: int = 32
     """Rows in one evaluation pass, over all devices together."""
     max_batches: int | None = None
-    """Validate on so many batches at most during training; null: all."""
+    """Validate on so many batches at most during training, the first ones or, in classification, a fixed random choice; null: all."""
     max_test_batches: int | None = None
-    """Test on so many batches at most, which the results then say; null: all, as published figures are."""
+    """Test on so many batches at most, chosen likewise, which the results then say; null: all, as published figures are."""
     before: bool = True
     """Test what the run starts from, too; in a comparison, whose report does not read it, false unless its file says otherwise."""
     pseudo_perplexity: bool = False

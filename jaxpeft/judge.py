@@ -50,11 +50,11 @@ class Judge:
         return replace(self, step=make_eval_step(objective, traces), traces=traces)
 
     def validate(self, frozen: Params, adapters: Adapters, masks: Layers) -> dict[str, float]:
-        """Metrics on (the first `evaluation.max_batches` of) the validation rows."""
+        """Metrics on the validation rows, or `evaluation.max_batches` of them."""
         return self._measure(frozen, adapters, masks, self.validation_data, self.config.evaluation.max_batches)
 
     def test(self, frozen: Params, adapters: Adapters, masks: Layers) -> dict[str, float]:
-        """Metrics on (the first `evaluation.max_test_batches` of) the test rows, with `pseudo_perplexity` where that is asked for."""
+        """Metrics on the test rows, or `evaluation.max_test_batches` of them, with `pseudo_perplexity` where that is asked for."""
         e = self.config.evaluation
         metrics = self._measure(frozen, adapters, masks, self.test_data, e.max_test_batches)
         if isinstance(self.test_data, MaskedLMData) and e.pseudo_perplexity:
@@ -65,6 +65,10 @@ class Judge:
     def _measure(
         self, frozen: Params, adapters: Adapters, masks: Layers, data: Data, limit: int | None
     ) -> dict[str, float]:
+        if limit and isinstance(data, ClassificationData):
+            data = data.sample(
+                limit * data.batch_size
+            )  # its batches are by length: the first ones are of the shortest rows
         batches: Iterable[Batch] = first(data.eval_batches(), limit)
         args = (self.step, self.parallel, frozen, adapters, masks, batches)
         if isinstance(data, ClassificationData):

@@ -36,7 +36,7 @@ from jaxpeft.training.step import TrainState, dropout_key
 from jaxpeft.training.together import Run, fit_together
 
 _CPU_TOKENS = 256
-"""A CPU has enough to do with a batch of more, and not the caches for those of several runs (`benchmarks.together`)."""
+"""A CPU has enough to do with a batch of more: side by side, three runs of 16 x 128 tokens took 1.6 s each, one after the other 1.3 s."""
 
 
 def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:

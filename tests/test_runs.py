@@ -240,6 +240,17 @@ def test_merge_can_quantise_the_sum_again(everything, labels, root, monkeypatch,
     assert "the base of 'runs/labels' is not quantised" in capsys.readouterr().err
 
 
+def test_a_test_of_some_rows_is_of_so_many_and_says_so(root):
+    flags = (
+        "--data.test_file labels.tsv --evaluation.batch_size 4 --evaluation.max_test_batches 1 --training.num_steps 2"
+    )
+    directory, results = tiny_runs.train(root, f"{tiny_runs.LABELS.replace('labels', 'some-rows', 1)} {flags}")
+    assert "tested on 4 rows at most" in results["data_notes"]
+    assert "tested on 4 rows at most" in (directory / "adapter" / "README.md").read_text()
+    assert results["test_split"] == "test"
+    assert results["test"]["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
+
+
 def test_regression_with_every_weight(root, monkeypatch, capsys):
     directory, results = tiny_runs.scores(root)
     assert set(results["test"]) == {"loss", "pearson", "spearman"}

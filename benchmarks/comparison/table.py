@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from benchmarks.readme import write_part
+
 HERE = Path(__file__).parent
-README = HERE.parent.parent / "README.md"
 BEGIN, END = "<!-- comparison: python -m benchmarks.comparison.table -->", "<!-- end of comparison -->"
 PICTURE = "wikitext-2-parameters.svg"
 QUOTED = {
@@ -58,8 +59,7 @@ def block() -> str:
 
 def main() -> None:
     """Write the README's part."""
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{block()}\n{END}{rest.split(END)[1]}")
+    write_part(BEGIN, END, block())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.readme import write_part
 from benchmarks.speed.cases import CASES, VARIANTS
 from benchmarks.speed.turns import ROOT
 
@@ -175,9 +176,7 @@ def stored_records() -> list[Record]:
 
 def main() -> None:
     """Write the README's part."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{readme_block(stored_records())}\n{END}{rest.split(END)[1]}")
+    write_part(BEGIN, END, readme_block(stored_records()))
 
 
 if __name__ == "__main__":

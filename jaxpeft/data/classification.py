@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxpeft.data.order import FILL, cut, num_batches, order_rng, shape_rng
+from jaxpeft.data.splits import HOLD_OUT_SEED
 from jaxpeft.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -168,6 +169,19 @@ class ClassificationData:
     def with_seed(self, seed: int) -> ClassificationData:
         """The same rows in the order of another seed."""
         return replace(self, seed=seed)
+
+    def sample(self, num_rows: int) -> ClassificationData:
+        """The same with `num_rows` of the rows at most, a fixed random choice: the first in a file may be of one label."""
+        order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(self.labels))
+        rows, offsets = np.sort(order[:num_rows]), self.encoded.offsets
+        tokens = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+        encoded = replace(
+            self.encoded,
+            input_ids=self.encoded.input_ids[tokens],
+            token_type_ids=self.encoded.token_type_ids[tokens],
+            offsets=np.concatenate([[0], np.cumsum(self.encoded.lengths[rows])]),
+        )
+        return replace(self, encoded=encoded, labels=self.labels[rows])
 
     def train_batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs.

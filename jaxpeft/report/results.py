@@ -175,7 +175,7 @@ def measure(
 
 def _limits(evaluation: EvaluationConfig) -> list[str]:
     most = evaluation.max_test_batches
-    return [f"tested on the first {most * evaluation.batch_size:,} rows at most"] if most else []
+    return [f"tested on {most * evaluation.batch_size:,} rows at most"] if most else []
 
 
 def describe_devices() -> str:

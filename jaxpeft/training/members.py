@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -161,9 +160,9 @@ def make_members_step(
             settings, state, batch = member
             return one(settings, state, frozen, batch)
 
-        tokens = math.prod(batches["input_ids"].shape[1:])
-        each = jax.vmap(of) if tokens <= (tokens_side_by_side or tokens) else partial(jax.lax.map, of)
-        state, metrics = each((members.settings, members.state, batches))
+        each = (members.settings, members.state, batches)
+        in_turn = tokens_side_by_side is not None and math.prod(batches["input_ids"].shape[1:]) > tokens_side_by_side
+        state, metrics = jax.lax.map(of, each) if in_turn else jax.vmap(of)(each)
         return replace(members, state=state), metrics
 
     return jax.jit(step, donate_argnums=0)

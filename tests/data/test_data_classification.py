@@ -138,3 +138,15 @@ def test_refusals(tokenizer):
         encode_texts(["a"], None, tokenizer, max_length=2)
     with pytest.raises(InputError, match="batch size 0"):
         classification_data(["a"], None, None, tokenizer, **{**options, "batch_size": 0})
+
+
+def test_a_sample_is_a_fixed_choice_of_whole_rows_of_all_lengths(data):
+    whole = {row_key(batch, place) for batch in data.eval_batches() for place in np.nonzero(batch["weights"])[0]}
+    part = data.sample(64)
+    chosen = [row_key(batch, place) for batch in part.eval_batches() for place in np.nonzero(batch["weights"])[0]]
+    assert len(chosen) == 64
+    assert set(chosen) <= whole
+    assert np.median(part.encoded.lengths) == pytest.approx(np.median(data.encoded.lengths), rel=0.15)
+    np.testing.assert_array_equal(data.sample(64).labels, part.labels)
+    assert set(part.labels.tolist()) == {0, 1}
+    assert len(data.sample(10_000).labels) == len(data.labels)

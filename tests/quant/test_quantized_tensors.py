@@ -71,7 +71,8 @@ def test_one_trace_for_equal_shapes(scheme):
 
 def test_strict_dtype_promotion(scheme):
     with jax.numpy_dtype_promotion("strict"):
-        jax.jit(lambda t: dequantize(t, jnp.bfloat16))(quantize(normal(64, 49), **scheme))
+        kernel = jax.jit(lambda t: dequantize(t, jnp.bfloat16))(quantize(normal(64, 49), **scheme))
+    assert (kernel.dtype, kernel.shape) == (jnp.bfloat16, (64, 49))
 
 
 def test_gradient_flows_past_the_frozen_kernel(scheme):
