@@ -38,7 +38,7 @@ def full_table(record: Record) -> str:
     """All figures of a record."""
     parts = [f"# Speed on {record['device_name']}", "", f"`python -m benchmarks.speed`: {machine_line(record)}.", ""]
     parts += [
-        "Matrix products, the machine's peak is the better side's best of the same run (here: of the last one):",
+        "Matrix products (here: of the last run; `of peak` is of the better side's best of the row's own run, which is said below it):",
         "",
         *_peaks(record),
         "",
@@ -99,8 +99,14 @@ def _measured(methods: Record) -> list[str]:
     alike: dict[str, list[str]] = {}
     for method, row in methods.items():
         m = row["measured"]
-        alike.setdefault(f"{m['rounds']} rounds, commit {m['commit']}", []).append(f"{method} {m['at']}")
+        how = f"{m['rounds']} rounds, commit {m['commit']}"
+        alike.setdefault(how, []).append(f"{method} {m['at']} at a peak of {_peak(row) / 1e9:,.0f} GFLOP/s")
     return [f"{how}: {', '.join(which)}." for how, which in alike.items()]
+
+
+def _peak(row: Record) -> float:
+    """The best rate of matrix products, FLOP/s, in the run that a row is of: virtual machines of one name differ in it."""
+    return row["ours"]["flops_per_second"] / row["ours"]["share_of_peak"]
 
 
 def _spread(figure: Record, unit: str) -> str:
@@ -149,13 +155,17 @@ def _readme_part(record: Record) -> str:
             f"| {_title(name)} | {row['ours']['tokens_per_second']:,.0f} | {' | '.join(faster)} | {', '.join(memory)} "
             f"| {100 * row['ours']['share_of_peak']:.0f} % |"
         )
-    dates = sorted(row["measured"]["at"][:10] for methods in record["cases"].values() for row in methods.values())
-    rounds = sorted({row["measured"]["rounds"] for methods in record["cases"].values() for row in methods.values()})
+    rows = [row for methods in record["cases"].values() for row in methods.values()]
+    dates = sorted(row["measured"]["at"][:10] for row in rows)
+    rounds = sorted({row["measured"]["rounds"] for row in rows})
+    peaks = sorted(round(_peak(row) / 1e9) for row in rows)
     turns = f"Times over PEFT are medians of {' or '.join(map(str, rounds))} rounds in which the two sides take turns."
     said = [f"{turns} {_methods(record)}".strip()]
     said += [_startup(record)] if record.get("startup") else []
     when = " to ".join(sorted({dates[0], dates[-1]}))
-    return "\n".join([*lines, "", *said, f"Measured on {machine_line(record)}; {when}."])
+    reached = " to ".join(f"{peak:,}" for peak in sorted({peaks[0], peaks[-1]}))
+    said += [f"Measured on {machine_line(record)}; {when}, where matrix products reached {reached} GFLOP/s."]
+    return "\n".join([*lines, "", *said])
 
 
 def _methods(record: Record) -> str:
