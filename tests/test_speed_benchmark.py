@@ -123,10 +123,11 @@ def test_the_tables_say_what_the_record_says():
     assert "Left empty: qlora: it is too slow." in full
     assert "| step time of qlora over LoRA's | 1.3 | ≤ 1.25 | MISSED |" in full
     assert "| DistilBERT, masked-LM, 16 × 128 | 128 | 2.00× | – | – | 2.00 GB, 2.00 GB |" in readme
-    assert "3 rounds, commit abc: lora 2026-01-01 00:00 UTC, qlora 2026-01-01 00:00 UTC." in full
+    assert "3 rounds, commit abc, peak 1 GFLOP/s: lora 2026-01-01 00:00 UTC, qlora 2026-01-01 00:00 UTC." in full
     assert "10.0 s with a warm compilation cache" in readme
     assert "medians of 3 rounds" in readme
     assert "A CPU, 2 cores, 8 GiB" in readme
+    assert "where matrix products reached 1 GFLOP/s" in readme
 
 
 def test_a_later_run_keeps_what_it_does_not_measure_again_on_the_same_machine(tmp_path, monkeypatch):

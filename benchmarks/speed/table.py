@@ -99,14 +99,9 @@ def _measured(methods: Record) -> list[str]:
     alike: dict[str, list[str]] = {}
     for method, row in methods.items():
         m = row["measured"]
-        how = f"{m['rounds']} rounds, commit {m['commit']}"
-        alike.setdefault(how, []).append(f"{method} {m['at']} at a peak of {_peak(row) / 1e9:,.0f} GFLOP/s")
+        how = f"{m['rounds']} rounds, commit {m['commit']}, peak {m['peak'] / 1e9:,.0f} GFLOP/s"
+        alike.setdefault(how, []).append(f"{method} {m['at']}")
     return [f"{how}: {', '.join(which)}." for how, which in alike.items()]
-
-
-def _peak(row: Record) -> float:
-    """The best rate of matrix products, FLOP/s, in the run that a row is of: virtual machines of one name differ in it."""
-    return row["ours"]["flops_per_second"] / row["ours"]["share_of_peak"]
 
 
 def _spread(figure: Record, unit: str) -> str:
@@ -158,7 +153,7 @@ def _readme_part(record: Record) -> str:
     rows = [row for methods in record["cases"].values() for row in methods.values()]
     dates = sorted(row["measured"]["at"][:10] for row in rows)
     rounds = sorted({row["measured"]["rounds"] for row in rows})
-    peaks = sorted(round(_peak(row) / 1e9) for row in rows)
+    peaks = sorted(round(row["measured"]["peak"] / 1e9) for row in rows)
     turns = f"Times over PEFT are medians of {' or '.join(map(str, rounds))} rounds in which the two sides take turns."
     said = [f"{turns} {_methods(record)}".strip()]
     said += [_startup(record)] if record.get("startup") else []

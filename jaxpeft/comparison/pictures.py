@@ -78,6 +78,9 @@ def _against(axes: Any, rows: Sequence[Row], metric: str, x_of: Callable[[Row], 
     axes.set(
         xscale="log", xlabel=label, ylabel=f"{_label(metric, rows[0].any.test_split)}\n± standard deviation over seeds"
     )
+    # Within a decade, powers of ten would label next to nothing.
+    if shown and max(x for _, _, x in shown) < 10 * min(x for _, _, x in shown):
+        _plain_numbers(axes.xaxis, subs=(1, 2, 3, 4, 5, 6, 8))
     _scale(axes, metric, [row.quality(metric).mean for _, row, _ in shown])
     axes.grid(color="0.92")
     _legend(axes)
@@ -123,12 +126,17 @@ def _memory(axes: Any, rows: Sequence[Row]) -> bool:
 
 def _scale(axes: Any, metric: str, values: Sequence[float]) -> None:
     if metric in SMALLER_IS_BETTER and values and max(values) > 4 * min(values):
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _plain_numbers(axes.yaxis, subs=(1, 2, 5))
+
+
+def _plain_numbers(axis: Any, *, subs: Sequence[int]) -> None:
+    """Label a logarithmic axis with numbers as they are read, at `subs` times the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _label(metric: str, split: str) -> str:
