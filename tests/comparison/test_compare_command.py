@@ -166,12 +166,15 @@ def test_a_signal_reaches_the_process_and_ends_the_comparison(root, monkeypatch)
         return process
 
     monkeypatch.setattr(jobs.subprocess, "Popen", popen)
-    before = signal.getsignal(signal.SIGHUP)
-    with contextlib.chdir(root), pytest.raises(SystemExit) as stopped:
-        jobs.do({"do": "train"})
+    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and would stay so
+    try:
+        with contextlib.chdir(root), pytest.raises(SystemExit) as stopped:
+            jobs.do({"do": "train"})
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, outside)
     assert stopped.value.code == 128 + signal.SIGHUP
     assert (root / "saved").is_file()
-    assert signal.getsignal(signal.SIGHUP) == before
 
 
 SLEEPER = """
