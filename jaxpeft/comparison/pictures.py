@@ -132,10 +132,10 @@ def _scale(axes: Any, metric: str, values: Sequence[float]) -> None:
 
 def _plain_numbers(axis: Any, *, subs: Sequence[int]) -> None:
     """Label a logarithmic axis with numbers as they are read, at `subs` times the powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
