@@ -40,11 +40,12 @@ from jaxpeft.targets import (
     match_targets,
     whole_modules,
 )
+from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.loop import Plan
 from jaxpeft.training.objectives import Batch, Objective
 from jaxpeft.training.optimizer import LoraPlus, build_optimizer
 from jaxpeft.training.sharding import DataParallel
-from jaxpeft.training.step import TrainState, dropout_key, init_state
+from jaxpeft.training.step import TrainState, init_state
 
 Data = MaskedLMData | ClassificationData
 TrainingData = Data | PackedData

@@ -27,12 +27,13 @@ from jaxpeft.report.log import MetricsLog
 from jaxpeft.report.results import Results
 from jaxpeft.report.terminal import TrainingBar, say
 from jaxpeft.training.checkpoint import Checkpoints
+from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.interrupt import stop_requests
 from jaxpeft.training.loop import Outcome
 from jaxpeft.training.members import Members, feed_members, make_members_step, settings_of, stack
 from jaxpeft.training.meter import seconds_compiling
 from jaxpeft.training.optimizer import learning_rate_schedule
-from jaxpeft.training.step import TrainState, dropout_key
+from jaxpeft.training.step import TrainState
 from jaxpeft.training.together import Run, fit_together
 
 _CPU_TOKENS = 256

@@ -18,7 +18,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxpeft.errors import InputError
-from jaxpeft.training.step import GENERATORS, TrainState
+from jaxpeft.training.dropout import GENERATORS
+from jaxpeft.training.step import TrainState
 
 
 @dataclass(frozen=True)

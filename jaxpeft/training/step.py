@@ -15,6 +15,7 @@ from flax import struct
 from jaxpeft.paths import Adapters, Layers, Params
 from jaxpeft.pruning.allocation import Allocation, Importance, fresh_importance, keep_important, update_importance
 from jaxpeft.pruning.masks import apply_masks, magnitude_masks
+from jaxpeft.training.dropout import for_drawing
 from jaxpeft.training.objectives import Batch, Objective
 
 
@@ -36,21 +37,6 @@ class TrainState:
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]
-
-
-GENERATORS = ("threefry2x32", "rbg")
-"""jax's random generators that a run's dropout may draw from."""
-
-
-def dropout_key(seed: int, *, platform: str = "cpu", num_devices: int = 1) -> jax.Array:
-    """A run's key, of the generator that costs least on `num_devices` devices of `platform` ("cpu", "gpu", "tpu").
-
-    One accelerator draws with `rbg`, its own instruction. XLA cannot split that one: of several devices each would draw the bits of
-    the whole batch, which on 256 TPU chips multiplies a step's memory by sixteen; threefry it splits. A CPU has no such
-    instruction, and threefry melts into what surrounds it: 2.25 s a step of DistilBERT (16 × 128), and 2.41 s with rbg.
-    """
-    generator = "rbg" if platform != "cpu" and num_devices == 1 else "threefry2x32"
-    return jax.random.fold_in(jax.random.key(seed, impl=generator), 1)
 
 
 def init_state(
@@ -108,7 +94,7 @@ def train_pass(
     max_grad_norm: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """One pass, as `make_train_step` compiles it: loss, gradients of what trains, update."""
-    dropout_rng = jax.random.fold_in(state.rng, state.step)
+    dropout_rng = for_drawing(jax.random.fold_in(state.rng, state.step))
 
     def mean_loss(adapters: Adapters) -> jax.Array:
         logits = objective.logits(frozen, adapters, state.masks, batch, dropout_rng)

@@ -22,8 +22,9 @@ from jaxpeft.preflight.collectives import traffic
 from jaxpeft.preflight.run_shapes import batch_shapes, lower_evaluation, lower_training, run_shapes
 from jaxpeft.prepare import _model_options, prepare_adapters, prepare_optimizer
 from jaxpeft.quant import Quantization, quantize, quantized_shape
+from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.sharding import data_parallel
-from jaxpeft.training.step import dropout_key, init_state
+from jaxpeft.training.step import init_state
 
 
 @pytest.fixture

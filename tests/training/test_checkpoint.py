@@ -12,7 +12,8 @@ from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import keep_counts
 from jaxpeft.quant import quantize
 from jaxpeft.training.checkpoint import Checkpoints, Progress, hash_base
-from jaxpeft.training.step import GENERATORS, dropout_key, init_state, make_train_step, prune_step
+from jaxpeft.training.dropout import GENERATORS, dropout_key
+from jaxpeft.training.step import init_state, make_train_step, prune_step
 
 METHOD = Lora(rank=4, dropout=0.1)
 
