@@ -18,7 +18,7 @@ def dropout_key(seed: int, *, platform: str = "cpu", num_devices: int = 1) -> ja
 
     One accelerator draws with `rbg`, its own instruction. XLA cannot split that one: of several devices each would draw the bits of
     the whole batch, which on 256 TPU chips multiplies a step's memory by sixteen; threefry it splits. A CPU has no such
-    instruction, and threefry melts into what surrounds it: 2.25 s a step of DistilBERT (16 × 128), and 2.41 s with rbg.
+    instruction: 2.41 s a step of DistilBERT (16 × 128) with rbg, and 2.25 s with jax's own threefry.
     """
     generator = "rbg" if platform != "cpu" and num_devices == 1 else "threefry2x32"
     return jax.random.fold_in(jax.random.key(seed, impl=generator), 1)

@@ -41,12 +41,17 @@ class Pair:
 
 def in_float64(pair):
     """Ours in double precision: weights, adapters, and what layers compute in. Inside `jax.enable_x64`."""
+    model, frozen, adapters = doubled(pair.model, pair.frozen, pair.adapters)
+    return replace(pair, model=model, frozen=frozen, adapters=adapters)
 
-    def cast(tree):
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64 if leaf.dtype.kind == "f" else None), tree)
 
-    model = replace(pair.model, module=pair.model.module.clone(dtype=jnp.float64))
-    return replace(pair, model=model, frozen=cast(pair.frozen), adapters=cast(pair.adapters))
+def doubled(model, *trees):
+    """The model computing in float64, and `trees` with their floats in it. Inside `jax.enable_x64`."""
+
+    def cast(leaf):
+        return jnp.asarray(leaf, jnp.float64 if leaf.dtype.kind == "f" else None)
+
+    return replace(model, module=model.module.clone(dtype=jnp.float64)), *(jax.tree.map(cast, tree) for tree in trees)
 
 
 def room_for(method):

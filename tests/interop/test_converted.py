@@ -4,11 +4,11 @@ import copy
 import json
 import shutil
 import warnings
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import tiny
 import torch_side
@@ -37,12 +37,8 @@ def logits_of(model, frozen, adapters, method):
 def logits_in_float64(model, frozen, adapters, method):
     """What is compared is what was read of a file, and not how a processor rounds a whole model."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        frozen, adapters = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, jnp.float64 if leaf.dtype.kind == "f" else None), (frozen, adapters)
-        )
-        return np.asarray(
-            logits_of(replace(model, module=model.module.clone(dtype=jnp.float64)), frozen, adapters, method)
-        )
+        model, frozen, adapters = parity.doubled(model, frozen, adapters)
+        return np.asarray(logits_of(model, frozen, adapters, method))
 
 
 def gradients(model, targets):
