@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxpeft.cli import train
+from jaxpeft.cli.train import main
 
 if __name__ == "__main__":
-    train(prog="train.py", default_config=Path(__file__).parent / "configs" / "quickstart.yaml")
+    main(prog="train.py", default_config=Path(__file__).parent / "configs" / "quickstart.yaml")

@@ -26,10 +26,10 @@ import numpy as np
 from benchmarks.quality import sst2
 from jaxpeft import RunConfig, train
 from jaxpeft.config import AdapterConfig
-from jaxpeft.paths import by_leaf
-from jaxpeft.plan import make_plan
-from jaxpeft.prepare import prepare_adapters, prepare_data, prepare_model, prepare_splits
-from jaxpeft.report.log import read_metrics
+from jaxpeft.report.metrics_log import read_metrics
+from jaxpeft.runs.prepare import prepare_adapters, prepare_data, prepare_model, prepare_splits
+from jaxpeft.runs.schedule import make_plan
+from jaxpeft.trees import by_leaf
 
 BOUND = 0.007
 """How far a mean over the seeds may be from torch PEFT's: 0.7 points of accuracy."""

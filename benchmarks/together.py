@@ -1,7 +1,7 @@
 """What training together gains: python -m benchmarks.together
 
 MiniLM, masked-LM, LoRA of rank 8 on query and value, batches of 16: updates a second of 2, 4, 8 and 16 runs in one program
-(`jaxpeft.together`), over those of the same runs one after the other, which is one run's. Both take turns in one process, and a gain is
+(`jaxpeft.runs.sweep`), over those of the same runs one after the other, which is one run's. Both take turns in one process, and a gain is
 of the same round; given are the median and the extremes. What is timed are updates alone: starting, loading and compiling, which runs in
 one program do once, is left out. Written as it goes to `benchmarks/together/DEVICE.json`, with a Markdown table beside it.
 """
@@ -21,12 +21,12 @@ import jax
 
 from benchmarks.speed.machine import describe, measured_now
 from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
-from jaxpeft.parts import Parts, prepare_parts, prepare_sibling
 from jaxpeft.report.results import describe_devices
-from jaxpeft.together import assemble, fresh_state
-from jaxpeft.training.feed import feed
-from jaxpeft.training.members import feed_members
+from jaxpeft.runs.setup import RunSetup, setup_replica, setup_run
+from jaxpeft.runs.sweep import assemble, fresh_state
+from jaxpeft.training.input_pipeline import feed
 from jaxpeft.training.step import make_train_step
+from jaxpeft.training.sweep import sweep_input_pipeline
 
 BATCH_SIZE = 16
 RATES = (1e-3, 3e-3)
@@ -65,24 +65,24 @@ def turns_of(program: Any, state: Any, frozen: Any, draw_at: Callable[[int], Any
     return turn
 
 
-def alone(parts: Parts, updates: int) -> Turn:
-    """One run by itself, as `jaxpeft.experiment` trains it."""
+def alone(parts: RunSetup, updates: int) -> Turn:
+    """One run by itself, as `jaxpeft.runs.train` trains it."""
     source = feed(parts.train_data, parts.parallel)
     step = make_train_step(parts.objective, parts.optimizer)
     return turns_of(source.train_steps(step, updates), parts.fresh_state(), parts.frozen, source.draw_at, updates)
 
 
-def together(runs: list[Parts], updates: int) -> Turn:
+def together(runs: list[RunSetup], updates: int) -> Turn:
     """`runs` in one program."""
-    members, step = assemble(runs, [fresh_state(parts) for parts in runs])
-    source = feed_members([parts.train_data for parts in runs], runs[0].parallel)
-    return turns_of(source.train_steps(step, updates), members, runs[0].frozen, source.draw_at, updates)
+    replicas, step = assemble(runs, [fresh_state(parts) for parts in runs])
+    source = sweep_input_pipeline([parts.train_data for parts in runs], runs[0].parallel)
+    return turns_of(source.train_steps(step, updates), replicas, runs[0].frozen, source.draw_at, updates)
 
 
 def measure(length: int, sizes: list[int], updates: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each size of a group, in the order given."""
-    first = prepare_parts(config(0, length))
-    runs = [first, *(prepare_sibling(first, config(i, length)) for i in range(1, max(sizes)))]
+    first = setup_run(config(0, length))
+    runs = [first, *(setup_replica(first, config(i, length)) for i in range(1, max(sizes)))]
     one, rows = alone(first, updates), []
     for size in sizes:
         group = together(runs[:size], updates)
@@ -124,7 +124,7 @@ def table(record: dict[str, Any]) -> str:
         "|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {row['length']} | {row['members']} | {row['seconds_together']:.3g} | {row['seconds_alone']:.3g} "
+        f"| {row['length']} | {row['replicas']} | {row['seconds_together']:.3g} | {row['seconds_alone']:.3g} "
         f"| {row['member_updates_per_second']:.3g} | {row['gain']:.2f}× ({row['gain_spread'][0]:.2f} to {row['gain_spread'][1]:.2f}) "
         f"| {row['peak_bytes_so_far'] / 1e9:.2f} |"
         for row in record["rows"]
@@ -152,7 +152,7 @@ def main() -> None:
     }
     args.output.mkdir(parents=True, exist_ok=True)
     for length in args.lengths:
-        rows += measure(length, sorted(args.members), args.updates, args.rounds)
+        rows += measure(length, sorted(args.replicas), args.updates, args.rounds)
         (args.output / f"{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
         (args.output / f"{kind}.md").write_text(table(record))
     print(table(record))

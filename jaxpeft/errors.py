@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -14,7 +16,14 @@ class InputError(ValueError):
     """
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'rank'?"` for the known name nearest to `name`, or an empty string where none is near."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def fail(message: str, *, prog: str, hint: str | None = None) -> NoReturn:
+    """Print one line to standard error and exit with status 2."""
+    line = " ".join(message.split())
+    print(f"{prog}: error: {line}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+    sys.exit(2)

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxpeft.adapters.contract import FrozenLayer, Method, Site, SiteMethod, SiteParams, check_masks
-from jaxpeft.errors import InputError, near
-from jaxpeft.paths import Adapters, Layers, Params, join, leaf_paths, nest, without_shared
+from jaxpeft.adapters.base import FrozenLayer, Method, Site, SiteMethod, SiteParams, check_masks
+from jaxpeft.errors import InputError, did_you_mean
 from jaxpeft.pruning.masks import apply_masks
-from jaxpeft.quant import QuantizedTensor, dequantize, is_quantized, recomputed
+from jaxpeft.quantization import QuantizedTensor, dequantize, is_quantized, recomputed
+from jaxpeft.trees import Adapters, Layers, Params, join, leaf_paths, nest, without_shared
 
 
 def discover_sites(module: nn.Module, params: Params, **inputs: Any) -> dict[str, Site]:
@@ -64,8 +64,8 @@ def apply(
     *,
     masks: Layers | None = None,
     dropout_rng: jax.Array | None = None,
-    taps: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
-    stand_ins: Mapping[str, Callable[..., Any]] | None = None,
+    input_hooks: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
+    module_overrides: Mapping[str, Callable[..., Any]] | None = None,
     **inputs: Any,
 ) -> Any:
     """Run `module` on `inputs` with `adapters` at their layers; return the module's own output.
@@ -77,8 +77,8 @@ def apply(
         method: what the parameters at the sites mean; None where there are none.
         masks: by layer, like `adapters["sites"]`; bool, True = keep. Layers without a mask are dense.
         dropout_rng: key of the base's and the adapters' dropout; None evaluates without dropout.
-        taps: layer path → function applied to every positional argument of that module's call.
-        stand_ins: layer path → function called instead of that module, with the module before its call's arguments; the
+        input_hooks: layer path → function applied to every positional argument of that module's call.
+        module_overrides: layer path → function called instead of that module, with the module before its call's arguments; the
             layers inside that it calls run as elsewhere, with their adapters.
         **inputs: the module's keyword arguments.
 
@@ -93,15 +93,15 @@ def apply(
     params = nest({path: leaf for path, leaf in leaves.items() if path not in quantized})
     visited: set[str] = set()
     called: set[str] = set()
-    taps, stand_ins = taps or {}, stand_ins or {}
+    input_hooks, module_overrides = input_hooks or {}, module_overrides or {}
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         path = "/".join(context.module.path)
-        if (path in taps or path in stand_ins) and context.method_name == "__call__":
+        if (path in input_hooks or path in module_overrides) and context.method_name == "__call__":
             called.add(path)
-            args = tuple(map(taps[path], args)) if path in taps else args
-            if path in stand_ins:
-                return stand_ins[path](context.module, *args, **kwargs)
+            args = tuple(map(input_hooks[path], args)) if path in input_hooks else args
+            if path in module_overrides:
+                return module_overrides[path](context.module, *args, **kwargs)
         tensor = quantized.get(f"{path}/kernel")
         if not _kind(context) or (tensor is None and path not in sites):
             return call(*args, **kwargs)
@@ -118,9 +118,11 @@ def apply(
         out = module.apply({"params": params}, rngs=rngs, deterministic=dropout_rng is None, **inputs)
     for path in sites:
         if path not in visited:
-            raise InputError(f"the adapter names layer '{path}', which the model never calls{near(path, visited)}")
-    expected = taps.keys() | stand_ins.keys()
-    assert called == expected, f"taps or stand-ins at {expected - called}, which the model never calls"
+            raise InputError(
+                f"the adapter names layer '{path}', which the model never calls{did_you_mean(path, visited)}"
+            )
+    expected = input_hooks.keys() | module_overrides.keys()
+    assert called == expected, f"input hooks or module overrides at {expected - called}, which the model never calls"
     return out
 
 
@@ -165,7 +167,7 @@ def _run_layer(
         kernel: jax.Array = module.get_variable("params", "kernel")
         return method.forward(x, params, FrozenLayer(call, kernel.astype, bias, dtype), rng)
 
-    # Options of the method may be traced (`training/members.py`), and `run` may not close over such.
+    # Options of the method may be traced (`training/sweep.py`), and `run` may not close over such.
     options = {name: value for name, value in vars(method).items() if isinstance(value, jax.Array)} if method else {}
 
     @recomputed

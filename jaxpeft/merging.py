@@ -7,11 +7,11 @@ import warnings
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import Method, SiteMethod, SiteParams, check_masks
+from jaxpeft.adapters.base import Method, SiteMethod, SiteParams, check_masks
 from jaxpeft.errors import InputError
-from jaxpeft.paths import Adapters, Layers, Params, by_leaf, join, leaf_paths, nest, without_shared
 from jaxpeft.pruning.masks import apply_masks
-from jaxpeft.quant import dequantize, is_quantized, quantize_like
+from jaxpeft.quantization import dequantize, is_quantized, quantize_like
+from jaxpeft.trees import Adapters, Layers, Params, by_leaf, join, leaf_paths, nest, without_shared
 
 
 def merge(

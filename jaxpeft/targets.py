@@ -25,8 +25,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from jaxpeft.adapters.contract import Site
-from jaxpeft.errors import InputError, near
+from jaxpeft.adapters.base import Site
+from jaxpeft.errors import InputError, did_you_mean
 
 _BERTS = ("bert", "roberta", "xlm-roberta", "roberta-prelayernorm", "electra", "albert", "big_bird", "roformer")
 
@@ -81,7 +81,7 @@ def default_targets(method_name: str, model_type: str) -> tuple[str, ...]:
     """
     if method_name not in _DEFAULTS:
         raise InputError(
-            f"there is no method '{method_name}'{near(method_name, _DEFAULTS)}; there are {_list(_DEFAULTS)}"
+            f"there is no method '{method_name}'{did_you_mean(method_name, _DEFAULTS)}; there are {_list(_DEFAULTS)}"
         )
     return _DEFAULTS[method_name].get(model_type, ())
 
@@ -98,7 +98,7 @@ def match_targets(
     exclude_modules: str | Sequence[str] | None = None,
     layers_to_transform: int | Sequence[int] | None = None,
     layers_pattern: str | Sequence[str] | None = None,
-    whole_layers: Iterable[str] = (),
+    fully_trained_layers: Iterable[str] = (),
 ) -> dict[str, Site]:
     """Return the sites that `target_modules` names, by layer path.
 
@@ -114,7 +114,7 @@ def match_targets(
             list gives by its full name is kept whatever its index.
         layers_pattern: the names, as regular expressions, that an index stands behind (`layer` in `enc.layer.0.query`);
             by default the first number behind two names is the index.
-        whole_layers: paths of layers that train whole; they are never adapted.
+        fully_trained_layers: paths of layers that train whole; they are never adapted.
 
     Raises:
         InputError: where an entry or an index matches nothing, where nothing is left, and for options that cannot go
@@ -125,7 +125,7 @@ def match_targets(
     # For PEFT a regular expression may need modules left out that are no sites: blocks, LayerNorms, Dropouts.
     if exclude_modules and (all_linear or not isinstance(target_modules, str)):
         _check_excluded(exclude_modules, sites)
-    whole = set(whole_layers)
+    whole = set(fully_trained_layers)
     free = {
         path: site
         for path, site in sites.items()
@@ -150,7 +150,7 @@ def match_targets(
     return chosen
 
 
-def whole_modules(leaves: Iterable[str], modules_to_save: Sequence[str]) -> set[str]:
+def match_modules(leaves: Iterable[str], modules_to_save: Sequence[str]) -> set[str]:
     """Return the leaf paths below the modules whose dotted name ends in an entry of `modules_to_save`, as PEFT matches them.
 
     Raises:
@@ -164,14 +164,14 @@ def whole_modules(leaves: Iterable[str], modules_to_save: Sequence[str]) -> set[
         if not matched:
             names = {_last(module) for module in modules}
             raise InputError(
-                f"modules_to_save '{entry}' matches no module{near(entry, names)}; there are {_list(names)}"
+                f"modules_to_save '{entry}' matches no module{did_you_mean(entry, names)}; there are {_list(names)}"
             )
         chosen |= {leaf for leaf in leaves if any(leaf.startswith(module + "/") for module in matched)}
     return chosen
 
 
 def check_patterns(patterns: Iterable[str], targets: Iterable[str], option_name: str) -> None:
-    """Refuse a key of `rank_pattern` or `alpha_pattern` that `jaxpeft.paths.pattern_value` would never choose.
+    """Refuse a key of `rank_pattern` or `alpha_pattern` that `jaxpeft.trees.pattern_value` would never choose.
 
     Args:
         patterns: the keys: regular expressions for a dotted name, or for its end after a dot.
@@ -188,7 +188,7 @@ def check_patterns(patterns: Iterable[str], targets: Iterable[str], option_name:
         if not any(expression.match(name) for name in names):
             ends = {_last(path) for path in targets}
             raise InputError(
-                f"{option_name} '{pattern}' matches no adapted layer{near(pattern, ends)}; the adapted layers end in {_list(ends)}"
+                f"{option_name} '{pattern}' matches no adapted layer{did_you_mean(pattern, ends)}; the adapted layers end in {_list(ends)}"
             )
 
 
@@ -215,7 +215,7 @@ def _check_excluded(exclude_modules: str | Sequence[str], sites: Mapping[str, Si
         if not any(_matches(path, entry, "exclude_modules") for path in sites):
             names, text = {_last(path) for path in sites}, entry if isinstance(entry, str) else entry[0]
             raise InputError(
-                f"exclude_modules '{text}' matches no layer that could be adapted{near(text, names)}; leave it out, "
+                f"exclude_modules '{text}' matches no layer that could be adapted{did_you_mean(text, names)}; leave it out, "
                 f"or name {'whole names' if isinstance(exclude_modules, str) else 'layers, not blocks'}"
             )
 
@@ -246,7 +246,7 @@ def _in_layers(
             parents = {a for path in named for a, b in pairwise(path.split("/")) if b.isdigit()}
             raise InputError(
                 f"layers_pattern '{pattern}' matches none of the layers that target_modules names"
-                f"{near(pattern, parents)}; their indices stand behind {_list(parents) or 'no name'}"
+                f"{did_you_mean(pattern, parents)}; their indices stand behind {_list(parents) or 'no name'}"
             )
     index_of = {path: _layer_index(path, expressions) for path in named}
     for index in indices:
@@ -321,7 +321,7 @@ def _no_match(entry: str | list[str], free: Mapping[str, Site], sites: Mapping[s
     known = f"this model's linear layers end in {_list(ends.get('linear', ()))}"
     if "embedding" in ends:
         known += f"; its embeddings are {_list(ends['embedding'])}"
-    return f"target_modules '{text}' matches no layer{near(text, set().union(*ends.values()))}; {known}"
+    return f"target_modules '{text}' matches no layer{did_you_mean(text, set().union(*ends.values()))}; {known}"
 
 
 def _dotted(path: str) -> str:

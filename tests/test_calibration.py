@@ -10,11 +10,11 @@ import tiny
 import torch_side
 
 from jaxpeft import InputError, Lora, apply, load_model, match_targets
-from jaxpeft.adapters.init import init_adapters
+from jaxpeft.adapters.build import init_adapters
 from jaxpeft.calibration import calibrate, components, input_components, kernel_gradients, record_inputs
 from jaxpeft.calibration.incremental_pca import updated
-from jaxpeft.paths import leaf_paths, nest
-from jaxpeft.quant import dequantize, quantize
+from jaxpeft.quantization import dequantize, quantize
+from jaxpeft.trees import leaf_paths, nest
 
 TARGETS = ["query", "value", "intermediate.dense", "output.dense"]
 
@@ -95,7 +95,7 @@ def test_eva_is_peft_s(name, base):
         np.testing.assert_allclose(overlap, 1, atol=1e-2)
 
     frozen, adapters = init_adapters(
-        model.params, found.method, found.targets, rng=jax.random.key(0), evidence=found.components
+        model.params, found.method, found.targets, rng=jax.random.key(0), statistics=found.components
     )
     inputs = model.inputs(torch_side.batch("bert"))
     plain = apply(model.module, model.params, {"sites": {}, "modules": {}}, **inputs).logits
@@ -224,17 +224,20 @@ def never(*_):
 def test_calibrate_measures_what_the_start_asks_for():
     toy, batches = tiny.Toy(), [tiny.batch(32, seed=i) for i in range(2)]
     plain = calibrate(toy, Lora(4), toy.sites(), [], loss=never)
-    assert (plain.method, plain.targets, plain.evidence) == (Lora(4), toy.sites(), {})
-    assert calibrate(toy, None, toy.sites(), [], loss=never).evidence == {}
+    assert (plain.method, plain.targets, plain.statistics) == (Lora(4), toy.sites(), {})
+    assert calibrate(toy, None, toy.sites(), [], loss=never).statistics == {}
 
     eva = calibrate(toy, Lora(4, init_lora_weights="eva"), toy.sites(), batches, loss=never)
     assert sum(eva.method.at(path).rank for path in eva.targets) == 8
     loss = lambda params, batch: jnp.square(toy.module.apply({"params": params}, batch["input_ids"]).logits).mean()  # noqa: E731
     gradient = calibrate(toy, Lora(4, init_lora_weights="lora_ga"), toy.sites(), batches, loss=loss)
-    assert {path: evidence.shape for path, evidence in gradient.evidence.items()} == {"up": (16, 24), "down": (24, 99)}
+    assert {path: statistics.shape for path, statistics in gradient.statistics.items()} == {
+        "up": (16, 24),
+        "down": (24, 99),
+    }
     for found in (eva, gradient):
         _, adapters = init_adapters(
-            toy.params, found.method, found.targets, rng=jax.random.key(0), evidence=found.evidence
+            toy.params, found.method, found.targets, rng=jax.random.key(0), statistics=found.statistics
         )
         assert {path: site["a"].shape[1] for path, site in adapters["sites"].items()} == {
             path: found.method.at(path).rank for path in found.targets

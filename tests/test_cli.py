@@ -14,6 +14,7 @@ from hub_server import HubServer
 from huggingface_hub import constants
 
 from jaxpeft import cli
+from jaxpeft.cli import train as train_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,7 +45,7 @@ def files(directory):
 def refused(capsys, flags, *, command=None):
     """Run a command that must fail; its one line on standard error."""
     with pytest.raises(SystemExit) as stopped:
-        cli.main([command, *flags.split()]) if command else cli.train(
+        cli.main([command, *flags.split()]) if command else train_command.main(
             [*COMMON.split(), *flags.split()], prog="train.py"
         )
     assert stopped.value.code == 2
@@ -310,11 +311,11 @@ print(sorted({"jax", "flax", "transformers", "torch", "datasets", "numpy"} & set
 
 
 def test_a_bug_keeps_its_traceback(work, monkeypatch):
-    from jaxpeft import experiment
+    from jaxpeft.runs import train
 
     def broken(config):
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr(experiment, "prepare_parts", broken)
+    monkeypatch.setattr(train, "setup_run", broken)
     with pytest.raises(RuntimeError, match="a bug of ours"):
-        cli.train([*COMMON.split(), *TEXT.split()], prog="train.py")
+        train_command.main([*COMMON.split(), *TEXT.split()], prog="train.py")

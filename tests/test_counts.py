@@ -9,8 +9,8 @@ import pytest
 from jaxpeft import count, load_model
 from jaxpeft.config import AdapterConfig, DataConfig, RunConfig
 from jaxpeft.models import build
-from jaxpeft.paths import leaf_paths
-from jaxpeft.prepare import prepare_adapters, whole_leaves
+from jaxpeft.runs.prepare import fully_trained, prepare_adapters
+from jaxpeft.trees import leaf_paths
 
 # model type, task, target modules → (total, in adapters, in a head that trains whole)
 COUNTS = {
@@ -43,7 +43,7 @@ def test_published_counts(model_type, task, targets, tmp_path, monkeypatch):
         task,
         weights="random",
         num_labels=2 if task == "classification" else None,
-        trained_leaves=lambda leaves, prefix: whole_leaves(config, leaves, prefix),
+        trained_leaves=lambda leaves, prefix: fully_trained(config, leaves, prefix),
     )
     total, in_adapters, in_head = COUNTS[model_type, task, targets]
     for method in ("lora", "hira"):

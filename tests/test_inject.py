@@ -6,7 +6,7 @@ import tiny
 from flax import linen as nn
 
 from jaxpeft.adapters import Lora, Site
-from jaxpeft.adapters.init import init_adapters
+from jaxpeft.adapters.build import init_adapters
 from jaxpeft.errors import InputError
 from jaxpeft.inject import apply, discover_sites
 from jaxpeft.models.build import Quantization
@@ -126,20 +126,20 @@ def test_a_rank_wider_than_its_layer_is_refused(bert, rank):
 def test_a_quantised_leaf_cannot_train_whole(tiny_models):
     model = tiny_models("bert", quantization=Quantization())
     with pytest.raises(InputError, match="kernel is stored quantised and cannot train whole"):
-        tiny.adapted(model, None, whole_leaves=["bert/encoder/layer/0/output/dense/kernel"])
+        tiny.adapted(model, None, fully_trained=["bert/encoder/layer/0/output/dense/kernel"])
 
 
 def test_a_tap_sees_the_first_argument_of_its_module_and_no_other():
     x = jnp.arange(8.0).reshape(2, 4)
     params = Linear().init(jax.random.key(0), x)["params"]
-    seen = apply(Linear(), params, NO_ADAPTERS, taps={"linear": lambda x: x[:1]}, x=x)
+    seen = apply(Linear(), params, NO_ADAPTERS, input_hooks={"linear": lambda x: x[:1]}, x=x)
     np.testing.assert_array_equal(seen, Linear().apply({"params": params}, x[:1]))
 
 
 def test_a_whole_leaf_stands_in_for_the_base_s():
     x = jnp.arange(8.0).reshape(2, 4)
     params = Linear().init(jax.random.key(0), x)["params"]
-    frozen, adapters = init_adapters(params, None, {}, rng=jax.random.key(0), whole_leaves=["linear/bias"])
+    frozen, adapters = init_adapters(params, None, {}, rng=jax.random.key(0), fully_trained=["linear/bias"])
     assert set(frozen["linear"]) == {"kernel"}
     adapters["modules"]["linear"]["bias"] += 1
     expected = Linear().apply({"params": params}, x) + 1
@@ -148,6 +148,6 @@ def test_a_whole_leaf_stands_in_for_the_base_s():
 
 def test_adapters_are_copies_that_a_step_may_consume(bert):
     leaf = "cls/predictions/bias"
-    _, adapters = tiny.adapted(bert, None, whole_leaves=[leaf])
+    _, adapters = tiny.adapted(bert, None, fully_trained=[leaf])
     jax.tree.map(lambda array: array.delete(), adapters)
     assert np.isfinite(bert.params["cls"]["predictions"]["bias"]).all()

@@ -8,14 +8,14 @@ from jaxpeft.adapters import AdaLora, Hira, Ia3, Loha, Lokr, Lora, Vera
 from jaxpeft.errors import InputError
 from jaxpeft.merging import merge, unmerge
 from jaxpeft.models.build import Quantization
-from jaxpeft.paths import leaf_paths, without_shared
-from jaxpeft.quant import dequantize, is_quantized, quantize_like
+from jaxpeft.quantization import dequantize, is_quantized, quantize_like
+from jaxpeft.trees import leaf_paths, without_shared
 
 METHOD = Lora(rank=4, alpha=8.0)
 
 
 def test_only_adapted_kernels_and_whole_leaves_change(bert):
-    frozen, adapters = tiny.adapted(bert, METHOD, whole_leaves=["cls/predictions/bias"])
+    frozen, adapters = tiny.adapted(bert, METHOD, fully_trained=["cls/predictions/bias"])
     adapters["modules"]["cls/predictions"]["bias"] += 1
     merged, before = leaf_paths(merge(frozen, adapters, METHOD)), leaf_paths(bert.params)
     chex.assert_trees_all_equal_shapes_and_dtypes(merged, before)
@@ -67,7 +67,7 @@ def test_a_diverged_adapter_is_refused(bad):
 
 
 def test_a_head_that_diverged_is_refused(bert):
-    frozen, adapters = tiny.adapted(bert, METHOD, whole_leaves=["cls/predictions/bias"])
+    frozen, adapters = tiny.adapted(bert, METHOD, fully_trained=["cls/predictions/bias"])
     adapters["modules"]["cls/predictions"]["bias"] *= jnp.nan
     with pytest.raises(InputError, match="the trained cls/predictions/bias is not finite"):
         merge(frozen, adapters, METHOD)
@@ -104,7 +104,7 @@ BASES = {
 @pytest.mark.parametrize("base", BASES)
 def test_unmerging_returns_the_base_bit_for_bit(tiny_models, base, method):
     model = tiny_models("bert", **BASES[base])
-    frozen, adapters = tiny.adapted(model, method, whole_leaves=["cls/predictions/bias"])
+    frozen, adapters = tiny.adapted(model, method, fully_trained=["cls/predictions/bias"])
     merged = merge(frozen, adapters, method)
     back = leaf_paths(unmerge(merged, frozen, adapters))
     assert back.keys() == leaf_paths(model.params).keys()

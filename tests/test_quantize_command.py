@@ -14,10 +14,11 @@ import tiny_runs
 import torch_side
 
 from jaxpeft import cli, load_model
+from jaxpeft.cli import train as train_command
 from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, RunConfig
-from jaxpeft.paths import leaf_paths, size_bytes
-from jaxpeft.prepare import prepare_adapters, prepare_model
-from jaxpeft.quant import is_quantized
+from jaxpeft.quantization import is_quantized
+from jaxpeft.runs.prepare import prepare_adapters, prepare_model
+from jaxpeft.trees import leaf_paths, size_bytes
 
 WIDTH = {**tiny_runs.TINY, "hidden_size": 32, "intermediate_size": 48}
 
@@ -152,7 +153,7 @@ def test_a_run_that_asks_for_another_quantisation_than_the_files(capsys):
     capsys.readouterr()
     flags = "--name x --model.name nf4-only --model.quantization int8 --data.train_file train.txt"
     with pytest.raises(SystemExit):
-        cli.train([*tiny_runs.COMMON.split(), *flags.split()], prog="train.py")
+        train_command.main([*tiny_runs.COMMON.split(), *flags.split()], prog="train.py")
     error = capsys.readouterr().err
     assert "in nf4 in blocks of 64 with double quantisation, and int8 was asked for" in error
     assert error.count("\n") == 1

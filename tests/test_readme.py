@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from jaxpeft.comparison.grid import CompareConfig, cost_run, run_of, search_cells
-from jaxpeft.config_file import parse_file_into, parse_run, read_config
+from jaxpeft.config.files import read_config
+from jaxpeft.config.parsing import parse_file_into, parse_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

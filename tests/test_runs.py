@@ -14,10 +14,10 @@ import torch_side
 import yaml
 
 from jaxpeft import InputError, load_model, load_run
-from jaxpeft.config_file import read_config
-from jaxpeft.paths import leaf_paths
-from jaxpeft.quant import is_quantized
-from jaxpeft.report.terminal import TrainingBar
+from jaxpeft.config.files import read_config
+from jaxpeft.quantization import is_quantized
+from jaxpeft.report.console import TrainingBar
+from jaxpeft.trees import leaf_paths
 
 
 @pytest.fixture(name="root")

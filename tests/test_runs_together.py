@@ -12,12 +12,12 @@ import pytest
 import tiny_runs
 from safetensors.numpy import load_file
 
-from jaxpeft.comparison.groups import key_of
-from jaxpeft.config_file import run_config
+from jaxpeft.config.files import run_config
 from jaxpeft.errors import InputError
-from jaxpeft.report.log import read_metrics
-from jaxpeft.report.terminal import TrainingBar
-from jaxpeft.together import run_together
+from jaxpeft.report.console import TrainingBar
+from jaxpeft.report.metrics_log import read_metrics
+from jaxpeft.runs.sweep import run_together
+from jaxpeft.runs.sweep_key import sweep_key
 
 BASE = {
     "model": {"name": "base"},
@@ -50,10 +50,10 @@ def together(root, configs):
 
 def alone(root, wanted):
     """The same run by itself, under another name; its directory."""
-    from jaxpeft import experiment
+    from jaxpeft.runs.train import run
 
     with contextlib.chdir(root), tiny_runs.compiled_once(root):
-        experiment.run(replace(wanted, name=f"{wanted.name}-alone"))
+        run(replace(wanted, name=f"{wanted.name}-alone"))
     return root / "runs" / f"{wanted.name}-alone"
 
 
@@ -82,7 +82,7 @@ def test_masked_lm_runs_of_other_seeds_rates_ranks_and_sparsities(root, caplog):
         config("second", seed=1, rate=3e-3, adapter={"rank": 4, "alpha": 4}),
         config("third", seed=2, pruning={"sparsity": 0.5, "begin": 0.4}),
     ]
-    assert len({key_of(run) for run in runs}) == 1
+    assert len({sweep_key(run) for run in runs}) == 1
     with jax.log_compiles():
         found = together(root, runs)
     programs = [record.getMessage() for record in caplog.records if "Compiling jit(train_steps)" in record.getMessage()]

@@ -13,10 +13,10 @@ import tiny_runs
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxpeft import RunConfig
-from jaxpeft.compilation import default_directory, keep_programs
 from jaxpeft.config import DataConfig
-from jaxpeft.config_file import differences, resolved
+from jaxpeft.config.files import differences, resolved
 from jaxpeft.errors import InputError
+from jaxpeft.runs.compilation_cache import default_directory, enable_compilation_cache
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = "--model.name base --pruning.sparsity 0.5 --training.num_steps 2 --evaluation.max_batches 1"
@@ -25,20 +25,21 @@ HEAVY = "accelerate bitsandbytes datasets matplotlib pandas peft scipy.stats skl
 COUNTED = """
 import collections, json, sys
 import jax
-from jaxpeft import cli
+from jaxpeft.cli import train as train_command
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.rpartition("/")[2]]))
-cli.train(prog="train.py")
+train_command.main(prog="train.py")
 print(json.dumps(counts))
 """
 UP_TO_TRAINING = """
 import json, sys
-from jaxpeft import cli, experiment
+from jaxpeft.cli import train as train_command
+from jaxpeft.runs import train
 def fit(*_, **__):
     print(json.dumps(sorted(sys.modules)))
     sys.exit()
-experiment.fit = fit
-cli.train(prog="train.py")
+train.fit = fit
+train_command.main(prog="train.py")
 """
 
 
@@ -103,25 +104,25 @@ def kept_in():
 
 @pytest.mark.usefixtures("jax_settings")
 def test_where_programs_are_kept(tmp_path):
-    keep_programs()
+    enable_compilation_cache()
     assert kept_in() == str(tmp_path / "cache" / "jaxpeft" / "compiled") == str(default_directory())
     assert default_directory().stat().st_mode & 0o077 == 0, "who can write there can run code here"
-    keep_programs(str(tmp_path / "here"))
-    keep_programs()
+    enable_compilation_cache(str(tmp_path / "here"))
+    enable_compilation_cache()
     assert kept_in() == str(tmp_path / "here"), "what jax was told stays"
-    keep_programs(None)
+    enable_compilation_cache(None)
     assert kept_in() is None
-    keep_programs(several_hosts=True)
+    enable_compilation_cache(several_hosts=True)
     assert kept_in() is None, "the others would not see the first host's"
 
 
 @pytest.mark.usefixtures("jax_settings")
 def test_settings_of_jax_win(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
-    keep_programs(str(tmp_path))
+    enable_compilation_cache(str(tmp_path))
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 1
     jax.config.update("jax_enable_compilation_cache", False)
-    keep_programs(str(tmp_path / "never"))
+    enable_compilation_cache(str(tmp_path / "never"))
     assert kept_in() == str(tmp_path)
     assert not (tmp_path / "never").exists()
 
@@ -130,9 +131,9 @@ def test_settings_of_jax_win(monkeypatch, tmp_path):
 def test_a_directory_that_cannot_be_written_to(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"compilation_cache .*file/inside: Not a directory; give another"):
-        keep_programs(str(tmp_path / "file" / "inside"))
+        enable_compilation_cache(str(tmp_path / "file" / "inside"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    keep_programs()
+    enable_compilation_cache()
     assert kept_in() is None
     assert capsys.readouterr().out.count("compiled programs are not kept in") == 1
 

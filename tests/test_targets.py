@@ -6,15 +6,15 @@ import pytest
 
 from jaxpeft.adapters import Site
 from jaxpeft.errors import InputError
-from jaxpeft.paths import pattern_value
 from jaxpeft.targets import (
     DEFAULT_TARGETS,
     check_patterns,
     default_feedforward,
     default_targets,
+    match_modules,
     match_targets,
-    whole_modules,
 )
+from jaxpeft.trees import pattern_value
 
 NAMES = [
     "enc/0/query",
@@ -174,12 +174,12 @@ def test_distilbert_s_names_on_bert_are_refused(bert):
 
 def test_whole_modules_are_matched_by_the_end_of_their_name():
     leaves = ["bert/pooler/dense/kernel", "pre_classifier/kernel", "classifier/kernel", "classifier/bias", "cls/x/bias"]
-    assert whole_modules(leaves, ["classifier"]) == {"pre_classifier/kernel", "classifier/kernel", "classifier/bias"}
-    assert whole_modules(leaves, ["pooler"]) == {"bert/pooler/dense/kernel"}
-    assert whole_modules(leaves, ["cls"]) == {"cls/x/bias"}
-    assert whole_modules(leaves, []) == set()
+    assert match_modules(leaves, ["classifier"]) == {"pre_classifier/kernel", "classifier/kernel", "classifier/bias"}
+    assert match_modules(leaves, ["pooler"]) == {"bert/pooler/dense/kernel"}
+    assert match_modules(leaves, ["cls"]) == {"cls/x/bias"}
+    assert match_modules(leaves, []) == set()
     with pytest.raises(InputError, match="modules_to_save 'poolar' matches no module; did you mean 'pooler'"):
-        whole_modules(leaves, ["classifier", "poolar"])
+        match_modules(leaves, ["classifier", "poolar"])
 
 
 PATTERNS = {"layer.0.query": 1, "query": 2, r"layer\.0\..*": 3, "^enc.*": 4, "value$": 5}

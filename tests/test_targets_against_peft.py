@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 from jaxpeft.errors import InputError
-from jaxpeft.paths import leaf_paths, pattern_value
-from jaxpeft.targets import CLASSIFIER_HEADS, default_feedforward, default_targets, match_targets, whole_modules
+from jaxpeft.targets import CLASSIFIER_HEADS, default_feedforward, default_targets, match_modules, match_targets
+from jaxpeft.trees import leaf_paths, pattern_value
 
 peft = pytest.importorskip("peft")
 
@@ -291,8 +291,8 @@ def our_layers(tiny_models, model_type, task, method, arguments):
     options = {"target_modules": list(default_targets(method, model_type)), **arguments}
     # PEFT trains a classifier's head whole; every task's `modules_to_save` come on top.
     names = [*(CLASSIFIER_HEADS[:1] if task == "classification" else ()), *options.pop("modules_to_save", ())]
-    whole = {leaf.rpartition("/")[0] for leaf in whole_modules(leaves, names)}
-    chosen = match_targets(sites, whole_layers=whole, **options)
+    whole = {leaf.rpartition("/")[0] for leaf in match_modules(leaves, names)}
+    chosen = match_targets(sites, fully_trained_layers=whole, **options)
     linear = {path for path in whole if path in sites}
     return {path.replace("/", ".") for path in chosen}, {path.replace("/", ".") for path in linear}
 

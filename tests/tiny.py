@@ -12,16 +12,16 @@ import optax
 from flax import linen as nn
 
 from jaxpeft.adapters import Site
-from jaxpeft.adapters.init import init_adapters
+from jaxpeft.adapters.build import init_adapters
 from jaxpeft.models import build
-from jaxpeft.paths import join, leaf_paths, nest, without_shared
 from jaxpeft.pruning import apply_masks, prune
-from jaxpeft.quant import dequantize, is_quantized, quantize
+from jaxpeft.quantization import dequantize, is_quantized, quantize
 from jaxpeft.targets import DEFAULT_TARGETS, match_targets
-from jaxpeft.training.feed import Feed
-from jaxpeft.training.objectives import Objective
+from jaxpeft.training.input_pipeline import InputPipeline
+from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer
 from jaxpeft.training.step import init_state
+from jaxpeft.trees import join, leaf_paths, nest, without_shared
 
 VOCABULARY, SEQUENCE = 99, 16
 _SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 40}
@@ -124,11 +124,13 @@ def batch(rows=4, *, seed=0, length=SEQUENCE, masked=3, task="masked-lm", num_la
     return {**common, "positions": positions, "labels": labels, "weights": np.ones(labels.shape, np.float32)}
 
 
-def adapted(model, method, *, target_modules=None, whole_leaves=(), nonzero=True, scale=0.2, seed=1):
+def adapted(model, method, *, target_modules=None, fully_trained=(), nonzero=True, scale=0.2, seed=1):
     """`(frozen, adapters)` for `model`; with `nonzero`, B is drawn too, as if it had been trained."""
     names = list(target_modules or DEFAULT_TARGETS.get(model.model_type, model.sites()))
     targets = match_targets(model.sites(), names)
-    frozen, adapters = init_adapters(model.params, method, targets, rng=jax.random.key(seed), whole_leaves=whole_leaves)
+    frozen, adapters = init_adapters(
+        model.params, method, targets, rng=jax.random.key(seed), fully_trained=fully_trained
+    )
     if nonzero:
         for i, site in enumerate(adapters["sites"].values()):
             for j, (name, value) in enumerate(site.items()):
@@ -173,7 +175,7 @@ def training(
 
 def fed(step, parallel, *, batch_at=lambda index: batch(seed=index), most=1):
     """`draw_at` and `train_steps` of `fit`: whole batches for draws, up to `most` passes in a dispatch."""
-    source = Feed(batch_at, lambda resident, batch: batch, {}, functools.partial(parallel.shard, axis=1))
+    source = InputPipeline(batch_at, lambda device_data, batch: batch, {}, functools.partial(parallel.shard, axis=1))
     return {"draw_at": source.draw_at, "train_steps": source.train_steps(step, most)}
 
 

@@ -17,6 +17,7 @@ import torch_side
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxpeft import cli
+from jaxpeft.cli import train as train_command
 
 VOCABULARY = 30522
 TINY = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 32}
@@ -96,7 +97,7 @@ def train(root, flags, *more):
     """`python train.py FLAGS` in `root`; returns the run's directory and its results."""
     args = [*COMMON.split(), *flags.split(), *more]
     with contextlib.chdir(root), compiled_once(root):
-        cli.train(args, prog="train.py")
+        train_command.main(args, prog="train.py")
     directory = root / "runs" / args[args.index("--name") + 1]
     return directory, json.loads((directory / "results.json").read_text())
 

@@ -12,9 +12,9 @@ import torch_side
 
 from jaxpeft import BaseInfo, apply, load_model, save_adapter
 from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, PruningConfig, RunConfig
-from jaxpeft.prepare import Adapted, prepare_adapters, whole_leaves
 from jaxpeft.pruning.masks import keep_counts
-from jaxpeft.training.objectives import Objective
+from jaxpeft.runs.prepare import Adapted, fully_trained, prepare_adapters
+from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer
 from jaxpeft.training.step import init_state, make_train_step, prune_step
 
@@ -77,7 +77,7 @@ def train(case, base, directory):
         str(base),
         case.task,
         num_labels=case.num_labels if classify else None,
-        trained_leaves=lambda leaves, prefix: whole_leaves(config, leaves, prefix),
+        trained_leaves=lambda leaves, prefix: fully_trained(config, leaves, prefix),
     )
     adapted = prepare_adapters(config, model)
     objective = Objective(model, adapted.method, case.num_labels if classify else 0)

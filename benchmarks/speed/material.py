@@ -24,7 +24,7 @@ NUM_BATCHES = 16
 
 def write_material(case: Case, data: Path, directory: Path) -> None:
     """Write all of it; `data` is SST-2's file of whole sentences, for a classification."""
-    from jaxpeft.prepare import prepare_data, prepare_splits
+    from jaxpeft.runs.prepare import prepare_data, prepare_splits
 
     if case.task == "classification":
         _write_slice(case, data, directory)
@@ -70,7 +70,7 @@ def _write_slice(case: Case, data: Path, directory: Path) -> None:
 
 def _write_model(case: Case, directory: Path) -> Any:
     """Save the case's model whole, what its checkpoint lacks drawn at random; return its tokenizer."""
-    from jaxpeft.interop.merged import save_model
+    from jaxpeft.interop.transformers_files import save_model
     from jaxpeft.models.build import load_model, load_tokenizer
     from jaxpeft.models.sources import resolve
 

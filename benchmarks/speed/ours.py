@@ -22,12 +22,12 @@ from benchmarks.speed.cases import Case
 from benchmarks.speed.configuration import run_config
 from benchmarks.speed.flops import Shape
 from jaxpeft.models.last_layer import last_layer
-from jaxpeft.parts import prepare_parts
-from jaxpeft.paths import count
+from jaxpeft.runs.setup import setup_run
 from jaxpeft.training.checkpoint import Progress
-from jaxpeft.training.feed import feed
+from jaxpeft.training.input_pipeline import feed
 from jaxpeft.training.loop import fit
 from jaxpeft.training.step import make_eval_step, make_train_step
+from jaxpeft.trees import count
 
 
 class Turns:
@@ -82,10 +82,10 @@ class Turns:
 
 
 class Trainer:
-    """A case and a method, made ready as `experiment.run` makes a run ready."""
+    """A case and a method, made ready as `runs.train.run` makes a run ready."""
 
     def __init__(self, case: Case, method: str, material: Path) -> None:
-        parts = prepare_parts(run_config(case, method, material))
+        parts = setup_run(run_config(case, method, material))
         self._model, self._data, self._objective = parts.model, parts.train_data, parts.objective
         self._frozen = parts.frozen
         self.updates_per_turn = case.updates_per_turn or self._data.steps_per_epoch

@@ -1,8 +1,8 @@
 """Adapter methods: one file each, on one contract. The baselines "full" and "head" have no method: whole leaves train."""
 
 from jaxpeft.adapters.adalora import AdaLora
+from jaxpeft.adapters.base import FrozenLayer, Method, Site, SiteMethod
 from jaxpeft.adapters.bitfit import BitFit
-from jaxpeft.adapters.contract import FrozenLayer, Method, Site, SiteMethod
 from jaxpeft.adapters.hira import Hira
 from jaxpeft.adapters.ia3 import Ia3
 from jaxpeft.adapters.ln_tuning import LnTuning

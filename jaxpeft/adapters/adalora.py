@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams, dropout
+from jaxpeft.adapters.base import FrozenLayer, Site, SiteMethod, SiteParams, dropout
 from jaxpeft.adapters.lora import Lora
 from jaxpeft.errors import InputError
-from jaxpeft.paths import Layers
+from jaxpeft.trees import Layers
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class AdaLora(SiteMethod):
                     f"'{layer}' it is {kept}; leave it out: training finds it"
                 )
 
-    def whole_leaves(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
+    def fully_trained(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
         """The biases that `bias` names."""
-        return Lora(bias=self.bias).whole_leaves(leaves, adapted_layers)
+        return Lora(bias=self.bias).fully_trained(leaves, adapted_layers)
 
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
         """`a: [d_in, init_r]`, `b: [init_r, d_out]` ~ N(0, 0.02²) and `e: [1, init_r]` = 0; all ~ N(0, 1) without `init_lora_weights`.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import FrozenLayer, SiteParams
+from jaxpeft.adapters.base import FrozenLayer, SiteParams
 
 
 def at_magnitude(kernel: jax.Array, m: jax.Array) -> jax.Array:

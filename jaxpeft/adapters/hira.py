@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams, dropout, drops, with_patterns
+from jaxpeft.adapters.base import FrozenLayer, Site, SiteMethod, SiteParams, dropout, drops, with_patterns
 from jaxpeft.adapters.low_rank import Start, init_low_rank
 
 

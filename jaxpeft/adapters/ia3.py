@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams
+from jaxpeft.adapters.base import FrozenLayer, Site, SiteMethod, SiteParams
 from jaxpeft.errors import InputError
 
 

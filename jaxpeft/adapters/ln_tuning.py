@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxpeft.adapters.contract import Method
-from jaxpeft.errors import InputError, near
+from jaxpeft.adapters.base import Method
+from jaxpeft.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LnTuning(Method):
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
 
-    def whole_leaves(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
+    def fully_trained(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
         """The scale and the bias of every norm that is named.
 
         Raises:
@@ -44,7 +44,7 @@ class LnTuning(Method):
             if not any(_matches(norm, entry) for norm in norms):
                 text = entry if isinstance(entry, str) else entry[0]
                 raise InputError(
-                    f"target_modules '{text}' matches no layer norm{near(text, ends)}; the norms end in {', '.join(sorted(ends))}"
+                    f"target_modules '{text}' matches no layer norm{did_you_mean(text, ends)}; the norms end in {', '.join(sorted(ends))}"
                 )
         chosen = {norm for norm in norms if self.target_modules is None or _matches(norm, self.target_modules)}
         chosen -= {norm for norm in norms if self.exclude_modules and _matches(norm, self.exclude_modules)}

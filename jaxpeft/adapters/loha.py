@@ -23,7 +23,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import FrozenLayer, Site, SiteParams, kaiming
+from jaxpeft.adapters.base import FrozenLayer, Site, SiteParams, kaiming
 from jaxpeft.adapters.lycoris import Lycoris
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft.adapters import dora
-from jaxpeft.adapters.contract import (
+from jaxpeft.adapters.base import (
     FrozenLayer,
     Site,
     SiteMethod,
@@ -36,7 +36,7 @@ from jaxpeft.adapters.contract import (
     kaiming,
     with_patterns,
 )
-from jaxpeft.adapters.initialization import (
+from jaxpeft.adapters.lora_init import (
     DATA_DRIVEN,
     Options,
     check_start,
@@ -81,7 +81,7 @@ class Lora(SiteMethod):
         return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
 
     @property
-    def changes_base(self) -> bool:
+    def modifies_base(self) -> bool:
         """Whether the frozen kernel is changed to make room for a start of A·B that is not zero."""
         return self.init_lora_weights in ("pissa", "olora", "loftq", "lora_ga") or self.draws_start
 
@@ -91,21 +91,21 @@ class Lora(SiteMethod):
         return pissa_rounds(self.init_lora_weights) is not None
 
     @property
-    def needs_evidence(self) -> bool:
+    def needs_statistics(self) -> bool:
         """Whether the start is measured on data (`jaxpeft.calibration`)."""
         return self.init_lora_weights in DATA_DRIVEN
 
     @property
     def needs_full_precision(self) -> bool:
         """As in PEFT: of the starts that change the base, OLoRA alone takes a quantised one, and quantises what is left again."""
-        return self.changes_base and self.init_lora_weights != "olora"
+        return self.modifies_base and self.init_lora_weights != "olora"
 
     @property
     def exports_difference(self) -> bool:
         """Whether what was trained is exported as the difference to its start (PiSSA, OLoRA, LoRA-GA)."""
-        return self.changes_base and self.init_lora_weights != "loftq"
+        return self.modifies_base and self.init_lora_weights != "loftq"
 
-    def whole_leaves(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
+    def fully_trained(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
         """The biases that `bias` names."""
         if self.bias == "none":
             return set()
@@ -120,16 +120,18 @@ class Lora(SiteMethod):
         """`a: [d_in, rank]`, `b: [rank, d_out]`; for DoRA `m: [d_out]` = norms of W₀ + s·A·B; with `lora_bias`, `bias: [d_out]` = 0."""
         return self._init(None, rng, site, kernel)
 
-    def init_from(self, evidence: jax.Array, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
-        """The same for `eva` and `lora_ga`, whose `evidence` is components of the inputs or the gradient of the kernel."""
+    def init_from(
+        self, statistics: jax.Array, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]
+    ) -> SiteParams:
+        """The same for `eva` and `lora_ga`, whose `statistics` is components of the inputs or the gradient of the kernel."""
         return (
-            self._init(evidence, rng, site, kernel)
-            if self.needs_evidence
-            else super().init_from(evidence, rng, site, kernel)
+            self._init(statistics, rng, site, kernel)
+            if self.needs_statistics
+            else super().init_from(statistics, rng, site, kernel)
         )
 
     def _init(
-        self, evidence: jax.Array | None, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]
+        self, statistics: jax.Array | None, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]
     ) -> SiteParams:
         start = self.init_lora_weights
         options = self.lora_ga_config if start == "lora_ga" else self.loftq_config
@@ -138,7 +140,7 @@ class Lora(SiteMethod):
             raise InputError(
                 f"lora_bias has no place at the embedding '{site.path}', as in PEFT; leave it out of target_modules"
             )
-        params = init_lora(rng, site, self.rank, self.scaling, start, kernel, options=options, evidence=evidence)
+        params = init_lora(rng, site, self.rank, self.scaling, start, kernel, options=options, statistics=statistics)
         if self.lora_bias:
             zero, drawn = (
                 jnp.zeros(site.d_out, jnp.float32),
@@ -147,7 +149,7 @@ class Lora(SiteMethod):
             params["bias"] = drawn if start is False else zero
         if self.use_dora:
             # The norms of what the layer computes now: of the changed kernel, where the start changes it.
-            frozen_kernel = self.rebase(kernel(), params) if self.changes_base else kernel()
+            frozen_kernel = self.adjust_base(kernel(), params) if self.modifies_base else kernel()
             params["m"] = jnp.linalg.norm(frozen_kernel + self.scaling * _product(params), axis=0)
         return params
 
@@ -157,7 +159,7 @@ class Lora(SiteMethod):
         extra = [name for name, wanted in (("m", self.use_dora), ("bias", self.lora_bias)) if wanted]
         return {**shapes, **dict.fromkeys(extra, (site.d_out,))}
 
-    def rebase(self, frozen_kernel: jax.Array, start: SiteParams) -> jax.Array:
+    def adjust_base(self, frozen_kernel: jax.Array, start: SiteParams) -> jax.Array:
         """W₀ − s·A·B: what PiSSA, OLoRA and LoRA-GA leave of the kernel; for LoftQ its quantised Q."""
         if self.init_lora_weights == "loftq":
             # Its rounds once more: A and B of the last one do not say what came before.
@@ -165,7 +167,7 @@ class Lora(SiteMethod):
             return jnp.asarray(loftq(np.asarray(frozen_kernel), self.rank, options)[0])
         return frozen_kernel - self.scaling * _product(start)
 
-    def repeatable(self) -> Self:
+    def deterministic_init(self) -> Self:
         """PiSSA by an exact SVD for "pissa_niter_N", whose draw a file does not hold; LoRA-GA as a LoRA without a start.
 
         Loading the former, PEFT draws again. For the latter it leaves the base as it is, and so does this, with a UserWarning.

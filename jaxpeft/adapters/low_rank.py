@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import Site, SiteParams, check_rank, kaiming
+from jaxpeft.adapters.base import Site, SiteParams, check_rank, kaiming
 from jaxpeft.errors import InputError
 
 Start = bool | Literal["gaussian"]

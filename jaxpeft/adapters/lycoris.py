@@ -16,7 +16,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import SiteMethod, check_positive_rank, with_patterns
+from jaxpeft.adapters.base import SiteMethod, check_positive_rank, with_patterns
 from jaxpeft.errors import InputError
 
 

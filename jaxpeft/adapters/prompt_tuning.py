@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.contract import PLACEHOLDER, FrozenLayer, Site, SiteMethod, SiteParams
+from jaxpeft.adapters.base import PLACEHOLDER, FrozenLayer, Site, SiteMethod, SiteParams
 from jaxpeft.errors import InputError
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.adapters.contract import FrozenLayer, Site, SiteMethod, SiteParams, check_positive_rank, dropout
+from jaxpeft.adapters.base import FrozenLayer, Site, SiteMethod, SiteParams, check_positive_rank, dropout
 
 
 @dataclass(frozen=True)

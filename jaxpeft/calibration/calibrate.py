@@ -12,7 +12,7 @@ from jaxpeft.adapters import Lora, Method, Site
 from jaxpeft.calibration.components import input_components
 from jaxpeft.calibration.gradients import kernel_gradients
 from jaxpeft.models.build import Model
-from jaxpeft.paths import Params
+from jaxpeft.trees import Params
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Calibrated:
     Attributes:
         method: with the ranks and alphas that EVA gives the layers (`rank_pattern`, `alpha_pattern`).
         targets: the adapted layers, less those that EVA gives rank 0.
-        evidence: by layer, what was measured there; empty where the start needs nothing.
+        statistics: by layer, what was measured there; empty where the start needs nothing.
     """
 
     method: Method | None
     targets: dict[str, Site]
-    evidence: dict[str, jax.Array]
+    statistics: dict[str, jax.Array]
 
 
 def calibrate(
@@ -51,7 +51,7 @@ def calibrate(
     Raises:
         InputError: as `input_components` and `kernel_gradients`.
     """
-    if not isinstance(method, Lora) or not method.needs_evidence:
+    if not isinstance(method, Lora) or not method.needs_statistics:
         return Calibrated(method, dict(targets), {})
     if method.init_lora_weights == "lora_ga":
         return Calibrated(method, dict(targets), kernel_gradients(loss, model.params, targets, batches))

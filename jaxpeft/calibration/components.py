@@ -22,12 +22,12 @@ import numpy as np
 from flax import linen as nn
 
 from jaxpeft.adapters import Lora, Site
-from jaxpeft.adapters.initialization import full_options
+from jaxpeft.adapters.lora_init import full_options
 from jaxpeft.calibration.incremental_pca import Fit, updated
 from jaxpeft.errors import InputError
 from jaxpeft.inject import apply
 from jaxpeft.models.build import Model
-from jaxpeft.paths import Params
+from jaxpeft.trees import Params
 
 _MAX_PASSES = 100
 
@@ -115,7 +115,7 @@ def record_inputs(module: nn.Module, params: Params, layers: Iterable[str], **in
 
         return keep
 
-    apply(module, params, {"sites": {}, "modules": {}}, taps={path: tap(path) for path in layers}, **inputs)
+    apply(module, params, {"sites": {}, "modules": {}}, input_hooks={path: tap(path) for path in layers}, **inputs)
     return seen
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from jaxpeft.adapters import Site
 from jaxpeft.errors import InputError
-from jaxpeft.paths import Params, leaf_paths, nest
-from jaxpeft.quant import is_quantized
+from jaxpeft.quantization import is_quantized
+from jaxpeft.trees import Params, leaf_paths, nest
 
 
 def kernel_gradients(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxpeft.adapters.initialization.weight_driven import randomized_svd
+from jaxpeft.adapters.lora_init.weight_driven import randomized_svd
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ import yaml
 
 from jaxpeft.comparison import jobs
 from jaxpeft.comparison.grid import Cell, CompareConfig, cells_at, cost_run, head_run, run_of, search_cells
-from jaxpeft.comparison.groups import chunked, key_of
 from jaxpeft.comparison.records import FAILURE, FORGETTING_FAILURE, Record, read_record, searches
 from jaxpeft.comparison.report import write_report
 from jaxpeft.config import RunConfig
-from jaxpeft.config_file import differences, directory_of, read_config, resolved
+from jaxpeft.config.files import differences, directory_of, read_config, resolved
 from jaxpeft.errors import InputError
-from jaxpeft.report.terminal import say
+from jaxpeft.report.console import log
+from jaxpeft.runs.sweep_key import chunked, sweep_key
 
 
 def run(config: CompareConfig) -> None:
@@ -42,11 +42,11 @@ def run(config: CompareConfig) -> None:
         (config.directory / "compare.yaml").write_text(
             yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
         )
-        say(f"searching learning rates: {len(search)} runs")
+        log(f"searching learning rates: {len(search)} runs")
         _train(config, search)
         best = {(s.task, s.method): s.best for s in searches(read_record(config, cell) for cell in search) if s.best}
         cells = cells_at(config, best)
-        say(f"all seeds at the best learning rates: {len(cells)} runs")
+        log(f"all seeds at the best learning rates: {len(cells)} runs")
         _train(config, cells)
         _measure_costs(config, cells)
         if config.forgetting:
@@ -83,7 +83,7 @@ def _train(config: CompareConfig, cells: Sequence[Cell]) -> None:
     left = [record for cell in cells if not (record := read_record(config, cell)).is_done or _again(config, record)]
     done = len(cells) - len(left)
     if done:
-        say(f"{done} of {len(cells)} runs are done already")
+        log(f"{done} of {len(cells)} runs are done already")
     for group in _groups(config, [run_of(config, record.cell) for record in left]):
         _do_training(group)
 
@@ -96,7 +96,7 @@ def _groups(config: CompareConfig, runs: Sequence[RunConfig]) -> list[list[RunCo
     """Runs that train together, `config.together` at most; a run that was interrupted goes on with those that stopped beside it."""
     groups: dict[Any, list[RunConfig]] = {}
     for number, run in enumerate(runs):
-        key = key_of(run)
+        key = sweep_key(run)
         groups.setdefault((key, _reached(run)) if key else number, []).append(run)
     return [piece for group in groups.values() for piece in chunked(group, config.together)]
 
@@ -109,7 +109,7 @@ def _reached(run: RunConfig) -> int:
 
 def _do_training(runs: Sequence[RunConfig], *, by_itself: bool = False, **environment: str) -> None:
     """Train `runs` in one process, or, where that fails as a whole, one by one; a failure is left in its run's directory."""
-    say(f"── {', '.join(run.run_name for run in runs)}")
+    log(f"── {', '.join(run.run_name for run in runs)}")
     for run in runs:
         (directory_of(run) / FAILURE).unlink(missing_ok=True)
     job = {
@@ -121,7 +121,7 @@ def _do_training(runs: Sequence[RunConfig], *, by_itself: bool = False, **enviro
     why = jobs.do(job, **environment)
     left = [run for run in runs if not _has_ended(directory_of(run))]
     if left and len(runs) > 1:
-        say(f"these did not train together ({why}); one by one:")
+        log(f"these did not train together ({why}); one by one:")
         for run in left:
             _do_training([run], by_itself=by_itself, **environment)
         return
@@ -130,7 +130,7 @@ def _do_training(runs: Sequence[RunConfig], *, by_itself: bool = False, **enviro
         (directory_of(run) / FAILURE).write_text(why or "it ended without results")
     for run in runs:
         if (directory_of(run) / FAILURE).is_file():
-            say(f"failed: {run.run_name}: {(directory_of(run) / FAILURE).read_text()}")
+            log(f"failed: {run.run_name}: {(directory_of(run) / FAILURE).read_text()}")
 
 
 def _for_worker(run: RunConfig) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _measure_forgetting(config: CompareConfig, cells: Sequence[Cell]) -> None:
     left = [record for record in records if record.results and not _is_measured(config, record, wanted)]
     if not left:
         return
-    say(f"forgetting: perplexity of general text of {len(left)} runs")
+    log(f"forgetting: perplexity of general text of {len(left)} runs")
     for record in left:
         (record.directory / FORGETTING_FAILURE).unlink(missing_ok=True)
     job = {
@@ -178,7 +178,7 @@ def _measure_forgetting(config: CompareConfig, cells: Sequence[Cell]) -> None:
             file = record.directory / FORGETTING_FAILURE
             if not file.is_file():
                 file.write_text(why or "it ended without results")
-            say(f"forgetting of {record.cell.name} is not measured: {file.read_text()}")
+            log(f"forgetting of {record.cell.name} is not measured: {file.read_text()}")
 
 
 def _is_measured(config: CompareConfig, record: Record, wanted: dict[str, Any]) -> bool:

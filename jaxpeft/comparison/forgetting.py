@@ -10,18 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxpeft import experiment
 from jaxpeft.config import AdapterConfig, DataConfig, PruningConfig, RunConfig
-from jaxpeft.config_file import directory_of, read_config
+from jaxpeft.config.files import directory_of, read_config
 from jaxpeft.errors import InputError
-from jaxpeft.finished import FinishedRun, load_run
 from jaxpeft.models.build import Model
-from jaxpeft.paths import SHARED, Adapters, Params, by_leaf, leaf_paths, nest, under, without_shared
-from jaxpeft.prepare import prepare_data, prepare_model, prepare_model_shapes, prepare_splits
+from jaxpeft.runs.load import TrainedRun, load_run
+from jaxpeft.runs.prepare import prepare_data, prepare_model, prepare_model_shapes, prepare_splits
+from jaxpeft.runs.train import run
 from jaxpeft.training.evaluation import evaluate_masked_lm
-from jaxpeft.training.objectives import Batch, Objective
+from jaxpeft.training.objective import Batch, Objective
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_eval_step
+from jaxpeft.trees import SHARED, Adapters, Params, by_leaf, leaf_paths, nest, under, without_shared
 
 
 def head_for(config: RunConfig) -> Path | None:
@@ -30,14 +30,14 @@ def head_for(config: RunConfig) -> Path | None:
     None where the base's checkpoint has a masked-LM head of its own.
 
     Raises:
-        InputError: as `experiment.run`.
+        InputError: as `runs.train.run`.
     """
     directory = directory_of(config)
     if (directory / "results.json").is_file():
         return directory
     if not prepare_model_shapes(config, None).missing:
         return None
-    experiment.run(config)
+    run(config)
     return directory
 
 
@@ -87,7 +87,7 @@ def _with_everything_frozen(config: RunConfig, data: DataConfig) -> RunConfig:
     )
 
 
-def _with_encoder(finished: FinishedRun, model: Model, leaves: dict[str, Any]) -> tuple[Params, Adapters]:
+def _with_encoder(finished: TrainedRun, model: Model, leaves: dict[str, Any]) -> tuple[Params, Adapters]:
     """The masked-LM `leaves` with what `finished` has of the encoder, and its adapters there."""
     encoder = [model.base_prefix]
     frozen, shared = without_shared(finished.frozen)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft.config import DataConfig, RunConfig
-from jaxpeft.config_file import run_config
-from jaxpeft.errors import InputError, near
+from jaxpeft.config.files import run_config
+from jaxpeft.errors import InputError, did_you_mean
 
 ALWAYS: dict[str, dict[str, Any]] = {
     "full": {"learning_rates": [2e-5, 5e-5, 1e-4], "adapter": {"method": "full"}},
@@ -97,7 +97,7 @@ class CompareConfig:
                     f"methods.{name}.adapter.method is '{method}'; '{name}' is always that: give the other another name"
                 )
         if self.baseline not in names:
-            raise InputError(f"baseline '{self.baseline}' is not among the methods{near(self.baseline, names)}")
+            raise InputError(f"baseline '{self.baseline}' is not among the methods{did_you_mean(self.baseline, names)}")
         for task in self.tasks:
             for method in names:
                 self.learning_rates(task, method)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft.errors import InputError
-from jaxpeft.report.terminal import say
+from jaxpeft.report.console import log
 
 _LOCK = ".lock"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -76,7 +76,7 @@ def do(job: dict[str, Any], **environment: str) -> str | None:
             signal.signal(number, handler)
     status = process.returncode
     if stopped or status in (128 + signal.SIGTERM, 128 + signal.SIGINT):
-        say("stopped; the same command goes on from here")
+        log("stopped; the same command goes on from here")
         raise SystemExit(128 + stopped[0] if stopped else status)
     return None if not status else _in_words(status)
 

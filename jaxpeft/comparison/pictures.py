@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxpeft.comparison.summary import QUALITY, Row
 from jaxpeft.report.results import NAMES
-from jaxpeft.training.metrics import SMALLER_IS_BETTER
+from jaxpeft.tasks.metrics import SMALLER_IS_BETTER
 
 _MARKERS = "os^DvPX*<>hp"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2, 1, 2)))

@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from jaxpeft.comparison.grid import Cell, CompareConfig
-from jaxpeft.report.log import read_metrics
+from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.report.results import Results, read_results
-from jaxpeft.training.metrics import score
+from jaxpeft.tasks.metrics import score
 
 FAILURE = "failure.txt"
 FORGETTING = "forgetting.json"

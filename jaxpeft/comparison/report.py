@@ -18,9 +18,9 @@ from jaxpeft.comparison.pictures import draw
 from jaxpeft.comparison.records import Record, Search
 from jaxpeft.comparison.statistics import CONFIDENCE
 from jaxpeft.comparison.summary import QUALITY, Row, Spread, Summary, summarise, verdict
+from jaxpeft.report.console import log, show_table
 from jaxpeft.report.results import NAMES
-from jaxpeft.report.terminal import say, show_table
-from jaxpeft.training.metrics import SMALLER_IS_BETTER
+from jaxpeft.tasks.metrics import SMALLER_IS_BETTER
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def write_report(config: CompareConfig) -> Path:
         shown = [[column for column in row if column.head in _IN_THE_TERMINAL] for row in rows]
         show_table(task, [column.head for column in shown[0]], [[column.text for column in row] for row in shown])
     for what, why in summary.failures:
-        say(f"failed: {what}: {why}")
+        log(f"failed: {what}: {why}")
     path = directory / "report.html"
-    say(f"report: {path}")
+    log(f"report: {path}")
     return path
 
 

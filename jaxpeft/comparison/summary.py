@@ -11,7 +11,7 @@ from jaxpeft.comparison.records import Record, Search, read_cost, read_record, s
 from jaxpeft.comparison.statistics import Difference, paired_difference
 from jaxpeft.report.methods import method_name
 from jaxpeft.report.results import Results
-from jaxpeft.training.metrics import SMALLER_IS_BETTER
+from jaxpeft.tasks.metrics import SMALLER_IS_BETTER
 
 QUALITY = {
     "masked-lm": ("perplexity", "accuracy"),

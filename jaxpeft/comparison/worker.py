@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.comparison.groups import key_of
 from jaxpeft.comparison.records import FAILURE, FORGETTING, FORGETTING_FAILURE
 from jaxpeft.config import DataConfig, RunConfig
-from jaxpeft.config_file import directory_of, run_config
+from jaxpeft.config.files import directory_of, run_config
 from jaxpeft.errors import InputError
+from jaxpeft.runs.sweep_key import sweep_key
 
 
 def main() -> None:
@@ -52,12 +52,12 @@ def _config(values: dict[str, Any], resume: bool) -> RunConfig:
 
 def _train_configs(configs: Sequence[RunConfig], *, by_itself: bool) -> None:
     # What may have company is trained as in company also without: so no result depends on what was left to do beside it.
-    if by_itself or key_of(configs[0]) is None:
-        from jaxpeft import experiment
+    if by_itself or sweep_key(configs[0]) is None:
+        from jaxpeft.runs.train import run
 
-        experiment.run(*configs)
+        run(*configs)
         return
-    from jaxpeft.together import run_together
+    from jaxpeft.runs.sweep import run_together
 
     for config, outcome in zip(configs, run_together(configs), strict=True):
         if isinstance(outcome, InputError):

@@ -189,10 +189,10 @@ class ClassificationData:
         `input_ids`, `attention_mask`, `token_type_ids`: `[batch, bucket]` int32. `labels`: `[batch]` int32 or float32.
         `weights`: `[batch]` float32, 0 for the copies of row 0 that fill up an epoch's incomplete batch.
         """
-        return self.assemble(self.resident, self.draw(step), np)
+        return self.assemble(self.device_data, self.draw(step), np)
 
     @cached_property
-    def resident(self) -> Batch:
+    def device_data(self) -> Batch:
         """What all batches are made of, besides what `draw` says: the tokens of all rows, their `offsets`, and `labels`."""
         return {
             "input_ids": self.encoded.input_ids,
@@ -207,17 +207,17 @@ class ClassificationData:
         rows, buckets = self._epoch(epoch)
         return self._draw(rows[index], self.bucket_lengths[buckets[index]])
 
-    def assemble(self, resident: Any, draw: Any, xp: Any) -> dict[str, Any]:
+    def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
         """The batch of a `draw`, in arrays of the namespace `xp`: numpy, or jax's inside a compiled program."""
         rows = xp.maximum(draw["rows"], 0)
-        starts, columns = resident["offsets"][rows], draw["columns"]
-        inside = columns < (resident["offsets"][rows + 1] - starts)[:, None]
+        starts, columns = device_data["offsets"][rows], draw["columns"]
+        inside = columns < (device_data["offsets"][rows + 1] - starts)[:, None]
         tokens = xp.where(inside, starts[:, None] + columns, 0)
         return {
-            "input_ids": xp.where(inside, resident["input_ids"][tokens], self.encoded.pad_token_id).astype(xp.int32),
+            "input_ids": xp.where(inside, device_data["input_ids"][tokens], self.encoded.pad_token_id).astype(xp.int32),
             "attention_mask": inside.astype(xp.int32),
-            "token_type_ids": xp.where(inside, resident["token_type_ids"][tokens], 0).astype(xp.int32),
-            "labels": resident["labels"][rows],
+            "token_type_ids": xp.where(inside, device_data["token_type_ids"][tokens], 0).astype(xp.int32),
+            "labels": device_data["labels"][rows],
             "weights": (draw["rows"] != FILL).astype(xp.float32),
         }
 
@@ -229,7 +229,7 @@ class ClassificationData:
         for rows in cut(np.argsort(self.encoded.lengths, kind="stable"), self.batch_size):
             bucket = self._bucket_of_row[rows[rows != FILL]].max()
             draw = self._draw(rows, self.bucket_lengths[bucket])
-            yield {**self.assemble(self.resident, draw, np), "rows": draw["rows"]}
+            yield {**self.assemble(self.device_data, draw, np), "rows": draw["rows"]}
 
     @cached_property
     def _bucket_of_row(self) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaxpeft.data.glue import GLUE
-from jaxpeft.errors import InputError, near
+from jaxpeft.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +35,7 @@ def choose_columns(
     """
     for flag, name in (("text_column", text), ("text_pair_column", pair), ("label_column", label)):
         if name is not None and name not in available:
-            hint = f"{near(name, available)}; columns: {', '.join(available)}"
+            hint = f"{did_you_mean(name, available)}; columns: {', '.join(available)}"
             raise InputError(f"{flag}='{name}': {where} has no such column{hint}")
     if text is None and pair is not None:
         raise InputError(f"text_pair_column='{pair}' needs text_column too; columns of {where}: {', '.join(available)}")

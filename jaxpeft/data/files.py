@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxpeft.errors import InputError, near
+from jaxpeft.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,11 +80,13 @@ def read_file(path: str, *, column_names: Sequence[str] | None = None) -> Datase
 def _format_of(path: str) -> str:
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        raise InputError(f"{path}: the suffix '{suffix}' is not one of {', '.join(_FORMATS)}{near(suffix, _FORMATS)}")
+        raise InputError(
+            f"{path}: the suffix '{suffix}' is not one of {', '.join(_FORMATS)}{did_you_mean(suffix, _FORMATS)}"
+        )
     if not Path(path).is_file():
         folder = Path(path).parent
         siblings = [str(folder / other.name) for other in folder.iterdir()] if folder.is_dir() else []
-        raise InputError(f"no file {path}{near(path, siblings) or '; check the path'}")
+        raise InputError(f"no file {path}{did_you_mean(path, siblings) or '; check the path'}")
     if not Path(path).stat().st_size:
         raise InputError(f"{path} is empty (0 bytes); give a file with at least one row")
     return _FORMATS[suffix]

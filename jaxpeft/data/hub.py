@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jaxpeft.data.files import quiet_datasets
 from jaxpeft.data.glue import GLUE
-from jaxpeft.errors import InputError, near
+from jaxpeft.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -22,11 +22,13 @@ def hub_id(name: str, subset: str | None) -> tuple[str, str | None]:
     Raises InputError on a near miss of a short name, on a short name that is given a subset as well, and on what cannot
     be a repository.
     """
-    is_short = name.startswith(("glue/", "wikitext-")) or ("/" not in name and near(name, KNOWN_NAMES) != "")
+    is_short = name.startswith(("glue/", "wikitext-")) or ("/" not in name and did_you_mean(name, KNOWN_NAMES) != "")
     if not is_short and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         return name, subset
     if name not in KNOWN_NAMES:
-        raise InputError(f"dataset '{name}' is unknown{near(name, KNOWN_NAMES)}; known: {', '.join(KNOWN_NAMES)}")
+        raise InputError(
+            f"dataset '{name}' is unknown{did_you_mean(name, KNOWN_NAMES)}; known: {', '.join(KNOWN_NAMES)}"
+        )
     if subset is not None:
         raise InputError(f"subset '{subset}' does not go with the dataset '{name}', which names its own; leave it out")
     family, _, task = name.partition("/")
@@ -59,4 +61,4 @@ def _no_dataset(name: str, repository: str, config_name: str | None, error: Exce
         return f"{what}; set subset to one of these"
     if isinstance(error, ConnectionError):
         return f"{what}; check the network and HF_ENDPOINT, or give local files: train_file=PATH validation_file=PATH"
-    return f"{what}{near(name, KNOWN_NAMES)}; check the name and HF_TOKEN, or give local files: train_file=PATH"
+    return f"{what}{did_you_mean(name, KNOWN_NAMES)}; check the name and HF_TOKEN, or give local files: train_file=PATH"

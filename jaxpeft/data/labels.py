@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpeft.errors import InputError, near
+from jaxpeft.errors import InputError, did_you_mean
 
 _INTEGER = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -86,7 +86,7 @@ def _encode_names(
     for where, column in columns.items():
         for row, value in enumerate(column):
             if str(value) not in ids:
-                hint = near(str(value), names) or f"; known: {', '.join(names)}"
+                hint = did_you_mean(str(value), names) or f"; known: {', '.join(names)}"
                 raise InputError(f"{where}, row {row + 1}: the label '{value}' is unknown{hint}")
         encoded[where] = np.asarray([ids[str(value)] for value in column], np.int32)
     return encoded, len(names), names

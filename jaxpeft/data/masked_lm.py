@@ -226,10 +226,10 @@ class MaskedLMData:
 
     def train_batch(self, step: int) -> Batch:
         """The batch of a step (counted from 0 over all epochs): rows permuted anew each epoch, masks each step."""
-        return self.assemble(self.resident, self.draw(step), np)
+        return self.assemble(self.device_data, self.draw(step), np)
 
     @property
-    def resident(self) -> Batch:
+    def device_data(self) -> Batch:
         """What all batches are made of, besides what `draw` says: `blocks`, `[rows, length]` int32."""
         return {"blocks": self.blocks}
 
@@ -242,9 +242,9 @@ class MaskedLMData:
         weights = np.where((rows == FILL)[:, None], np.float32(0), masks["weights"])
         return {**masks, "rows": real.astype(np.int32), "weights": weights}
 
-    def assemble(self, resident: Any, draw: Any, xp: Any) -> dict[str, Any]:
+    def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
         """The batch of a `draw`, in arrays of the namespace `xp`: numpy, or jax's inside a compiled program."""
-        return _masked_batch(resident["blocks"][draw["rows"]], draw, self.pad_token_id, xp)
+        return _masked_batch(device_data["blocks"][draw["rows"]], draw, self.pad_token_id, xp)
 
     def eval_batches(self) -> Iterator[Batch]:
         """Every row once, in order, with masks that depend on the blocks alone: not on the seed or the batch size."""

@@ -115,9 +115,9 @@ class PackedData:
         return {(self.layout.num_rows, self.layout.length)}
 
     @property
-    def resident(self) -> Batch:
+    def device_data(self) -> Batch:
         """What all batches are made of, besides what `draw` says."""
-        return self.unpacked.resident
+        return self.unpacked.device_data
 
     def with_seed(self, seed: int) -> PackedData:
         """The same texts in the order of another seed."""
@@ -131,18 +131,18 @@ class PackedData:
         `labels`; `weights`, 0 for no text. `starts`: `[devices, texts / devices]` int32, the first token of each text, counted
         over the rows of its device, one after the other.
         """
-        return self.assemble(self.resident, self.draw(step), np)
+        return self.assemble(self.device_data, self.draw(step), np)
 
     def draw(self, step: int) -> Batch:
         """What is chance in the batch of a step: its texts, `rows`: `[texts]` int32 (-1: none)."""
         epoch, index = divmod(step, self.steps_per_epoch)
         return {"rows": self._epoch(epoch)[index]}
 
-    def assemble(self, resident: Any, draw: Any, xp: Any) -> dict[str, Any]:
+    def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
         """The batch of a `draw`, in arrays of the namespace `xp`: numpy, or jax's inside a compiled program."""
         texts, layout = xp.maximum(draw["rows"], 0), self.layout
-        offsets, real = resident["offsets"][texts], draw["rows"] != FILL
-        lengths = xp.where(real, resident["offsets"][texts + 1] - offsets, 0)
+        offsets, real = device_data["offsets"][texts], draw["rows"] != FILL
+        lengths = xp.where(real, device_data["offsets"][texts + 1] - offsets, 0)
         before = xp.cumsum(lengths) - lengths
         first = np.searchsorted(layout.rows, layout.rows)  # the first text of the row of each
         starts = (layout.rows * layout.length).astype(np.int32) + before - before[first]
@@ -158,13 +158,13 @@ class PackedData:
         each = len(slots) // self.num_devices
         local = starts.reshape(self.num_devices, -1) - each * np.arange(self.num_devices, dtype=np.int32)[:, None]
         return {
-            "input_ids": rows(resident["input_ids"][tokens], self.unpacked.encoded.pad_token_id),
+            "input_ids": rows(device_data["input_ids"][tokens], self.unpacked.encoded.pad_token_id),
             "attention_mask": rows(1, 0),
-            "token_type_ids": rows(resident["token_type_ids"][tokens], 0),
+            "token_type_ids": rows(device_data["token_type_ids"][tokens], 0),
             "segments": rows(owner + 1, 0),
             "position_ids": rows(places, 0),
             "starts": xp.minimum(local, each - 1).astype(xp.int32),
-            "labels": resident["labels"][texts],
+            "labels": device_data["labels"][texts],
             "weights": real.astype(xp.float32),
         }
 

@@ -43,14 +43,14 @@ def split_topics(topics: Mapping[str, str]) -> dict[str, list[str]]:
     A paragraph of several topics goes to the first split of validation, test, train that has one of them.
     """
     held_out = {*_VALIDATION_TOPICS, *_TEST_TOPICS}
-    members = {
+    replicas = {
         "validation": _VALIDATION_TOPICS,
         "test": _TEST_TOPICS,
         "train": tuple(sorted(topics.keys() - held_out)),  # sorted: the order of the dict is not promised
     }
     seen: set[str] = set()
-    splits: dict[str, list[str]] = {name: [] for name in members}
-    for split, names in members.items():
+    splits: dict[str, list[str]] = {name: [] for name in replicas}
+    for split, names in replicas.items():
         for paragraph in (found for name in names for found in paragraphs(topics.get(name, ""))):
             key = paragraph_key(paragraph)
             if key not in seen:

@@ -1,7 +1,7 @@
 """Self-attention in the place of an encoder's own: over several texts in a row, each by itself, and flash attention.
 
 The encoders of transformers know a mask of tokens, no blocks, and compute every score in memory. Where one of the two is
-wanted, `stand_ins` gives what `jaxpeft.inject.apply` calls instead of their attention modules: projections, and with them
+wanted, `module_overrides` gives what `jaxpeft.inject.apply` calls instead of their attention modules: projections, and with them
 adapters and quantised kernels, stay the module's own; the scores are computed here.
 """
 
@@ -113,7 +113,9 @@ def check_packing(model: Model) -> None:
         raise InputError("data.packing needs position embeddings, and this DistilBERT computes sines; set it to false")
 
 
-def stand_ins(model: Model, flash: Flash | None, *, packed: bool, training: bool) -> dict[str, Callable[..., Any]]:
+def module_overrides(
+    model: Model, flash: Flash | None, *, packed: bool, training: bool
+) -> dict[str, Callable[..., Any]]:
     """What to call instead of `model`'s attention modules, by path.
 
     The attention mask that the module is given must be segments: 0 for padding, and where rows are `packed`, a number for

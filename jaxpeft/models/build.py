@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxpeft.adapters.contract import Site
+from jaxpeft.adapters.base import Site
 from jaxpeft.errors import InputError
 from jaxpeft.inject import discover_sites
-from jaxpeft.models.checkpoint import Checkpoint, open_checkpoint
 from jaxpeft.models.inputs import module_inputs
 from jaxpeft.models.quantized_files import check_method
 from jaxpeft.models.sources import Source, resolve
-from jaxpeft.paths import Params, leaf_paths, nest
-from jaxpeft.quant import Quantization, QuantizedTensor, dequantize, is_quantized, quantize
+from jaxpeft.models.weights import Checkpoint, open_checkpoint
+from jaxpeft.quantization import Quantization, QuantizedTensor, dequantize, is_quantized, quantize
+from jaxpeft.trees import Params, leaf_paths, nest
 
 Task = Literal["masked-lm", "classification"]
 TASKS: tuple[Task, ...] = ("masked-lm", "classification")
@@ -101,7 +101,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class AbstractModel:
     """A model without its weights: transformers' Flax model, not initialised, and what leaves it has.
 
     `shapes` is leaf path → `jax.ShapeDtypeStruct`, `sites` what `discover_sites` finds, `kernels` the leaf paths of the linear
@@ -120,9 +120,9 @@ class Skeleton:
         return {path for path in self.kernels if path.startswith(self.base_prefix + "/")}
 
 
-def build_skeleton(
+def build_abstract_model(
     config: Any, task: Task, *, dtype: str = "float32", gradient_checkpointing: bool = False
-) -> Skeleton:
+) -> AbstractModel:
     """Build the Flax model of transformers' `config` for `task`, computing nothing.
 
     Raises:
@@ -133,11 +133,11 @@ def build_skeleton(
     shapes = leaf_paths(model.params_shape_tree)
     sites = discover_sites(model.module, nest(shapes), **_example(model.module, config))
     kernels = frozenset(f"{layer}/kernel" for layer in sites) & shapes.keys()
-    return Skeleton(model, shapes, sites, kernels, _base_prefix(flax_class))
+    return AbstractModel(model, shapes, sites, kernels, _base_prefix(flax_class))
 
 
 @dataclass(frozen=True)
-class Opened:
+class CheckpointHandle:
     """A model whose weights are yet to be read: what `load_model` reads from, and `models.shapes` takes shapes from.
 
     `trained` are the leaf paths that train whole, `missing` those of them that the checkpoint lacks.
@@ -146,14 +146,14 @@ class Opened:
     config: Any
     task: Task
     source: Source
-    skeleton: Skeleton
+    abstract: AbstractModel
     reader: Checkpoint
     trained: set[str]
     missing: tuple[str, ...]
 
     def model(self, params: Params) -> Model:
         """The model with `params`."""
-        s = self.skeleton
+        s = self.abstract
         return Model(s.model.module, self.config, params, self.task, self.source, self.missing, s.sites)
 
 
@@ -167,18 +167,18 @@ def open_model(
     dropout: float | None,
     gradient_checkpointing: bool,
     trained_leaves: Callable[[Sequence[str], str], set[str]],
-) -> Opened:
+) -> CheckpointHandle:
     """Find a model's files and build what needs no weight; arguments and errors are `load_model`'s."""
     source = resolve(name)
     config = read_config(source, num_labels)
-    skeleton = build_skeleton(
+    abstract = build_abstract_model(
         _with_dropout(config, dropout), task, dtype=dtype, gradient_checkpointing=gradient_checkpointing
     )
-    paths, pretrained = list(skeleton.shapes), weights == "pretrained"
-    reader = open_checkpoint(source.directory, paths, skeleton.base_prefix) if pretrained else Checkpoint({})
+    paths, pretrained = list(abstract.shapes), weights == "pretrained"
+    reader = open_checkpoint(source.directory, paths, abstract.base_prefix) if pretrained else Checkpoint({})
     missing = tuple(path for path in paths if path not in reader) if pretrained else ()
-    trained = trained_leaves(paths, skeleton.base_prefix) | set(missing)
-    return Opened(config, task, source, skeleton, reader, trained, missing)
+    trained = trained_leaves(paths, abstract.base_prefix) | set(missing)
+    return CheckpointHandle(config, task, source, abstract, reader, trained, missing)
 
 
 def load_model(
@@ -225,18 +225,18 @@ def load_model(
         gradient_checkpointing=gradient_checkpointing,
         trained_leaves=trained_leaves,
     )
-    source, skeleton, reader, trained = opened.source, opened.skeleton, opened.reader, opened.trained
-    shapes = skeleton.shapes
-    values = _draw(skeleton.model, [path for path in shapes if path not in reader], seed)
+    source, abstract, reader, trained = opened.source, opened.abstract, opened.reader, opened.trained
+    shapes = abstract.shapes
+    values = _draw(abstract.model, [path for path in shapes if path not in reader], seed)
     leaves: dict[str, Any] = {}
     for path, shape in shapes.items():
         leaf = values[path] if path in values else checked(reader.read(path), path, shape.shape, source)
         if is_quantized(leaf):
-            _check_stored(leaf, path, skeleton, quantization, source)
+            _check_stored(leaf, path, abstract, quantization, source)
             leaves[path] = dequantize(leaf) if path in trained else jax.device_put(leaf)
         elif path in trained:
             leaves[path] = jnp.asarray(leaf)
-        elif quantization and path in skeleton.base_kernels:
+        elif quantization and path in abstract.base_kernels:
             leaves[path] = jax.device_put(quantize(leaf, **vars(quantization)))
         else:
             leaves[path] = jnp.asarray(leaf, jnp.dtype(dtype) if leaf.ndim > 1 else jnp.float32)
@@ -353,10 +353,10 @@ def checked(leaf: Leaf, path: str, shape: tuple[int, ...], source: Source) -> Le
 
 
 def _check_stored(
-    tensor: QuantizedTensor, path: str, skeleton: Skeleton, asked: Quantization | None, source: Source
+    tensor: QuantizedTensor, path: str, abstract: AbstractModel, asked: Quantization | None, source: Source
 ) -> None:
     held = Quantization.of(tensor)
-    if path not in skeleton.kernels:
+    if path not in abstract.kernels:
         raise InputError(f"{source.description}: {path} is stored in {held.data_type}, and only linear layers may be")
     if asked and str(asked) != str(held):
         raise InputError(

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxpeft.adapters.contract import PLACEHOLDER
+from jaxpeft.adapters.base import PLACEHOLDER
 
 
 def max_tokens(config: Any) -> int:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from jaxpeft.errors import InputError
-from jaxpeft.quant import CODEBOOKS, FourBitTensor, Int8Tensor, Quantization, QuantizedTensor
-from jaxpeft.quant.double_quantization import NESTED_BLOCK_SIZE, QuantizedAbsmax
-from jaxpeft.quant.dynamic_map import create_dynamic_map
-from jaxpeft.quant.four_bit import BLOCK_SIZES
+from jaxpeft.quantization import CODEBOOKS, FourBitTensor, Int8Tensor, Quantization, QuantizedTensor
+from jaxpeft.quantization.double_quantization import NESTED_BLOCK_SIZE, QuantizedAbsmax
+from jaxpeft.quantization.dynamic_map import create_dynamic_map
+from jaxpeft.quantization.four_bit import BLOCK_SIZES
 
 Reader = Callable[[str], np.ndarray]
 """Torch's name of a tensor → the tensor; raises InputError where the files lack it."""

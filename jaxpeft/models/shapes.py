@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.models.build import Model, Opened, open_model
-from jaxpeft.paths import nest
-from jaxpeft.quant import Quantization, is_quantized, quantized_shape
+from jaxpeft.models.build import CheckpointHandle, Model, open_model
+from jaxpeft.quantization import Quantization, is_quantized, quantized_shape
+from jaxpeft.trees import nest
 
 
 def model_shapes(name: str, task: Any, *, quantization: Quantization | None = None, **options: Any) -> Model:
@@ -32,8 +32,8 @@ def model_shapes(name: str, task: Any, *, quantization: Quantization | None = No
     opened = open_model(name, task, **options)
     matrix_dtype = jnp.dtype(options["dtype"])
     leaves: dict[str, Any] = {}
-    for path, leaf in opened.skeleton.shapes.items():
-        scheme = _stored(opened, path) or (quantization if path in opened.skeleton.base_kernels else None)
+    for path, leaf in opened.abstract.shapes.items():
+        scheme = _stored(opened, path) or (quantization if path in opened.abstract.base_kernels else None)
         if scheme and path not in opened.trained:
             leaves[path] = quantized_shape(leaf.shape, scheme)
         else:
@@ -42,9 +42,9 @@ def model_shapes(name: str, task: Any, *, quantization: Quantization | None = No
     return opened.model(nest(leaves))
 
 
-def _stored(opened: Opened, path: str) -> Quantization | None:
+def _stored(opened: CheckpointHandle, path: str) -> Quantization | None:
     """How the checkpoint holds the kernel at `path`, where it holds it quantised."""
-    if path not in opened.skeleton.kernels or path not in opened.reader or not _says_quantized(opened.source.directory):
+    if path not in opened.abstract.kernels or path not in opened.reader or not _says_quantized(opened.source.directory):
         return None
     leaf = opened.reader.read(path)
     return Quantization.of(leaf) if is_quantized(leaf) else None

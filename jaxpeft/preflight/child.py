@@ -17,16 +17,16 @@ import jax
 from jax.experimental import topologies
 
 from jaxpeft.config import RunConfig
-from jaxpeft.config_file import read_config
+from jaxpeft.config.files import read_config
 from jaxpeft.errors import InputError
-from jaxpeft.paths import size_bytes
+from jaxpeft.preflight.abstract_run import AbstractRun, abstract_run, lower_evaluation, lower_training
 from jaxpeft.preflight.chips import Topology, parse_topology
 from jaxpeft.preflight.compiled import Compiled, Costs, compile_for
 from jaxpeft.preflight.largest_batch import Attempt, Largest, largest_batch
 from jaxpeft.preflight.report import Program, Report
-from jaxpeft.preflight.run_shapes import RunShapes, lower_evaluation, lower_training, run_shapes
-from jaxpeft.report.terminal import say
+from jaxpeft.report.console import log
 from jaxpeft.training.sharding import data_parallel
+from jaxpeft.trees import size_bytes
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def preflight(
     parallel = data_parallel(_devices(topology))
     parallel.check(config.training.batch_size, "training.batch_size")
     parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
-    run = run_shapes(config, parallel)
+    run = abstract_run(config, parallel)
     lengths = run.lengths if every_bucket else run.lengths[-1:]
     # Packed rows are all alike, so their training has one program.
     wanted = [
@@ -90,28 +90,28 @@ def _devices(topology: Topology) -> Any:
     return devices
 
 
-def _program(kind: Any, run: RunShapes, topology: Topology, length: int) -> Program:
+def _program(kind: Any, run: AbstractRun, topology: Topology, length: int) -> Program:
     size = (run.config.training if kind == "training" else run.config.evaluation).batch_size
     shape = run.training_shape(size, length) if kind == "training" else (size, length)
-    say(f"compiling the {kind} step, {shape[0]} rows of {shape[1]} tokens …")
+    log(f"compiling the {kind} step, {shape[0]} rows of {shape[1]} tokens …")
     return Program(kind, size, *shape, _compile(kind, run, topology, size, length))
 
 
-def _compile(kind: str, run: RunShapes, topology: Topology, batch_size: int, length: int) -> Compiled:
+def _compile(kind: str, run: AbstractRun, topology: Topology, batch_size: int, length: int) -> Compiled:
     lower: Callable = lower_training if kind == "training" else lower_evaluation
     return compile_for(topology, lower(run, batch_size, length), argument_bytes=_fixed_bytes(run))
 
 
-def _fixed_bytes(run: RunShapes) -> int:
+def _fixed_bytes(run: AbstractRun) -> int:
     return size_bytes(run.frozen) + size_bytes(run.state.adapters) + size_bytes(run.state.opt_state)
 
 
-def _largest(run: RunShapes, topology: Topology, training: Program) -> Largest:
+def _largest(run: AbstractRun, topology: Topology, training: Program) -> Largest:
     """The most rows of the longest training batch that a chip has room for."""
 
     def attempt(rows: int) -> Attempt:
         batch_size = rows * topology.num_chips
-        say(f"compiling the training step, {batch_size} texts …")
+        log(f"compiling the training step, {batch_size} texts …")
         compiled = _compile("training", run, topology, batch_size, run.lengths[-1])
         return Attempt(rows, isinstance(compiled.outcome, Costs), compiled.needed_bytes)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jaxpeft.errors import InputError, near
+from jaxpeft.errors import InputError, did_you_mean
 
 GIBIBYTE = 2**30
 
@@ -74,7 +74,7 @@ def parse_topology(name: str) -> Topology:
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
         raise InputError(
-            f"topology '{name}': no such chip{near(kind, CHIPS)}; give one of {', '.join(CHIPS)} and a shape, such as v5e:2x4"
+            f"topology '{name}': no such chip{did_you_mean(kind, CHIPS)}; give one of {', '.join(CHIPS)} and a shape, such as v5e:2x4"
         )
     chip = CHIPS[kind]
     if shape not in chip.shapes:

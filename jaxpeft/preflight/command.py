@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxpeft.config import RunConfig
-from jaxpeft.config_file import write_config
+from jaxpeft.config.files import write_config
 from jaxpeft.errors import InputError
 from jaxpeft.preflight.chips import parse_topology
 from jaxpeft.preflight.report import Report, lines, read_report
-from jaxpeft.report.terminal import say
+from jaxpeft.report.console import log
 
 # JAX_PLATFORMS: nothing here may start a TPU; the compiler needs none. TPU_SKIP_MDS_QUERY: nor ask Google's metadata server.
 # ALLOW_MULTIPLE_LIBTPU_LOAD: libtpu locks itself against a second process, for the sake of a TPU that is not there.
@@ -35,9 +35,9 @@ def run(config: RunConfig, topology: str, *, largest_batch: bool, every_bucket: 
         InputError: as `compile_in_child`.
     """
     report = compile_in_child(config, topology, largest_batch=largest_batch, every_bucket=every_bucket)
-    say("")
+    log("")
     for line in lines(report):
-        say(line)
+        log(line)
     return report.fits
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.paths import Layers
+from jaxpeft.trees import Layers
 
 Importance = dict[str, Layers]
 """`{"sensitivity", "uncertainty"}`, each like the sites; {} where nothing is allocated."""

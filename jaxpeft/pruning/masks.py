@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.paths import Layers
+from jaxpeft.trees import Layers
 
 
 def num_kept(size: int, sparsity: float) -> int:

@@ -9,9 +9,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jaxpeft.config import RunConfig
 from jaxpeft.models.build import Model
-from jaxpeft.prepare import build_method
 from jaxpeft.report.methods import DATA_TYPES, citations, method_name, options
 from jaxpeft.report.results import Results
+from jaxpeft.runs.prepare import build_method
 from jaxpeft.targets import default_targets
 
 _BERT = "BERT: Devlin et al. 2018, arXiv 1810.04805"

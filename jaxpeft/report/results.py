@@ -18,9 +18,9 @@ import jax
 from jaxpeft.config import EvaluationConfig, RunConfig
 from jaxpeft.data import Splits
 from jaxpeft.models.build import Model
-from jaxpeft.paths import Adapters, Layers, Params, size_bytes
 from jaxpeft.pruning.masks import sparsity_of
 from jaxpeft.training.loop import Outcome
+from jaxpeft.trees import Adapters, Layers, Params, size_bytes
 
 
 @dataclass(frozen=True)

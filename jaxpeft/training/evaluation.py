@@ -9,10 +9,10 @@ from itertools import islice
 import jax
 import numpy as np
 
-from jaxpeft.paths import Adapters, Layers, Params
-from jaxpeft.training.metrics import classification_metrics, masked_lm_metrics
-from jaxpeft.training.objectives import Batch
+from jaxpeft.tasks.metrics import classification_metrics, masked_lm_metrics
+from jaxpeft.training.objective import Batch
 from jaxpeft.training.sharding import DataParallel
+from jaxpeft.trees import Adapters, Layers, Params
 
 EvalStep = Callable[..., tuple[dict, jax.Array]]
 

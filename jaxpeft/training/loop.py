@@ -15,15 +15,15 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from jaxpeft.errors import InputError
-from jaxpeft.paths import Params
 from jaxpeft.pruning import Schedule
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import keep_counts, sparsity_of
+from jaxpeft.tasks.metrics import score
 from jaxpeft.training.checkpoint import Checkpoints, Progress
-from jaxpeft.training.feed import Draw, Prefetched, TrainSteps
-from jaxpeft.training.meter import Meter, first_bad_step
-from jaxpeft.training.metrics import score
+from jaxpeft.training.input_pipeline import Draw, Prefetched, TrainSteps
 from jaxpeft.training.step import Metrics, TrainState, allocate_step, prune_step
+from jaxpeft.training.throughput import ThroughputMeter, first_bad_step
+from jaxpeft.trees import Params
 
 S = TypeVar("S")
 
@@ -118,7 +118,7 @@ def fit(
     train_steps: TrainSteps,
     validate: Callable[[TrainState], dict[str, float]],
     checkpoints: Checkpoints,
-    log: Log,
+    metrics_log: Log,
     bar: Bar,
     stop_requested: Callable[[], int | None],
     validate_start: Callable[[], dict[str, float]] | None = None,
@@ -131,7 +131,7 @@ def fit(
     Raises:
         InputError: for a loss that is not finite, with its step; nothing is saved after it.
     """
-    meter, size = Meter(progress.update), plan.accumulation_steps
+    meter, size = ThroughputMeter(progress.update), plan.accumulation_steps
     started, seconds_before = time.monotonic(), progress.seconds
     passes, step, number = range(progress.update * size, plan.num_steps * size), progress.update, None
     with Prefetched(draw_at, passes, depth=2 * plan.passes_per_dispatch) as feed:
@@ -153,17 +153,17 @@ def fit(
                 state = _pruned(state, plan.pruning, step)
             last = step == plan.num_steps
             if step % plan.log_every_steps == 0 or last or number:
-                _report(state, step, plan, log, bar, meter)
+                _report(state, step, plan, metrics_log, bar, meter)
             if validate_start and not number:  # after a signal there is no time for it
                 paused = time.monotonic()
-                log.write(0, "validation", validate_start())
+                metrics_log.write(0, "validation", validate_start())
                 validate_start = None
                 meter.leave_out(time.monotonic() - paused)
             progress = replace(progress, update=step, seconds=seconds_before + time.monotonic() - started)
             if step % plan.eval_every_steps == 0 or last:
                 _require_finite(meter, step, plan)
                 paused = time.monotonic()
-                progress = validated(state, progress, plan, validate, checkpoints, log)
+                progress = validated(state, progress, plan, validate, checkpoints, metrics_log)
                 meter.leave_out(time.monotonic() - paused)
             elif number:
                 checkpoints.save(state, progress)
@@ -181,7 +181,7 @@ def train_until(
     step: int,
     feed: Prefetched,
     train_steps: Callable[[S, Params, list[Draw]], tuple[S, Metrics]],
-    meter: Meter,
+    meter: ThroughputMeter,
     bar: Bar,
     stop_requested: Callable[[], int | None],
 ) -> tuple[S, int, int | None]:
@@ -211,10 +211,10 @@ def _pruned(state: TrainState, schedule: Schedule | Allocation, step: int) -> Tr
     return prune_step(state, keep_counts(sites, schedule.sparsity_at(step)))
 
 
-def _report(state: TrainState, step: int, plan: Plan, log: Log, bar: Bar, meter: Meter) -> None:
+def _report(state: TrainState, step: int, plan: Plan, metrics_log: Log, bar: Bar, meter: ThroughputMeter) -> None:
     _require_finite(meter, step, plan)
     metrics = {name: float(value) for name, value in meter.flush(step).items()}
-    log.write(step, "train", {**metrics, **figures_of(state, step, plan)})
+    metrics_log.write(step, "train", {**metrics, **figures_of(state, step, plan)})
     left = (plan.num_steps - step) * meter.seconds_per_step
     bar.show(step, loss=metrics["loss"], tokens_per_second=metrics["tokens_per_second"], seconds_left=left)
 
@@ -236,7 +236,7 @@ def not_finite(losses: np.ndarray, step: int, plan: Plan) -> InputError | None:
     )
 
 
-def _require_finite(meter: Meter, step: int, plan: Plan) -> None:
+def _require_finite(meter: ThroughputMeter, step: int, plan: Plan) -> None:
     """Refuse to go on, and so to save, after a loss that is not finite."""
     if (losses := meter.pending().get("loss")) is not None and (error := not_finite(losses, step, plan)):
         raise error
@@ -248,11 +248,11 @@ def validated(
     plan: Plan,
     validate: Callable[[TrainState], dict[str, float]],
     checkpoints: Checkpoints,
-    log: Log,
+    metrics_log: Log,
 ) -> Progress:
     """Validate, save, and note whether this is the best adapter so far."""
     metrics = validate(state)
-    log.write(progress.update, "validation", metrics)
+    metrics_log.write(progress.update, "validation", metrics)
     value = score(metrics, plan.metric)
     if plan.may_be_best(progress.update):
         # Larger than nothing is every number, but not NaN: the correlation of constant predictions.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxpeft.paths import Adapters, Layers
+from jaxpeft.trees import Adapters, Layers
 
 
 def learning_rate_schedule(

@@ -86,8 +86,8 @@ class DataParallel:
     def check(self, batch_size: int, flag: str) -> None:
         """Raise InputError where `batch_size` rows cannot be split evenly."""
         if batch_size % self.mesh.size:
-            near = max(batch_size // self.mesh.size, 1) * self.mesh.size
-            raise InputError(f"{flag} {batch_size} cannot be split over {self.mesh.size} devices; {near} can")
+            nearest = max(batch_size // self.mesh.size, 1) * self.mesh.size
+            raise InputError(f"{flag} {batch_size} cannot be split over {self.mesh.size} devices; {nearest} can")
 
 
 def data_parallel(devices: Sequence[Any] | None = None) -> DataParallel:

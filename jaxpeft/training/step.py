@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxpeft.paths import Adapters, Layers, Params
 from jaxpeft.pruning.allocation import Allocation, Importance, fresh_importance, keep_important, update_importance
 from jaxpeft.pruning.masks import apply_masks, magnitude_masks
 from jaxpeft.training.dropout import for_drawing
-from jaxpeft.training.objectives import Batch, Objective
+from jaxpeft.training.objective import Batch, Objective
+from jaxpeft.trees import Adapters, Layers, Params
 
 
 @struct.dataclass
@@ -116,24 +116,24 @@ def train_pass(
 def make_train_steps(
     step: TrainStep, assemble: Callable[[Any, Any], Batch]
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Return the jitted `(state, frozen, resident, draws, count) → (state, metrics)`: `count` passes in one program.
+    """Return the jitted `(state, frozen, device_data, draws, count) → (state, metrics)`: `count` passes in one program.
 
     The host is asked for nothing between them, and what a pass needs for a moment is allocated once for all. `count` is data,
     so that one program serves any number of passes, and each of them computes what it would have computed alone.
 
     Args:
         step: as `make_train_step` returns it.
-        assemble: `(resident, draw) → batch`, traced into the program.
+        assemble: `(device_data, draw) → batch`, traced into the program.
 
     In the returned function `draws` are stacked on a first axis of `count` or more, the rest unused, and so are the metrics.
     """
 
     def train_steps(
-        state: TrainState, frozen: Params, resident: Any, draws: Any, count: jax.Array
+        state: TrainState, frozen: Params, device_data: Any, draws: Any, count: jax.Array
     ) -> tuple[TrainState, Metrics]:
         def at(i: jax.Array) -> Batch:
             draw = jax.tree.map(lambda stacked: jax.lax.dynamic_index_in_dim(stacked, i, keepdims=False), draws)
-            return assemble(resident, draw)
+            return assemble(device_data, draw)
 
         def run(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry

@@ -1,4 +1,4 @@
-"""The training loop of runs that train together (`training/members.py`): what `loop.fit` does for one run, for each of them.
+"""The training loop of runs that train together (`training/sweep.py`): what `loop.fit` does for one run, for each of them.
 
 Every run has its own plan, log, validations, checkpoints and end; what they share is the program that trains them.
 """
@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft.errors import InputError
-from jaxpeft.paths import Params
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import keep_counts
 from jaxpeft.training.checkpoint import Checkpoints, Progress
-from jaxpeft.training.feed import Draw, Prefetched
+from jaxpeft.training.input_pipeline import Draw, Prefetched
 from jaxpeft.training.loop import Bar, Log, Outcome, Plan, figures_of, not_finite, train_until, validated
-from jaxpeft.training.members import Members, allocate_members, prune_members, unstack
-from jaxpeft.training.meter import Meter
 from jaxpeft.training.step import Metrics, TrainState
+from jaxpeft.training.sweep import Replicas, allocate_replicas, prune_replicas, unstack
+from jaxpeft.training.throughput import ThroughputMeter
+from jaxpeft.trees import Params
 
-MembersSteps = Callable[[Members, Params, list[Draw]], tuple[Members, Metrics]]
+SweepSteps = Callable[[Replicas, Params, list[Draw]], tuple[Replicas, Metrics]]
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Run:
     own: TrainState
     validate: Callable[[TrainState], dict[str, float]]
     checkpoints: Checkpoints
-    log: Log
+    metrics_log: Log
     outcome: Outcome | InputError | None = None
     validate_start: Callable[[], dict[str, float]] | None = None
 
@@ -52,12 +52,12 @@ class Run:
 
 
 def fit_together(
-    members: Members,
+    replicas: Replicas,
     frozen: Params,
     runs: Sequence[Run],
     *,
     draw_at: Callable[[int], Draw],
-    train_steps: MembersSteps,
+    train_steps: SweepSteps,
     bar: Bar,
     stop_requested: Callable[[], int | None],
 ) -> list[Outcome | InputError]:
@@ -71,13 +71,13 @@ def fit_together(
     """
     plan, step = runs[0].plan, runs[0].progress.update
     assert {run.progress.update for run in runs} == {step}, "runs that train together are at the same update"
-    meter, size, started = Meter(step), plan.accumulation_steps, time.monotonic()
+    meter, size, started = ThroughputMeter(step), plan.accumulation_steps, time.monotonic()
     before = [run.progress.seconds for run in runs]
     with Prefetched(draw_at, range(step * size, plan.num_steps * size), depth=2 * plan.passes_per_dispatch) as feed:
         while step < plan.num_steps and not all(run.has_ended for run in runs):
-            members, step, number = train_until(
+            replicas, step, number = train_until(
                 min(run.plan.next_event(step) for run in runs),
-                members,
+                replicas,
                 frozen,
                 plan,
                 step=step,
@@ -87,15 +87,15 @@ def fit_together(
                 bar=bar,
                 stop_requested=stop_requested,
             )
-            members = replace(members, state=_pruned(members.state, runs, step))
+            replicas = replace(replicas, state=_pruned(replicas.state, runs, step))
             last = step == plan.num_steps
             logs, validates = step % plan.log_every_steps == 0, step % plan.eval_every_steps == 0
             if not (logs or validates or last or number):
                 continue
             _end_what_is_not_finite(runs, meter, step)
             # A log line says of the state how sparse it is, and nothing else.
-            if validates or last or number or members.state.masks:
-                for run, state in zip(runs, unstack(members.state, [run.own for run in runs]), strict=True):
+            if validates or last or number or replicas.state.masks:
+                for run, state in zip(runs, unstack(replicas.state, [run.own for run in runs]), strict=True):
                     run.own = run.own if run.has_ended else state
             if logs or last or number:
                 _report(runs, meter, step, bar)
@@ -118,37 +118,37 @@ def fit_together(
 def _validate_starts(runs: Sequence[Run]) -> None:
     for run in runs:
         if run.validate_start and not run.has_ended:
-            run.log.write(0, "validation", run.validate_start())
+            run.metrics_log.write(0, "validation", run.validate_start())
         run.validate_start = None
 
 
 def _save(run: Run, validates: bool, number: int | None) -> None:
     if validates:
-        run.progress = validated(run.own, run.progress, run.plan, run.validate, run.checkpoints, run.log)
+        run.progress = validated(run.own, run.progress, run.plan, run.validate, run.checkpoints, run.metrics_log)
     elif number:
         run.checkpoints.save(run.own, run.progress)
 
 
-def _ended(run: Run, tokens_per_second: float, meter: Meter) -> Outcome | InputError:
+def _ended(run: Run, tokens_per_second: float, meter: ThroughputMeter) -> Outcome | InputError:
     if isinstance(run.outcome, InputError):
         return run.outcome
     outcome = run.outcome or Outcome(run.own, run.progress, 0.0, 0.0)  # a resumed run may have had nothing left to do
     return replace(outcome, tokens_per_second=tokens_per_second, seconds_per_step=meter.mean_seconds_per_step)
 
 
-def _end_what_is_not_finite(runs: Sequence[Run], meter: Meter, step: int) -> None:
+def _end_what_is_not_finite(runs: Sequence[Run], meter: ThroughputMeter, step: int) -> None:
     losses = meter.pending().get("loss")
     for i, run in enumerate(runs):
         if losses is not None and not run.has_ended and (error := not_finite(losses[:, i], step, run.plan)):
             run.outcome = error
 
 
-def _report(runs: Sequence[Run], meter: Meter, step: int, bar: Bar) -> None:
+def _report(runs: Sequence[Run], meter: ThroughputMeter, step: int, bar: Bar) -> None:
     means = meter.flush(step)
     for i, run in enumerate(runs):
         if not run.has_ended:
             own = {name: float(values[i]) for name, values in means.items()}
-            run.log.write(step, "train", {**own, **figures_of(run.own, step, run.plan)})
+            run.metrics_log.write(step, "train", {**own, **figures_of(run.own, step, run.plan)})
     going = [i for i, run in enumerate(runs) if not run.has_ended]
     if going:
         left = (runs[0].plan.num_steps - step) * meter.seconds_per_step
@@ -165,7 +165,7 @@ def _pruned(state: TrainState, runs: Sequence[Run], step: int) -> TrainState:
     if allocations:
         budgets = [schedule.budget_at(step, len(state.adapters["sites"])) for schedule in allocations]
         last = [step == schedule.last_step for schedule in allocations]
-        return allocate_members(state, np.asarray(budgets), np.asarray(last), due)
+        return allocate_replicas(state, np.asarray(budgets), np.asarray(last), due)
     num_keep = [
         keep_counts(
             run.own.adapters["sites"],
@@ -173,4 +173,4 @@ def _pruned(state: TrainState, runs: Sequence[Run], step: int) -> TrainState:
         )
         for run in runs
     ]
-    return prune_members(state, jax.tree.map(lambda *counts: jnp.asarray(counts), *num_keep), due)
+    return prune_replicas(state, jax.tree.map(lambda *counts: jnp.asarray(counts), *num_keep), due)

@@ -19,12 +19,12 @@ from jaxpeft.config import AdapterConfig, DataConfig, PruningConfig, RunConfig, 
 from jaxpeft.errors import InputError
 from jaxpeft.inject import apply
 from jaxpeft.merging import merge
-from jaxpeft.plan import make_plan
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import sparsity_of
+from jaxpeft.runs.schedule import make_plan
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.loop import Plan, fit
-from jaxpeft.training.objectives import Objective
+from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import allocate_step, init_state, make_train_step

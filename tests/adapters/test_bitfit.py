@@ -11,14 +11,14 @@ from jaxpeft import BaseInfo, load_adapter, load_model, save_adapter
 from jaxpeft.adapters import BitFit, Lora
 from jaxpeft.inject import apply
 from jaxpeft.models.build import Quantization
-from jaxpeft.paths import by_leaf, leaf_paths
 from jaxpeft.training.step import make_train_step
+from jaxpeft.trees import by_leaf, leaf_paths
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta"])
 def test_every_bias_trains_and_nothing_else(tiny_models, model_type):
     leaves = leaf_paths(tiny_models(model_type).params)
-    chosen = BitFit().whole_leaves(leaves, ())
+    chosen = BitFit().fully_trained(leaves, ())
     assert chosen == {path for path in leaves if path.endswith("bias")}
     # Six linear layers and two norms in each of two layers, the embeddings' norm, and the head's dense, norm and decoder.
     assert len(chosen) == 2 * (6 + 2) + 1 + 3
@@ -27,8 +27,8 @@ def test_every_bias_trains_and_nothing_else(tiny_models, model_type):
 @pytest.mark.parametrize("options", [{}, {"quantization": Quantization()}], ids=["fp32", "nf4"])
 def test_training_changes_the_biases_alone(tiny_models, options):
     model = tiny_models("distilbert", **options)
-    whole = BitFit().whole_leaves(leaf_paths(model.params), ())
-    objective, optimizer, frozen, state = tiny.training(model, BitFit(), whole_leaves=whole)
+    whole = BitFit().fully_trained(leaf_paths(model.params), ())
+    objective, optimizer, frozen, state = tiny.training(model, BitFit(), fully_trained=whole)
     before, base = by_leaf(tiny.snapshot(state.adapters)["modules"]), tiny.snapshot(frozen)
     step, losses = make_train_step(objective, optimizer), []
     for _ in range(8):
@@ -68,10 +68,10 @@ def test_only_a_file_of_biases_is_bitfit(tmp_path):
     base = torch_side.write_base(tmp_path / "base", "bert", layers=1)
     model = load_model(str(base), "masked-lm")
     _, lora = tiny.adapted(
-        model, Lora(bias="all"), whole_leaves=Lora(bias="all").whole_leaves(leaf_paths(model.params), ())
+        model, Lora(bias="all"), fully_trained=Lora(bias="all").fully_trained(leaf_paths(model.params), ())
     )
     save_adapter(tmp_path / "lora", lora, Lora(bias="all"), base=BaseInfo.of(model))
     assert load_adapter(tmp_path / "lora", model.params)[2] == Lora(bias="all")
-    _, head = tiny.adapted(model, None, whole_leaves=["cls/predictions/bias"])
+    _, head = tiny.adapted(model, None, fully_trained=["cls/predictions/bias"])
     save_adapter(tmp_path / "head", {"sites": {}, "modules": head["modules"]}, None, base=BaseInfo.of(model))
     assert load_adapter(tmp_path / "head", model.params)[2] is None

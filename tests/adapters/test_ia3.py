@@ -7,7 +7,7 @@ import tiny
 
 from jaxpeft import InputError, apply, merge
 from jaxpeft.adapters import FrozenLayer, Ia3, Site
-from jaxpeft.adapters.init import init_adapters
+from jaxpeft.adapters.build import init_adapters
 
 W, BIAS, X = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([10.0, 20.0]), jnp.ones((1, 2))
 

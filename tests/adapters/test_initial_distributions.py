@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxpeft.adapters import METHODS, Site
-from jaxpeft.interop.formats import FORMATS
+from jaxpeft.interop.peft.formats import FORMATS
 
 LAYER = "layer"
 SQUARE, FLAT, WIDE = (1024, 1024), (768, 1024), (2, 200_000)  # d_in, d_out

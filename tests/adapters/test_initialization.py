@@ -10,10 +10,10 @@ import pytest
 import torch_side
 
 from jaxpeft import InputError, Lora, apply, load_model, match_targets
-from jaxpeft.adapters.init import init_adapters, rebased
+from jaxpeft.adapters.build import init_adapters, with_adjusted_base
 from jaxpeft.calibration import kernel_gradients
-from jaxpeft.paths import leaf_paths, nest
-from jaxpeft.quant import dequantize, is_quantized, quantize
+from jaxpeft.quantization import dequantize, is_quantized, quantize
+from jaxpeft.trees import leaf_paths, nest
 
 TARGETS = ["query", "intermediate.dense", "output.dense"]  # square, wide and tall
 NO_ADAPTERS = {"sites": {}, "modules": {}}
@@ -74,9 +74,9 @@ def theirs(peft):
     return found
 
 
-def ours(model, method, *, targets=TARGETS, evidence=None, params=None):
+def ours(model, method, *, targets=TARGETS, statistics=None, params=None):
     sites = match_targets(model.sites(), targets)
-    return init_adapters(params or model.params, method, sites, rng=jax.random.key(3), evidence=evidence)
+    return init_adapters(params or model.params, method, sites, rng=jax.random.key(3), statistics=statistics)
 
 
 def method_of(options):
@@ -143,8 +143,8 @@ SILENT = ["gaussian", "orthogonal", "pissa", "pissa_niter_2", "olora", "lora_ga"
 def test_what_is_left_and_the_adapter_are_the_base(start, options, bert):
     model = bert
     method = Lora(4, 12.0, init_lora_weights=start, **options)
-    evidence = gradients(model) if start == "lora_ga" else None
-    frozen, adapters = ours(model, method, evidence=evidence)
+    statistics = gradients(model) if start == "lora_ga" else None
+    frozen, adapters = ours(model, method, statistics=statistics)
     inputs = model.inputs(torch_side.batch("bert"))
     # In float64: what is compared is what the start left of the weights, and not how a processor rounds a whole model.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
@@ -153,7 +153,7 @@ def test_what_is_left_and_the_adapter_are_the_base(start, options, bert):
         plain = apply(module, base, NO_ADAPTERS, **inputs).logits
         np.testing.assert_allclose(apply(module, left, silent, method, **inputs).logits, plain, rtol=0, atol=1e-5)
     changed = [p for p, leaf in leaf_paths(frozen).items() if not np.array_equal(leaf, leaf_paths(model.params)[p])]
-    assert set(changed) == ({f"{path}/kernel" for path in adapters["sites"]} if method.changes_base else set())
+    assert set(changed) == ({f"{path}/kernel" for path in adapters["sites"]} if method.modifies_base else set())
     assert all(np.abs(site["a"]).max() > 1e-3 for site in adapters["sites"].values())
 
 
@@ -214,7 +214,7 @@ def test_lora_ga_is_peft_s(direction, scale, base):
     assert not measured
 
     method = Lora(16, 12.0, init_lora_weights="lora_ga", lora_ga_config=values)
-    frozen, adapters = ours(model, method, evidence=gradients(model))
+    frozen, adapters = ours(model, method, statistics=gradients(model))
     expected = theirs(get_peft_model(torch_model, config))
     for path, site in adapters["sites"].items():
         kernel = leaf_paths(model.params)[f"{path}/kernel"]
@@ -227,7 +227,7 @@ def test_lora_ga_is_peft_s(direction, scale, base):
         tolerance = 1e-2 if scale == "weight_svd" else 1e-3
         np.testing.assert_allclose(site["a"], expected[path]["a"], rtol=0, atol=1e-3)
         np.testing.assert_allclose(site["b"], expected[path]["b"], rtol=0, atol=tolerance * np.abs(site["b"]).max())
-        left = method.rebase(kernel, site)
+        left = method.adjust_base(kernel, site)
         change = np.abs(kernel - left).max()
         np.testing.assert_allclose(left, expected[path]["kernel"], rtol=0, atol=tolerance * change)
 
@@ -283,7 +283,7 @@ def test_the_others_want_a_base_in_full_precision(start, base):
     _, model = base
     method = Lora(4, 12.0, init_lora_weights=start)
     with pytest.raises(InputError, match=r"layer bert/.* is stored quantised.*do not quantise the base") as caught:
-        ours(model, method, params=quantized(model), evidence=gradients(model))
+        ours(model, method, params=quantized(model), statistics=gradients(model))
     assert "\n" not in str(caught.value)
     if start == "lora_ga":
         with pytest.raises(InputError, match="LoRA-GA needs its gradient"):
@@ -296,7 +296,7 @@ def test_a_load_changes_the_base_without_chance(base):
     targets = match_targets(model.sites(), TARGETS)
 
     def loaded(start):
-        return rebased(model.params, Lora(4, 12.0, init_lora_weights=start), targets)
+        return with_adjusted_base(model.params, Lora(4, 12.0, init_lora_weights=start), targets)
 
     exact, _ = ours(model, Lora(4, 12.0, init_lora_weights="pissa"))
     for start in ("pissa", "pissa_niter_4"):

@@ -14,10 +14,10 @@ import tiny
 from flax import linen as nn
 
 from jaxpeft.adapters import AdaLora, Hira, Ia3, Loha, Lokr, Lora, Vera
-from jaxpeft.adapters.init import init_adapters
+from jaxpeft.adapters.build import init_adapters
 from jaxpeft.inject import apply, discover_sites
 from jaxpeft.merging import merge
-from jaxpeft.quant import quantize
+from jaxpeft.quantization import quantize
 
 METHODS = {
     "lora": Lora(rank=4, alpha=6.0),

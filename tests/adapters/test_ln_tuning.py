@@ -12,15 +12,15 @@ from jaxpeft.adapters import LnTuning
 from jaxpeft.errors import InputError
 from jaxpeft.inject import apply
 from jaxpeft.merging import merge
-from jaxpeft.paths import by_leaf, leaf_paths
 from jaxpeft.training.step import make_train_step
+from jaxpeft.trees import by_leaf, leaf_paths
 
 # Layer norms of two layers and the embeddings, and of the masked-LM head.
 NORMS = {"bert": 2 * 2 + 1 + 1, "roberta": 2 * 2 + 1 + 1, "distilbert": 2 * 2 + 1 + 1}
 
 
 def trained_by(model, method):
-    return sorted(method.whole_leaves(leaf_paths(model.params), ()))
+    return sorted(method.fully_trained(leaf_paths(model.params), ()))
 
 
 @pytest.mark.parametrize("model_type", NORMS)
@@ -60,7 +60,7 @@ def test_what_names_no_norm_is_refused(distilbert, method, message):
 def test_training_changes_the_norms_alone(roberta):
     method = LnTuning()
     whole = trained_by(roberta, method)
-    objective, optimizer, frozen, state = tiny.training(roberta, method, whole_leaves=whole)
+    objective, optimizer, frozen, state = tiny.training(roberta, method, fully_trained=whole)
     assert state.adapters["sites"] == {}
     before, base = tiny.snapshot(state.adapters), tiny.snapshot(frozen)
     step = make_train_step(objective, optimizer)
@@ -78,7 +78,7 @@ def test_training_changes_the_norms_alone(roberta):
 def moved(model, method, extra=()):
     """`(frozen, adapters)` with every trained leaf moved by noise."""
     whole = [*trained_by(model, method), *extra]
-    frozen, adapters = tiny.adapted(model, method, whole_leaves=whole)
+    frozen, adapters = tiny.adapted(model, method, fully_trained=whole)
     noise = {
         path: tiny.normal(i, *leaf.shape, scale=0.2)
         for i, (path, leaf) in enumerate(by_leaf(adapters["modules"]).items())

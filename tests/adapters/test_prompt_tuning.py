@@ -11,15 +11,15 @@ from flax import linen as nn
 
 from jaxpeft import BaseInfo, load_adapter, load_model, prepare, save_adapter
 from jaxpeft.adapters import PromptTuning, Site
-from jaxpeft.adapters.init import init_adapters
+from jaxpeft.adapters.build import init_adapters
 from jaxpeft.config import AdapterConfig, DataConfig, RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.inject import apply, discover_sites
 from jaxpeft.merging import merge
 from jaxpeft.models.build import Quantization
-from jaxpeft.predict import fill_masks
 from jaxpeft.targets import match_targets
-from jaxpeft.training.objectives import Objective
+from jaxpeft.tasks.prediction import fill_masks
+from jaxpeft.training.objective import Objective
 from jaxpeft.training.step import make_train_step
 
 WORDS = Site("bert/embeddings/word_embeddings", tiny.VOCABULARY, 32, "embedding")

@@ -8,7 +8,7 @@ import tiny
 
 from jaxpeft import InputError, Lora
 from jaxpeft.adapters import Site
-from jaxpeft.adapters.initialization.weight_driven import randomized_svd
+from jaxpeft.adapters.lora_init.weight_driven import randomized_svd
 
 
 def test_random_directions_of_lora_ga_are_of_the_first_2_r():
@@ -103,11 +103,11 @@ REFUSED = {
 }
 
 
-def start(method, evidence=None):
+def start(method, statistics=None):
     kernel = jnp.asarray(tiny.normal(0, 32, 16))
-    if evidence is None:
+    if statistics is None:
         return method.init(jax.random.key(0), SITE, lambda: kernel)
-    return method.init_from(evidence, jax.random.key(0), SITE, lambda: kernel)
+    return method.init_from(statistics, jax.random.key(0), SITE, lambda: kernel)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -123,10 +123,10 @@ def test_values_worked_out_by_hand():
     kernel = jnp.diag(jnp.array([4.0, 2.0, 1.0]))
     site = Site("layer", 3, 3)
 
-    def product(method, evidence=None):
-        make = method.init if evidence is None else lambda *args: method.init_from(evidence, *args)
+    def product(method, statistics=None):
+        make = method.init if statistics is None else lambda *args: method.init_from(statistics, *args)
         params = make(jax.random.key(0), site, lambda: kernel)
-        return params, np.asarray(method.rebase(kernel, params))
+        return params, np.asarray(method.adjust_base(kernel, params))
 
     params, left = product(Lora(1, 2.0, init_lora_weights="pissa"))
     np.testing.assert_allclose(np.abs(params["a"][:, 0]), [2**0.5, 0, 0], atol=1e-6)

@@ -9,8 +9,8 @@ import tiny
 
 from jaxpeft import InputError
 from jaxpeft.adapters import FrozenLayer, Site, Vera
-from jaxpeft.adapters.contract import dropout
-from jaxpeft.paths import SHARED
+from jaxpeft.adapters.base import dropout
+from jaxpeft.trees import SHARED
 
 SITES = {"a": Site("a", 3, 7), "b": Site("b", 5, 2)}
 

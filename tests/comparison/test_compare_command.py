@@ -15,8 +15,8 @@ import tiny_runs
 from tiny_comparison import COMPARISON, Jobs, compare
 
 from jaxpeft.comparison import command, jobs
-from jaxpeft.comparison.groups import key_of
 from jaxpeft.report.results import read_results
+from jaxpeft.runs.sweep_key import sweep_key
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_runs_that_cannot_train_together_train_one_by_one(root, monkeypatch, cap
         "too-many": {"learning_rates": [0.25], "adapter": {"rank": 64, "init_lora_weights": "orthogonal"}},
     }
     runs = [cell_run(method, 0.25, methods=methods) for method in methods]
-    assert key_of(runs[0]) == key_of(runs[1])
+    assert sweep_key(runs[0]) == sweep_key(runs[1])
     with contextlib.chdir(root), tiny_runs.compiled_once(root):
         command._do_training(runs)
         good, bad = (root / "runs/tiny/runs" / run.run_name for run in runs)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxpeft.comparison.groups import chunked, key_of
-from jaxpeft.config_file import run_config
+from jaxpeft.config.files import run_config
+from jaxpeft.runs.sweep_key import chunked, sweep_key
 
 BASE = {"data": {"name": "python-docs"}, "adapter": {"method": "lora", "rank": 8, "alpha": 16}}
 
@@ -13,7 +13,7 @@ def key(**changes):
     for name, value in changes.items():
         if isinstance(value, dict):
             values[name] = {**BASE.get(name, {}), **value}
-    return key_of(run_config(values, "test"))
+    return sweep_key(run_config(values, "test"))
 
 
 @pytest.mark.parametrize(

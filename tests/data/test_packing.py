@@ -66,10 +66,10 @@ def test_each_text_is_whole_and_once_an_epoch(rows, devices):
 
 def test_the_program_assembles_what_the_host_does():
     data = PackedData(random_texts(), 32, 2)
-    assemble = jax.jit(lambda resident, draw: data.assemble(resident, draw, jnp))
+    assemble = jax.jit(lambda device_data, draw: data.assemble(device_data, draw, jnp))
     for step in range(data.steps_per_epoch):
         expected = data.train_batch(step)
-        for name, found in assemble(data.resident, data.draw(step)).items():
+        for name, found in assemble(data.device_data, data.draw(step)).items():
             np.testing.assert_array_equal(found, expected[name])
             assert found.dtype == expected[name].dtype
 
@@ -88,7 +88,7 @@ def test_the_worst_batch_fits():
     """The longest text of every stratum in one batch: it is laid out as all others are."""
     data = PackedData(random_texts(), 32)
     longest = data._strata[:, -1][data.layout.strata].astype(np.int32)
-    batch = data.assemble(data.resident, {"rows": longest}, np)
+    batch = data.assemble(data.device_data, {"rows": longest}, np)
     lengths = data.unpacked.encoded.lengths[longest]
     assert (batch["segments"] > 0).sum() == lengths.sum()
     assert {label: len(tokens) for label, (tokens, _, _) in unpacked(batch).items()} == dict(

@@ -14,9 +14,9 @@ import tiny
 import torch_side
 
 from jaxpeft import BaseInfo, InputError, Lora, apply, load_adapter, match_targets, save_adapter
-from jaxpeft.adapters.init import init_adapters
+from jaxpeft.adapters.build import init_adapters
 from jaxpeft.calibration import kernel_gradients
-from jaxpeft.interop.converted import without_start
+from jaxpeft.interop.peft.converted import without_start
 
 TARGETS = ["query", "output.dense"]
 PATTERNS = {"rank_pattern": {"query": 2}, "alpha_pattern": {r"1\.output\.dense": 5.0}}
@@ -51,8 +51,8 @@ def gradients(model, targets):
 def trained(model, method):
     """`(frozen, start, adapters)`: every parameter moved a little from where it started."""
     targets = match_targets(model.sites(), [*TARGETS, *(["word_embeddings"] if not method.use_dora else [])])
-    evidence = gradients(model, targets) if method.needs_evidence else None
-    frozen, start = init_adapters(model.params, method, targets, rng=jax.random.key(5), evidence=evidence)
+    statistics = gradients(model, targets) if method.needs_statistics else None
+    frozen, start = init_adapters(model.params, method, targets, rng=jax.random.key(5), statistics=statistics)
     sites = {
         path: {
             name: leaf + jnp.asarray(tiny.normal(10 * i + j, *leaf.shape, scale=0.05))
@@ -123,7 +123,7 @@ def test_peft_s_converted_files_load(start, rslora, bases, tmp_path):
     theirs = peft_trained(base, options, tmp_path, converted=True)
     frozen, adapters, method = load_adapter(tmp_path / "file", model.params)
     assert method.rank == 8
-    assert not method.changes_base
+    assert not method.modifies_base
     np.testing.assert_allclose(logits_in_float64(model, frozen, adapters, method), theirs, rtol=0, atol=1e-5)
 
 

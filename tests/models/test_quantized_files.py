@@ -14,9 +14,9 @@ from trained import our_logits
 from jaxpeft import InputError, Quantization, load_model, quantize_model, save_model
 from jaxpeft.merging import merge
 from jaxpeft.models.quantized_files import read_quantized, stored_tensors
-from jaxpeft.paths import leaf_paths
-from jaxpeft.quant import CODEBOOKS, dequantize, is_quantized, quantize
-from jaxpeft.quant.dynamic_map import create_dynamic_map
+from jaxpeft.quantization import CODEBOOKS, dequantize, is_quantized, quantize
+from jaxpeft.quantization.dynamic_map import create_dynamic_map
+from jaxpeft.trees import leaf_paths
 
 NOTHING = {"adapters": {"sites": {}, "modules": {}}, "method": None}
 NF4 = Quantization()

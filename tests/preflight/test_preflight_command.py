@@ -9,7 +9,7 @@ import pytest
 import tiny_runs
 
 from jaxpeft import cli
-from jaxpeft.config_file import parse_run
+from jaxpeft.config.parsing import parse_run
 from jaxpeft.preflight import command
 from jaxpeft.preflight.collectives import Traffic
 from jaxpeft.preflight.compiled import Compiled, Costs, Memory, Shortage

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jaxpeft.report import terminal
 from jaxpeft.report.curves import plot_curves
-from jaxpeft.report.log import MetricsLog, read_metrics
+from jaxpeft.report.metrics_log import MetricsLog, read_metrics
 
 
 def write(directory, steps, resumed_at=0):

@@ -10,7 +10,7 @@ import tiny
 from jaxpeft.adapters import Lora
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import keep_counts
-from jaxpeft.quant import quantize
+from jaxpeft.quantization import quantize
 from jaxpeft.training.checkpoint import Checkpoints, Progress, hash_base
 from jaxpeft.training.dropout import GENERATORS, dropout_key
 from jaxpeft.training.step import init_state, make_train_step, prune_step

@@ -14,7 +14,7 @@ from jaxpeft.training.evaluation import (
     predict_logits,
     pseudo_perplexity,
 )
-from jaxpeft.training.objectives import Objective
+from jaxpeft.training.objective import Objective
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_eval_step
 

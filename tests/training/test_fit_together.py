@@ -15,11 +15,11 @@ from jaxpeft.errors import InputError
 from jaxpeft.pruning import Cubic, OneShot
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.loop import Outcome, Plan, fit
-from jaxpeft.training.members import Members, feed_members, make_members_step, settings_of, stack
-from jaxpeft.training.objectives import Objective
+from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import init_state, make_train_step
+from jaxpeft.training.sweep import Replicas, make_sweep_step, settings_of, stack, sweep_input_pipeline
 from jaxpeft.training.together import Run, fit_together
 
 METHOD = Lora(rank=2, alpha=4, dropout=0.1)
@@ -38,12 +38,12 @@ class Batches:
     """Data of a seed, whose batches are made on the host."""
 
     def __init__(self, seed):
-        self.seed, self.resident = seed, {"none": np.zeros(1)}
+        self.seed, self.device_data = seed, {"none": np.zeros(1)}
 
     def draw(self, step):
         return tiny.batch(seed=1000 * self.seed + step)
 
-    def assemble(self, resident, draw, xp):
+    def assemble(self, device_data, draw, xp):
         return draw
 
 
@@ -79,8 +79,8 @@ class Trial:
 
     def together(self, *, states=None, progress=None):
         method, settings = settings_of([METHOD] * len(self.plans), self.rates)
-        step = make_members_step(replace(self.objective, method=method), self.optimizer)
-        source = feed_members([Batches(i) for i in range(len(self.plans))], self.parallel)
+        step = make_sweep_step(replace(self.objective, method=method), self.optimizer)
+        source = sweep_input_pipeline([Batches(i) for i in range(len(self.plans))], self.parallel)
         checkpoints = [Checkpoints(self.directory / f"together{i}", "base") for i in range(len(self.plans))]
         states, progress = states or self.states, progress or [Progress()] * len(self.plans)
         runs = [
@@ -90,7 +90,7 @@ class Trial:
         bar = Recorder()
         try:
             return fit_together(
-                Members(stack(states), settings),
+                Replicas(stack(states), settings),
                 self.frozen,
                 runs,
                 draw_at=source.draw_at,
@@ -113,7 +113,7 @@ class Trial:
                 progress=Progress(),
                 validate=self.validate(i),
                 checkpoints=checkpoints,
-                log=recorder,
+                metrics_log=recorder,
                 bar=recorder,
                 stop_requested=lambda: None,
                 **tiny.fed(step, self.parallel, batch_at=Batches(i).draw, most=4),

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxpeft.training.metrics import classification_metrics, masked_lm_metrics, score
+from jaxpeft.tasks.metrics import classification_metrics, masked_lm_metrics, score
 
 
 def test_perplexity_is_the_exponential_of_the_mean_loss():

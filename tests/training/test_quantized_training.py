@@ -11,14 +11,14 @@ import tiny
 from flax import linen as nn
 
 from jaxpeft.adapters import Hira, Lora, Site
-from jaxpeft.adapters.init import init_adapters
+from jaxpeft.adapters.build import init_adapters
 from jaxpeft.inject import apply
 from jaxpeft.merging import merge
 from jaxpeft.models.build import Quantization
-from jaxpeft.paths import leaf_paths
-from jaxpeft.quant import is_quantized, quantize
+from jaxpeft.quantization import is_quantized, quantize
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_train_step
+from jaxpeft.trees import leaf_paths
 
 NF4 = {"quantization": Quantization()}
 METHODS = {"lora": Lora(rank=2, dropout=0.1), "hira": Hira(rank=2)}

@@ -1,0 +1,117 @@
+"""What a configuration is checked for before anything is loaded: ranges, and options that exclude each other."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from jaxpeft.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxpeft.config.run import RunConfig
+
+
+def check_ranges(config: RunConfig) -> None:
+    """Raise InputError for a number out of its range."""
+    t, p, a, d, m, e = config.training, config.pruning, config.adapter, config.data, config.model, config.evaluation
+    block, c = m.quantization_block_size, config.cluster
+    checks = [
+        ("adapter.rank", a.rank, a.rank is None or a.rank >= 1, "at least 1, or null"),
+        ("adapter.alpha", a.alpha, a.alpha is None or a.alpha > 0, "above 0, or null"),
+        ("adapter.dropout", a.dropout, 0 <= a.dropout < 1, "at least 0 and below 1"),
+        ("adapter.calibration_batches", a.calibration_batches, a.calibration_batches >= 1, "at least 1"),
+        ("adapter.rank_dropout", a.rank_dropout, 0 <= (a.rank_dropout or 0) < 1, "at least 0 and below 1, or null"),
+        ("adapter.module_dropout", a.module_dropout, 0 <= (a.module_dropout or 0) < 1, "at least 0 and below 1, or null"),
+        ("adapter.init_r", a.init_r, a.init_r is None or a.init_r >= 1, "at least 1, or null"),
+        ("adapter.target_r", a.target_r, a.target_r is None or a.target_r >= 1, "at least 1, or null"),
+        ("adapter.beta1", a.beta1, a.beta1 is None or 0 < a.beta1 < 1, "between 0 and 1, or null"),
+        ("adapter.beta2", a.beta2, a.beta2 is None or 0 < a.beta2 < 1, "between 0 and 1, or null"),
+        ("adapter.num_virtual_tokens", a.num_virtual_tokens, a.num_virtual_tokens is None or a.num_virtual_tokens >= 1,
+         "at least 1, or null"),
+        ("model.dropout", m.dropout, 0 <= (m.dropout or 0) < 1, "at least 0 and below 1, or null"),
+        ("pruning.sparsity", p.sparsity, 0 <= p.sparsity < 1, "at least 0 and below 1"),
+        ("pruning.begin", p.begin, p.begin is None or 0 < p.begin < 1, "between 0 and 1"),
+        ("pruning.end", p.end, 0 < p.end <= 1, "above 0 and at most 1"),
+        ("pruning.every_steps", p.every_steps, p.every_steps >= 1, "at least 1"),
+        ("training.num_steps", t.num_steps, t.num_steps is None or t.num_steps >= 1, "at least 1, or null"),
+        ("training.num_epochs", t.num_epochs, t.num_epochs > 0, "above 0"),
+        ("training.batch_size", t.batch_size, t.batch_size >= 1, "at least 1"),
+        ("training.accumulation_steps", t.accumulation_steps, t.accumulation_steps >= 1, "at least 1"),
+        ("training.learning_rate", t.learning_rate, t.learning_rate > 0, "above 0"),
+        ("training.loraplus_lr_ratio", t.loraplus_lr_ratio, t.loraplus_lr_ratio is None or t.loraplus_lr_ratio >= 1, "at least 1, or null"),
+        ("training.loraplus_lr_embedding", t.loraplus_lr_embedding, t.loraplus_lr_embedding > 0, "above 0"),
+        ("training.warmup_steps", t.warmup_steps, t.warmup_steps >= 0, "at least 0"),
+        ("training.weight_decay", t.weight_decay, t.weight_decay >= 0, "at least 0"),
+        ("training.max_grad_norm", t.max_grad_norm, t.max_grad_norm >= 0, "at least 0"),
+        ("training.steps_per_dispatch", t.steps_per_dispatch, t.steps_per_dispatch >= 1, "at least 1"),
+        ("training.log_every_steps", t.log_every_steps, t.log_every_steps >= 1, "at least 1"),
+        ("training.eval_every_steps", t.eval_every_steps, (t.eval_every_steps or 1) >= 1, "at least 1, or null"),
+        ("training.early_stopping_patience", t.early_stopping_patience, (t.early_stopping_patience or 1) >= 1, "at least 1, or null"),
+        ("data.max_length", d.max_length, d.max_length >= 8, "at least 8"),
+        ("data.mask_ratio", d.mask_ratio, 0 < d.mask_ratio < 1, "between 0 and 1"),
+        ("data.bucket_lengths", d.bucket_lengths, min(d.bucket_lengths, default=0) >= 1, "lengths of at least 1"),
+        ("model.quantization_block_size", block, block in (64, 128, 256, 512, 1024, 2048, 4096), "a power of two, 64 to 4096"),
+        ("evaluation.batch_size", e.batch_size, e.batch_size >= 1, "at least 1"),
+        ("evaluation.max_batches", e.max_batches, e.max_batches is None or e.max_batches >= 1, "at least 1, or null"),
+        ("evaluation.max_test_batches", e.max_test_batches, e.max_test_batches is None or e.max_test_batches >= 1, "at least 1, or null"),
+        ("evaluation.pseudo_perplexity_rows", e.pseudo_perplexity_rows, e.pseudo_perplexity_rows >= 1, "at least 1"),
+        ("cluster.num_processes", c.num_processes, c.num_processes is None or c.num_processes >= 1, "at least 1, or null"),
+        ("cluster.process_id", c.process_id, 0 <= (c.process_id or 0) < (c.num_processes or math.inf),
+         "at least 0 and below cluster.num_processes, or null"),
+        ("seed", config.seed, 0 <= config.seed < 2**32, "from 0 to 4294967295"),
+    ]  # fmt: skip
+    for flag, value, fine, wanted in checks:
+        if not fine:
+            raise InputError(f"{flag} is {value}; it must be {wanted}")
+
+
+def check_combinations(config: RunConfig) -> None:
+    """Raise InputError for options that exclude each other, or that miss what they need."""
+    if "://" in config.output_dir:
+        raise InputError(
+            f"output_dir '{config.output_dir}' is a URL; give a directory (a bucket can be mounted with gcsfuse)"
+        )
+    if not config.data.name and not config.data.train_file:
+        raise InputError("no data: give data.name (python-docs, wikitext-2-raw-v1, glue/sst2, …) or data.train_file")
+    if config.data.name and config.data.train_file:
+        raise InputError(
+            f"data.name '{config.data.name}' and data.train_file '{config.data.train_file}' exclude each other: set one to null"
+        )
+    given = [name for name, value in vars(config.cluster).items() if value is not None]
+    if given and not config.distributed:
+        raise InputError(f"cluster.{given[0]} {getattr(config.cluster, given[0])} needs --distributed")
+    if config.adapter.method not in PRUNABLE and config.pruning.sparsity:
+        raise InputError(
+            f"pruning.sparsity {config.pruning.sparsity} needs an adapter of matrices ({', '.join(PRUNABLE)}), which adapter.method "
+            f"'{config.adapter.method}' is not; set it to 0"
+        )
+    if config.training.loraplus_lr_ratio and config.adapter.method != "lora":
+        raise InputError(
+            f"training.loraplus_lr_ratio {config.training.loraplus_lr_ratio:g} is LoRA's, and adapter.method is '{config.adapter.method}'; "
+            "set it to null"
+        )
+    if config.data.packing and config.task != "classification":
+        raise InputError("data.packing is for classification, and a row of masked-lm is full already; set it to false")
+    if config.data.packing and config.adapter.method == "prompt-tuning":
+        raise InputError(
+            "data.packing cannot be had with prompt-tuning, whose tokens stand in front of a row; set it to false"
+        )
+    if config.adapter.method == "full" and config.model.quantization != "none":
+        raise InputError(
+            "adapter.method 'full' trains every weight and cannot train a quantised base: set model.quantization to none"
+        )
+    allowed = METRICS[config.task]
+    if config.training.metric and config.training.metric not in allowed:
+        raise InputError(
+            f"training.metric '{config.training.metric}' is not measured for {config.task}; choose from {', '.join(allowed)}"
+        )
+
+
+PRUNABLE = ("lora", "hira", "loha", "lokr")
+"""Methods whose matrices can be pruned; AdaLoRA allocates its ranks itself."""
+
+METRICS = {
+    "masked-lm": ("loss", "perplexity", "accuracy"),
+    "classification": ("loss", "accuracy", "f1", "matthews", "pearson", "spearman"),
+}
+"""Validation metrics by task."""

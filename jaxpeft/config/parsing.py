@@ -1,0 +1,155 @@
+"""Flags to configurations. jsonargparse parses them; what is ours is errors of one line that name the nearest flag."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from jaxpeft.config.run import RunConfig
+from jaxpeft.errors import InputError, did_you_mean, fail
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+C = TypeVar("C")
+
+_TRAINS = "Fine-tune a Flax transformer with adapters."
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser with errors of one line that name the nearest flag; exit status 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what was wrong and the way out, and exit."""
+        text = re.sub(r"\s+", " ", message).strip()
+        fail(f"{text}{self._suggestion(text)}", prog=self.prog, hint=f"see {self.prog} --help")
+
+    def _suggestion(self, text: str) -> str:
+        keys = [action.dest for action in self._actions if action.dest not in ("help", "print_config")]
+        if found := re.search(r"[Uu]nrecognized arguments: --([^\s=]+)", text):
+            return did_you_mean(found[1].replace("-", "_"), keys).replace("'", "--", 1).replace("'?", "?")
+        if found := re.search(r"[Gg]roup '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", text):
+            return did_you_mean(f"{found[1]}.{found[2]}", keys)
+        if found := re.search(r"Option '([\w.]+)' is not accepted", text):
+            return did_you_mean(found[1], keys)
+        return ""
+
+
+class ValuesParser(Parser):
+    """The same for values that are a part of a file: what is wrong with them is an InputError."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise InputError."""
+        text = re.sub(r"\s+", " ", message).strip()
+        raise InputError(f"{self.prog}: {text}{self._suggestion(text)}")
+
+
+def parse_run(args: list[str], prog: str, default_config: Path | None = None) -> Callable[[], RunConfig]:
+    """Parse a run's flags (syntax, names and types: exit status 2); what is returned builds the configuration and checks it."""
+    return _parse(run_parser(prog, default_config), args, default_config)[1]
+
+
+def parse_run_and(
+    args: list[str], prog: str, *, description: str, add_flags: Callable[[Parser], None]
+) -> tuple[Any, Callable[[], RunConfig]]:
+    """As `parse_run`, for a command that has flags of its own besides the run's; returns all values, and what `parse_run` does."""
+    parser = run_parser(prog, None, description)
+    add_flags(parser)
+    return _parse(parser, args, None)
+
+
+def parse_file_into(kind: type[C], args: list[str], prog: str, *, description: str) -> Callable[[], C]:
+    """As `parse_run`, for a command whose file and flags are those of another configuration, the dataclass `kind`."""
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} --config FILE [--KEY VALUE ...]",
+        description=f"{description} Every key of a config file is a flag too, and a flag wins.",
+        exit_on_error=True,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
+    parser.add_class_arguments(kind)
+    args, deep = _without_deep_flags(args, [field.name for field in fields(kind) if str(field.type).startswith("dict")])  # type: ignore[arg-type]
+    values = _parse(parser, args, None)[0]
+
+    def build() -> C:
+        instantiated = parser.instantiate(values)
+        given = {name: instantiated[name] for name in vars(values) if name != "config"}
+        for (name, *keys, last), value in deep:
+            place = given[name] = deepcopy(given[name])
+            for key in keys:
+                place = place.setdefault(key, {})
+            place[last] = value
+        return kind(**given)
+
+    return build
+
+
+def _without_deep_flags(args: list[str], names: list[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
+    """`args` without the flags of keys inside the mappings `names`, and these: (path, value).
+
+    The parser would put `--base.training.num_steps 6` in the place of all of base.training.
+    """
+    left, deep, rest = [], [], iter(args)
+    for arg in rest:
+        flag, equals, text = arg.partition("=")
+        path = flag.removeprefix("--").split(".")
+        if not flag.startswith("--") or len(path) < 2 or path[0] not in names:
+            left.append(arg)
+            continue
+        deep.append((path, yaml.safe_load(text if equals else next(rest, ""))))
+    return left, deep
+
+
+def _parse(parser: Parser, args: list[str], default_config: Path | None) -> tuple[Any, Callable[[], RunConfig]]:
+    args = _bare_switches(args)
+    if default_config and not any(arg == "--config" or arg.startswith("--config=") for arg in args):
+        args = ["--config", str(default_config), *args]
+    _check_yaml(args, parser.prog)
+    values = parser.parse_args(args)
+    return values, lambda: build_run(parser, values)
+
+
+def build_run(parser: Parser, values: Any) -> RunConfig:
+    """The configuration of parsed `values`, checked."""
+    instantiated = parser.instantiate(values)
+    return RunConfig(**{field.name: instantiated[field.name] for field in fields(RunConfig)})
+
+
+def run_parser(prog: str, default_config: Path | None, description: str = _TRAINS) -> Parser:
+    """The parser of a run's flags."""
+    default = f" Without --config: {default_config.parent.name}/{default_config.name}." if default_config else ""
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} [--config FILE] [--KEY VALUE ...]",
+        description=f"{description} Every key of a config file is a flag too, and a flag wins." + default,
+        exit_on_error=True,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def _check_yaml(args: list[str], prog: str) -> None:
+    """Name the file that is no YAML: jsonargparse says only where in it."""
+    for i, arg in enumerate(args):
+        named = arg.partition("=")[2] if arg.startswith("--config=") else arg if args[i - 1 : i] == ["--config"] else ""
+        path = Path(named)
+        try:
+            yaml.safe_load(path.read_text() if path.is_file() else "")
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            fail(f"{path} is not YAML: {error}", prog=prog)
+
+
+def _bare_switches(args: list[str]) -> list[str]:
+    """`--resume` alone means `--resume=true`, and so does `--distributed`."""
+    switches = ("--resume", "--distributed")
+    return [
+        f"{arg}=true" if arg in switches and args[i + 1 : i + 2] not in (["true"], ["false"]) else arg
+        for i, arg in enumerate(args)
+    ]

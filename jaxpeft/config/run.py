@@ -1,0 +1,58 @@
+"""A run's configuration: every flag with its unit and default, checked on construction.
+
+A config file holds the same keys as YAML. Nothing heavy is imported here: `--help` must answer at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxpeft.config.adapter import AdapterConfig, PruningConfig
+from jaxpeft.config.checks import check_combinations, check_ranges
+from jaxpeft.config.data import DataConfig
+from jaxpeft.config.model import ModelConfig
+from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One fine-tuning run."""
+
+    name: str | None = None
+    """The run's name: its files go to output_dir/name; null: made from model, data and method."""
+    output_dir: str = "runs"
+    """Directory of all runs."""
+    task: Literal["masked-lm", "classification"] = "masked-lm"
+    """What is trained: masked language modelling, or the classification of sentences and pairs."""
+    seed: int = 0
+    """Decides every random draw: new weights, order, masks, dropout."""
+    resume: bool = False
+    """Go on with the run of this name from its last checkpoint."""
+    distributed: bool = False
+    """Several hosts (a TPU pod): call jax.distributed.initialize(). Every host runs the same command; output_dir is shared."""
+    compilation_cache: str | None = "auto"
+    """Directory that keeps compiled programs for later runs; auto: JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxpeft/compiled; null: none."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, before anything is loaded."""
+        check_ranges(self)
+        check_combinations(self)
+
+    @property
+    def run_name(self) -> str:
+        """The run's name, made from what it does where none is given."""
+        if self.name:
+            return self.name
+        model = self.model.name.rstrip("/").removesuffix("/config.json").split("/")[-1]
+        data = (self.data.name or (self.data.train_file or "data").split("/")[-1].rsplit(".", 1)[0]).replace("/", "-")
+        sparse = "sparse-" if self.pruning.sparsity else ""
+        quantized = "q" if self.model.quantization != "none" else ""
+        return f"{model}-{data}-{sparse}{quantized}{self.adapter.method}"

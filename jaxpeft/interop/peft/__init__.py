@@ -1,0 +1,1 @@
+"""PEFT's files: an adapter's configuration and weights, both ways."""

@@ -1,0 +1,28 @@
+"""BitFit in PEFT's files: a LORA with bias="all" that adapts no layer, so that only the biases are in the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxpeft.adapters import BitFit
+from jaxpeft.interop.peft.format import NO_TARGETS, Config, Format
+
+
+class BitFitFormat(Format):
+    """The biases under their own names."""
+
+    peft_type = "LORA"
+    method = BitFit
+
+    def reads(self, peft_type: str, config: Config) -> bool:
+        """A LORA on no layer whose biases train: of LoRA it has nothing."""
+        no_layer = config.get("target_modules") in (NO_TARGETS, [NO_TARGETS])
+        return super().reads(peft_type, config) and no_layer and config.get("bias") == "all"
+
+    def to_config(self, method: BitFit) -> dict[str, Any]:
+        """What makes PEFT's LoRA a BitFit."""
+        return {"bias": "all"}
+
+    def from_config(self, config: Config) -> BitFit:
+        """There are no options."""
+        return BitFit()

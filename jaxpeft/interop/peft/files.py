@@ -1,0 +1,368 @@
+"""PEFT's files: `adapter_config.json` and `adapter_model.safetensors`, both ways. Conversion happens here and nowhere else.
+
+What PEFT can carry, and what was chosen:
+
+- A trained layer goes to `modules_to_save`, by its full dotted name.
+- The bias of a masked-LM head (`cls.predictions.bias`) is a bare parameter beside a decoder that is tied to the word
+  embeddings. `modules_to_save=["cls"]` would write those embeddings again (47 MB for BERT), and PEFT raises a KeyError if the file lacks
+  them. So the head's modules are named one by one, and the bias stands in the file under its own name: PEFT loads a key
+  that is the base model's own parameter as it is. One limit: PEFT does not write that key when *it* saves the adapter again.
+- A bias that trains in an adapted layer is PEFT's `base_layer.bias`.
+- An adapter that is nothing but modules (the head-only baseline) needs a method all the same: LoRA on PEFT's
+  "dummy-target-modules", which adapts no layer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpeft.adapters import Lora, Method, Site, SiteMethod
+from jaxpeft.adapters.build import with_adjusted_base
+from jaxpeft.errors import InputError, did_you_mean
+from jaxpeft.interop.peft.format import NO_TARGETS, Format
+from jaxpeft.interop.peft.formats import FORMATS
+from jaxpeft.models.build import Model
+from jaxpeft.models.weights import to_torch_layout, torch_name
+from jaxpeft.pruning.masks import apply_masks
+from jaxpeft.quantization import is_quantized
+from jaxpeft.trees import SHARED, Adapters, Layers, Params, by_layer, by_leaf, leaf_paths, split
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """What an adapter's config says of its base: hub id or directory, torch class, architecture, and PEFT's task type.
+
+    `sizes` are what prompt tuning says besides: the width of the embedded words, and the numbers of layers and heads.
+    """
+
+    name: str
+    torch_class: str
+    model_type: str
+    task_type: str | None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Model, name: str | None = None) -> BaseInfo:
+        """What to say of `model`: its hub id where it has one, else its directory; `name` says otherwise."""
+        name = name or model.source.hub_id or str(model.source.directory.absolute())
+        task_type, c = "SEQ_CLS" if model.task == "classification" else None, model.config
+        width = getattr(c, "embedding_size", c.hidden_size)
+        sizes = {"token_dim": width, "num_layers": c.num_hidden_layers, "num_attention_heads": c.num_attention_heads}
+        return cls(name, model.torch_class, model.model_type, task_type, sizes)
+
+
+def save_adapter(
+    directory: Path | str,
+    adapters: Adapters,
+    method: Method | None,
+    *,
+    base: BaseInfo,
+    frozen: Params | None = None,
+    start: Adapters | None = None,
+    masks: Layers | None = None,
+    target_modules: str | Sequence[str] | None = None,
+    exclude_modules: str | Sequence[str] | None = None,
+) -> Path:
+    """Write an adapter as PEFT does; pruned entries are zeros. Returns the weights' file.
+
+    Args:
+        directory: made where it does not exist.
+        adapters: `{"sites": …, "modules": …}`.
+        method: what the sites' parameters mean.
+        base: what the config says of the base model.
+        frozen: what the adapter was trained on, for the methods whose sites share frozen factors (VeRA) and for starts
+            that changed a quantised base (OLoRA): the file then says how it started, and every load repeats that.
+        start: the fresh adapter, for the starts that changed the base (PiSSA, OLoRA, LoRA-GA): the file then holds the
+            difference to it, a LoRA of twice the rank for the unchanged base.
+        masks: bool, True = keep.
+        target_modules: recorded as they were given; by default the adapted layers' full names.
+        exclude_modules: likewise.
+
+    Raises:
+        InputError: where the start changed the base and `start` is not given, or PEFT has no file for the method as it is.
+    """
+    from safetensors.numpy import save_file
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    sites = apply_masks(adapters["sites"], masks or {})
+    if masks and isinstance(method, SiteMethod):
+        method, sites = method.without_pruned(sites, masks)
+    form = _format_of(method)
+    if start is not None and _is_quantized_at(frozen or {}, sites):
+        # What a quantised base lost to the start (OLoRA's) was rounded again and is no difference; a load repeats it as it was.
+        start = None
+    if method is not None:
+        method, sites = form.exported(method, sites, None if start is None else start["sites"])
+    tensors = {} if method is None else _site_tensors(sites, form)
+    shared = (frozen or {}).get(SHARED, {})
+    saves_shared = isinstance(method, SiteMethod) and method.saves_shared
+    if sites and form.shared_keys and saves_shared and not shared:
+        raise InputError(
+            f"{form.peft_type} keeps factors that all layers share with the frozen parameters; give them as frozen="
+        )
+    for key, name in form.shared_keys.items() if shared and saves_shared else ():
+        tensors[key] = np.ascontiguousarray(np.asarray(shared[name]).T)
+    modules = by_leaf(adapters["modules"])
+    own = set() if method is None else method.fully_trained(modules, sites)
+    for path, leaf in modules.items():
+        tensors[_module_key(path, form, sites, own)] = to_torch_layout(path, np.asarray(leaf))
+    names = target_modules or sorted(path.replace("/", ".") for path in sites) or NO_TARGETS
+    targets = {
+        "target_modules": _jsonable(names) if sites else NO_TARGETS,
+        "exclude_modules": _jsonable(exclude_modules),
+    }
+    # One config for whoever reads it; what a method says of itself wins over the common keys.
+    config = {
+        "auto_mapping": None if base.task_type else _auto_mapping(base),
+        "base_model_name_or_path": base.name,
+        "inference_mode": True,
+        "modules_to_save": modules_to_save(_plain_modules(adapters["modules"], own)) or None,
+        "peft_type": form.peft_type,
+        "task_type": base.task_type,
+        **(targets if form.names_layers else base.sizes),
+        **form.to_config(method if method is not None else Lora()),
+    }
+    config = form.beside_targets(config, sorted(path.replace("/", ".") for path in sites))
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    return directory / WEIGHTS_FILE
+
+
+def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapters, Method | None]:
+    """Read an adapter that PEFT or `save_adapter` wrote, for a model with `params`; return `(frozen, adapters, method)`.
+
+    Where the adapter's start changed the base and the file was not converted (PiSSA, OLoRA, LoftQ), `frozen` is the base changed in
+    the same way, as PEFT does at every load.
+
+    Raises:
+        InputError: for a missing or pickled file, a method or option that is not supported, or tensors that do not fit the model.
+    """
+    directory = Path(directory)
+    config, form = _read_config(directory)
+    leaves = leaf_paths(params)
+    names = {torch_name(path): path for path in leaves if path.rpartition("/")[2] in _LEAVES}
+    sites: Layers = {}
+    modules: dict[str, jax.Array] = {}
+    shared: dict[str, jax.Array] = {}
+    tensors = {_without_prefix(key, form): tensor for key, tensor in _read_tensors(directory).items()}
+    for name, tensor in tensors.items():
+        layer, parameter = _site_key(name, form, leaves)
+        module = _module_name(name, form)
+        if name in form.shared_keys:
+            shared[form.shared_keys[name]] = jnp.asarray(tensor.T)
+        elif parameter:
+            sites.setdefault(layer, {})[parameter] = jnp.asarray(tensor.T)
+        elif module in names:
+            modules[names[module]] = jnp.asarray(_fitting(names[module], tensor, leaves[names[module]], name))
+        elif not _is_copy(name, tensor, tensors, leaves):
+            raise InputError(_no_place(directory / WEIGHTS_FILE, name, names))
+    frozen, _ = split(params, modules.__contains__)
+    method: Method | None = form.settled(form.from_config(config), sites)
+    if isinstance(method, SiteMethod):
+        targets = {path: _site(path, leaves) for path in sites}
+        for path, group in sites.items():
+            _check_site(group, method.at(path).shapes(targets[path]), form, f"layer {path}", directory)
+        if not method.saves_shared and not shared:
+            shared = method.init_shared(jax.random.key(0), targets)
+        _check_site(shared, method.shared_shapes(targets) if targets else {}, form, "the adapter", directory)
+        if method.modifies_base:
+            frozen = with_adjusted_base(frozen, method, targets)
+        method = method if sites else None
+    if shared:
+        frozen = {**frozen, SHARED: shared}
+    return frozen, {"sites": sites, "modules": by_layer(modules)}, method
+
+
+_LEAVES = ("kernel", "embedding", "scale", "bias")
+
+
+def modules_to_save(modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The dotted names of the trained modules: layer by layer, but `classifier` as a whole; a bare bias has none.
+
+    PEFT wants every tensor of a module that it wraps, so what is above a trained layer must not be named: it may hold
+    what did not train. It adds `classifier` itself for sequence classification, and a name below that would be wrapped twice.
+    """
+    whole = [layer for layer, group in modules.items() if set(group) != {"bias"}]
+    return sorted({"classifier" if layer.startswith("classifier/") else layer.replace("/", ".") for layer in whole})
+
+
+def _format_of(method: Method | None) -> Format:
+    kind = Lora if method is None else type(method)
+    return next(form for form in FORMATS if form.method is kind)
+
+
+def _site_tensors(sites: Layers, form: Format) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for path, params in sites.items():
+        if form.alone_keys:
+            keys = {name: key for key, name in form.alone_keys.items()}
+        else:
+            # An embedding's keys where a site has them: a parameter has one key in either case.
+            named = form.embedding_keys if _is_embedding(path) and form.embedding_keys else form.keys
+            prefix = f"{form.module_prefix}{path.replace('/', '.')}."
+            keys = {name: prefix + key for key, name in named.items()}
+        tensors |= {keys[name]: np.ascontiguousarray(np.asarray(leaf).T) for name, leaf in params.items()}
+    return tensors
+
+
+def _is_quantized_at(frozen: Params, sites: Layers) -> bool:
+    leaves = leaf_paths(frozen)
+    return any(is_quantized(leaves.get(f"{path}/kernel")) for path in sites)
+
+
+def _is_embedding(path: str) -> bool:
+    return path.rpartition("/")[2].endswith("embeddings")
+
+
+def _module_key(path: str, form: Format, sites: Layers, own: set[str]) -> str:
+    """The key of a leaf that trains whole."""
+    layer, _, leaf = torch_name(path).rpartition(".")
+    infix = "base_layer." if path.rpartition("/")[0] in sites else form.module_infix if path in own else ""
+    return f"{form.module_prefix}{layer}.{infix}{leaf}"
+
+
+def _plain_modules(modules: Layers, own: set[str]) -> Layers:
+    """What of `modules` is PEFT's modules_to_save, and not the method's `own` business."""
+    layers = {path.rpartition("/")[0] for path in by_leaf(modules) if path not in own}
+    return {layer: group for layer, group in modules.items() if layer in layers}
+
+
+def _auto_mapping(base: BaseInfo) -> dict[str, str]:
+    name = base.model_type.replace("-", "_")
+    return {"base_model_class": base.torch_class, "parent_library": f"transformers.models.{name}.modeling_{name}"}
+
+
+def _jsonable(names: str | Sequence[str] | None) -> str | list[str] | None:
+    return names if names is None or isinstance(names, str) else sorted(names)
+
+
+def _read_config(directory: Path) -> tuple[dict[str, Any], Format]:
+    file = directory / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no {CONFIG_FILE} in '{directory}': it is not an adapter's directory") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not JSON: {error}") from error
+    found = config.get("peft_type") if isinstance(config, dict) else config
+    form = next((form for form in FORMATS if isinstance(found, str) and form.reads(found, config)), None)
+    if form is None:
+        known = ", ".join(dict.fromkeys(form.peft_type for form in FORMATS))
+        raise InputError(f"{file}: peft_type {found!r} is not supported; known: {known}")
+    form.check(config, str(file))
+    return config, form
+
+
+def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        # Half-precision files too: what trains is fp32.
+        return {key: tensor.astype(np.float32) for key, tensor in load_file(directory / WEIGHTS_FILE).items()}
+    except FileNotFoundError as error:
+        if (directory / "adapter_model.bin").is_file():
+            raise InputError(
+                f"{directory / 'adapter_model.bin'} is a pickle, which can run code when loaded; "
+                "load it in torch PEFT and save_pretrained() it again"
+            ) from error
+        raise InputError(f"no {WEIGHTS_FILE} in '{directory}'") from error
+    except SafetensorError as error:
+        raise InputError(f"{directory / WEIGHTS_FILE} cannot be read: {error}") from error
+
+
+def _without_prefix(key: str, form: Format) -> str:
+    return key if key in form.shared_keys or key in form.alone_keys else key.removeprefix(form.module_prefix)
+
+
+def _site_key(name: str, form: Format, leaves: Mapping[str, Any]) -> tuple[str, str | None]:
+    """`("bert/…/query", "a")` for a site's key, `(…, None)` for any other."""
+    if name in form.alone_keys:
+        embeddings = next(path for path in leaves if path.endswith("word_embeddings/embedding"))
+        return embeddings.rpartition("/")[0], form.alone_keys[name]
+    for keys, leaf in ((form.keys, "kernel"), (form.embedding_keys, "embedding")):
+        for key, parameter in keys.items():
+            layer = name.removesuffix("." + key).replace(".", "/")
+            if name.endswith("." + key) and f"{layer}/{leaf}" in leaves:
+                return layer, parameter
+    return name, None
+
+
+def _module_name(name: str, form: Format) -> str:
+    """The torch name of the base's own parameter that `name` stands for."""
+    layer, _, leaf = name.rpartition(".")
+    infixes = ("base_layer.", form.module_infix)
+    return f"{next((layer.removesuffix('.' + i[:-1]) for i in infixes if i and layer.endswith('.' + i[:-1])), layer)}.{leaf}"
+
+
+def _site(path: str, leaves: Mapping[str, Any]) -> Site:
+    is_linear = f"{path}/kernel" in leaves
+    d_in, d_out = leaves[f"{path}/{'kernel' if is_linear else 'embedding'}"].shape
+    return Site(path, d_in, d_out, "linear" if is_linear else "embedding")
+
+
+def _fitting(path: str, tensor: np.ndarray, leaf: Any, name: str) -> np.ndarray:
+    fitted = to_torch_layout(path, tensor)
+    if fitted.shape != leaf.shape:
+        raise InputError(
+            f"adapter tensor '{name}' has shape {fitted.shape}, the model's {leaf.shape}: it was trained on another base"
+        )
+    return fitted
+
+
+def _is_copy(name: str, tensor: np.ndarray, tensors: Mapping[str, np.ndarray], leaves: Mapping[str, Any]) -> bool:
+    """Whether a tensor without a place here says nothing that another does not.
+
+    PEFT writes a decoder's weight and bias where `modules_to_save` names a whole masked-LM head (`cls`, `lm_head`): copies of
+    the word embeddings and of the head's bias. With `bias="all"` it also writes the biases of a wrapped head twice more: the trained ones
+    (`modules_to_save`) and the base's own (`original_module`).
+    """
+    if ".original_module." in name:
+        return True
+    plain = re.sub(r"\.modules_to_save(\.default)?", "", name)
+    if plain != name:
+        return plain in tensors and np.array_equal(tensor, tensors[plain])
+    head, _, leaf = name.rpartition(".decoder.")
+    if leaf == "bias":
+        return f"{head}.bias" in tensors and np.array_equal(tensor, tensors[f"{head}.bias"])
+    embeddings = (value for path, value in leaves.items() if path.endswith("word_embeddings/embedding"))
+    return any(np.array_equal(tensor, np.asarray(value, np.float32)) for value in embeddings)
+
+
+def _no_place(file: Path, name: str, known: Mapping[str, str]) -> str:
+    if name.endswith(("decoder.weight", "vocab_projector.weight")):
+        return (
+            f"{file}: '{name}' was trained apart from the word embeddings, and the Flax model's decoder is tied to them: "
+            "train it with modules_to_save naming the head's layers, not the whole head"
+        )
+    return f"{file}: '{name}' belongs to no layer of this model{did_you_mean(name, known)}"
+
+
+def _check_site(
+    group: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], form: Format, where: str, directory: Path
+) -> None:
+    keys = {
+        name: key for key, name in {**form.embedding_keys, **form.alone_keys, **form.keys, **form.shared_keys}.items()
+    }
+    for name in [*shapes, *group]:
+        if name not in group:
+            raise InputError(f"{directory / WEIGHTS_FILE}: {where} has no {keys[name]}; the file is incomplete")
+        if name not in shapes:
+            raise InputError(f"{directory}: {where} has {keys[name]}, of which {CONFIG_FILE} says nothing")
+        if group[name].shape != shapes[name]:
+            raise InputError(
+                f"{directory}: {keys[name]} of {where} has shape {group[name].shape[::-1]}, where this base and {CONFIG_FILE} "
+                f"ask for {shapes[name][::-1]}: it was trained on another base, or the config's rank is not its own"
+            )

@@ -1,0 +1,77 @@
+"""A merged model as transformers saves one: loads in torch (`from_pretrained`) and, here or in Flax, as a base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpeft.errors import InputError
+from jaxpeft.models.build import Model
+from jaxpeft.models.quantized_files import quantization_config, stored_tensors
+from jaxpeft.models.weights import to_torch_layout, torch_name
+from jaxpeft.quantization import Quantization, is_quantized
+from jaxpeft.trees import Params, leaf_paths
+
+
+def new_directory(output: Path | str) -> Path:
+    """`output` as a path, if nothing is there that would be written over.
+
+    Raises:
+        InputError: where it is a file, or a directory with something in it.
+    """
+    path = Path(output)
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        raise InputError(f"'{output}' exists and is not empty; give a new directory")
+    return path
+
+
+def save_model(
+    directory: Path | str,
+    model: Model,
+    params: Params,
+    *,
+    tokenizer: Any = None,
+    label_names: Sequence[str] | None = None,
+) -> Path:
+    """Write `params` (from `merge`) with the model's config and tokenizer; return the weights' file, in torch's layout.
+
+    Quantised kernels are stored as bitsandbytes stores them, and the config says so.
+    """
+    from safetensors.numpy import save_file
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    leaves = leaf_paths(params)
+    tensors: dict[str, np.ndarray] = {}
+    for path, leaf in leaves.items():
+        if is_quantized(leaf):
+            tensors |= stored_tensors(torch_name(path), leaf)
+        else:
+            tensors[torch_name(path)] = to_torch_layout(path, np.asarray(leaf, np.float32))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.architectures = [model.torch_class]
+    config.dtype = "float32"  # what the file holds, whatever the base was stored in
+    config.__dict__.pop("quantization_config", None)  # of the base it was loaded from
+    if quantized := next(filter(is_quantized, leaves.values()), None):
+        kept = {
+            path.removesuffix("/kernel")
+            for path, leaf in leaves.items()
+            if path.endswith("/kernel") and not is_quantized(leaf)
+        }
+        heads = {path.split("/")[0] for path in leaves} - {
+            model.base_prefix
+        }  # with a decoder that is tied, and no leaf
+        config.quantization_config = quantization_config(
+            Quantization.of(quantized), sorted(heads | {path.replace("/", ".") for path in kept})
+        )
+    if label_names:
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {name: i for i, name in enumerate(label_names)}
+    config.save_pretrained(str(directory))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(directory))
+    return directory / "model.safetensors"

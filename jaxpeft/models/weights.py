@@ -1,0 +1,158 @@
+"""Weights on disk, read leaf by leaf under Flax's names: safetensors as torch or bitsandbytes write them, or Flax msgpack.
+
+transformers' own loader reads them too, but whole: a 4-bit base must never hold more than one layer in full precision,
+and what a checkpoint lacks must be known before anything is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxpeft.errors import InputError
+from jaxpeft.models.msgpack_files import msgpack_leaves
+from jaxpeft.models.quantized_files import is_stored_quantized, read_quantized
+from jaxpeft.quantization import QuantizedTensor, is_quantized
+
+# Flax's name of a leaf → torch's, newest first (old BERT checkpoints say gamma and beta).
+_TORCH_LEAVES = {
+    "kernel": ("weight",),
+    "embedding": ("weight",),
+    "scale": ("weight", "gamma"),
+    "bias": ("bias", "beta"),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: `readers` maps the leaf paths it holds to functions that read one, in Flax's layout."""
+
+    readers: Mapping[str, Callable[[], np.ndarray | QuantizedTensor]]
+
+    def __contains__(self, path: str) -> bool:
+        return path in self.readers
+
+    def read(self, path: str) -> np.ndarray | QuantizedTensor:
+        """The leaf at `path`: fp32, or quantised where the file holds it so.
+
+        Raises:
+            InputError: where what the file holds is neither floats nor a whole quantised weight.
+        """
+        leaf = self.readers[path]()
+        if is_quantized(leaf):
+            return leaf
+        array = np.asarray(leaf)
+        if array.dtype.kind in "iub":
+            raise InputError(
+                f"{path} is stored as {array.dtype} without the scales of a quantised weight; fetch it again"
+            )
+        return array.astype(np.float32, copy=False)
+
+
+def torch_name(path: str) -> str:
+    """Torch's name of a Flax leaf path: `a/b/kernel` is `a.b.weight`."""
+    layer, _, leaf = path.rpartition("/")
+    return f"{layer.replace('/', '.')}.{_TORCH_LEAVES[leaf][0]}"
+
+
+def to_torch_layout(path: str, array: np.ndarray) -> np.ndarray:
+    """A Flax leaf in torch's layout, or back: a kernel is the transpose of a weight."""
+    return np.ascontiguousarray(array.T) if path.endswith("/kernel") else array
+
+
+def open_checkpoint(directory: Path, paths: list[str], base_prefix: str) -> Checkpoint:
+    """Open the weights in `directory` for the Flax leaves `paths`.
+
+    `base_prefix` is the model's (`bert`); the files of a bare base model do not have it.
+
+    Raises:
+        InputError: where there are no weights, or only pickled ones, or none of them belongs to this model.
+    """
+    if (directory / "model.safetensors").is_file() or (directory / "model.safetensors.index.json").is_file():
+        readers = dict(_torch_readers(_safetensors_files(directory), paths, base_prefix))
+    elif (directory / "flax_model.msgpack").is_file():
+        readers = dict(_flax_readers(directory / "flax_model.msgpack", paths, base_prefix))
+    else:
+        raise InputError(_no_weights(directory))
+    if not readers:
+        raise InputError(
+            f"the weights in {directory} have no tensor of this model (prefix '{base_prefix}'): is config.json theirs?"
+        )
+    return Checkpoint(readers)
+
+
+def _no_weights(directory: Path) -> str:
+    pickled = next(iter(sorted(directory.glob("pytorch_model*.bin"))), None)
+    if pickled:
+        return (
+            f"{pickled} is a pickle, which can run code when loaded; save it as safetensors: model.save_pretrained(dir)"
+        )
+    return f"no weights in {directory} (model.safetensors or flax_model.msgpack); --model.weights random trains from a bare config"
+
+
+def _safetensors_files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        return [directory / "model.safetensors"]
+    try:
+        return sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{index} is no index of safetensors; fetch it again") from error
+
+
+def _torch_readers(files: list[Path], paths: list[str], base_prefix: str) -> Iterator[tuple[str, Callable]]:
+    from safetensors import SafetensorError, safe_open
+
+    where: dict[str, Path] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                where |= dict.fromkeys(opened.keys(), file)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} cannot be read as safetensors: {error}; fetch it again") from error
+    for path in paths:
+        for name in _torch_candidates(path, base_prefix):
+            if name in where or is_stored_quantized(name, where):
+                yield path, _torch_reader(where, name, path)
+                break
+
+
+def _torch_candidates(path: str, base_prefix: str) -> Iterator[str]:
+    layer, _, leaf = path.rpartition("/")
+    dotted = layer.replace("/", ".")
+    for name in _TORCH_LEAVES[leaf]:
+        yield f"{dotted}.{name}"
+        yield f"{dotted.removeprefix(base_prefix + '.')}.{name}"
+
+
+def _torch_reader(where: Mapping[str, Path], name: str, path: str) -> Callable[[], np.ndarray | QuantizedTensor]:
+    def tensor(name: str) -> np.ndarray:
+        import ml_dtypes  # noqa: F401  (gives numpy the bf16 that some files are in)
+        from safetensors import safe_open
+
+        if name not in where:
+            directory = next(iter(where.values())).parent
+            raise InputError(f"the weights in {directory} lack {name}, a part of a quantised weight; fetch them again")
+        # Opened anew for each: a mapped file counts its read pages as the process's memory until it is closed.
+        with safe_open(where[name], framework="numpy") as opened:
+            return opened.get_tensor(name)
+
+    def read() -> np.ndarray | QuantizedTensor:
+        if is_stored_quantized(name, where):
+            return read_quantized(name, where, tensor)
+        return to_torch_layout(path, tensor(name))
+
+    return read
+
+
+def _flax_readers(file: Path, paths: list[str], base_prefix: str) -> Iterator[tuple[str, Callable]]:
+    leaves = msgpack_leaves(file)
+    for path in paths:
+        for key in (path, path.removeprefix(base_prefix + "/")):
+            if key in leaves:
+                yield path, leaves[key]
+                break

@@ -1,0 +1,78 @@
+"""What a run shows: lines, a progress bar, tables. On a terminal with colours and in place, elsewhere as plain lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def log(text: str) -> None:
+    """One line for the reader."""
+    console.print(text, markup=False)
+
+
+def set_quiet() -> None:
+    """Show nothing from here on: of several processes one speaks."""
+    console.quiet = True
+
+
+class TrainingBar:
+    """A bar with loss, tokens/s and time left; where there is no terminal, a line at every log interval instead."""
+
+    def __init__(self, done: int, total: int) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+        self._progress = Progress(TextColumn("training"), *columns, console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task("training", total=total, completed=done, figures="")
+        self._total = total
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, step: int) -> None:
+        """Show that `step` updates are done."""
+        self._progress.update(self._task, completed=step)
+
+    def show(self, step: int, *, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+        """Show the figures of a log interval."""
+        figures = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+        self._progress.update(self._task, completed=step, figures=figures)
+        if not console.is_terminal:
+            log(f"step {step:>5}/{self._total}  {figures}  {_duration(seconds_left)} left")
+
+
+def before_after_table(rows: Sequence[tuple[str, str, str]]) -> None:
+    """Print rows of (what, before, after)."""
+    table = Table("", "before", "after", title=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def show_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: text on the left of its first column, numbers on the right of the others."""
+    table = Table(title=title, title_justify="left")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

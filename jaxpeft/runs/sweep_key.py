@@ -1,0 +1,55 @@
+"""Which runs can train together, in one program (`jaxpeft.runs.sweep`). Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TypeVar
+
+from jaxpeft.config import RunConfig
+from jaxpeft.config.files import resolved
+
+T = TypeVar("T")
+
+_STARTS_ON_ONE_BASE = (None, True, False, "gaussian", "orthogonal")
+
+
+def sweep_key(config: RunConfig) -> str | None:
+    """Runs of one key can train together; None: this one only alone.
+
+    They may differ in name, seed, learning rate, pruning, start and dropout, and for LoRA and HiRA in rank and alpha.
+    """
+    a = config.adapter
+    if (
+        a.method == "full"  # nothing is frozen, so nothing would be shared
+        or config.distributed
+        or config.model.attention == "flash"
+        or a.init_lora_weights not in _STARTS_ON_ONE_BASE
+    ):
+        return None
+    values = resolved(config)
+    free = ["name", "pruning", "training.learning_rate", *(f"adapter.{name}" for name in _free_options(config))]
+    free += ["seed"] if config.model.weights == "pretrained" else []  # a random base is another with another seed
+    free = [key for key in free if not (key == "pruning" and a.method == "adalora")]
+    # LoRA+'s rate for embeddings is told as a multiple of the other.
+    free = [key for key in free if not (key == "training.learning_rate" and config.training.loraplus_lr_ratio)]
+    for key in free:
+        section, _, name = key.rpartition(".")
+        (values[section] if section else values).pop(name)
+    return json.dumps(values, sort_keys=True)
+
+
+def _free_options(config: RunConfig) -> list[str]:
+    a = config.adapter
+    free = ["init_lora_weights", "init_weights"] if a.method in ("lora", "hira") else []
+    free += ["dropout"] if a.method in ("lora", "hira", "vera") else []
+    # A pattern's alpha is over the rank that a member has alone, and not over the one it is padded to.
+    free += ["rank"] if a.method in ("lora", "hira") and not a.rank_pattern and not a.alpha_pattern else []
+    free += ["alpha"] if a.method == "lora" and not a.alpha_pattern else []
+    return free
+
+
+def chunked(runs: Sequence[T], most: int) -> list[list[T]]:
+    """`runs` in pieces of at most `most`, as equal as can be."""
+    pieces = -(-len(runs) // most)
+    return [list(runs[i * len(runs) // pieces : (i + 1) * len(runs) // pieces]) for i in range(pieces)]

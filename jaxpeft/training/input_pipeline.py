@@ -1,0 +1,134 @@
+"""What training steps are fed: draws made ahead of them on the host, and batches assembled from these inside the program."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpeft.training.objective import Batch
+from jaxpeft.training.sharding import DataParallel
+from jaxpeft.training.step import Metrics, TrainState, TrainStep, make_train_steps
+from jaxpeft.trees import Params
+
+Draw = Mapping[str, np.ndarray]
+"""What the host says of one pass: which rows, which masks; or, where the data is not on the devices, the batch itself."""
+
+DEVICE_DATA_LIMIT_BYTES = 2**29
+"""Data up to this size is kept on every device: 134 million tokens."""
+
+TrainSteps = Callable[[TrainState, Params, list[Draw]], tuple[TrainState, Metrics]]
+"""One pass for each draw, in one dispatch; of the metrics the first `len(draws)` entries count."""
+
+
+class Data(Protocol):
+    """A training set (`jaxpeft.data`): batches are a pure function of the pass, in one piece or in two."""
+
+    @property
+    def device_data(self) -> Mapping[str, np.ndarray]:
+        """What all batches are made of."""
+
+    def draw(self, step: int) -> Draw:
+        """What is chance in the batch of a pass."""
+
+    def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
+        """The batch of a draw, in arrays of the namespace `xp`."""
+
+    def train_batch(self, step: int) -> Batch:
+        """The two put together on the host."""
+
+
+@dataclass(frozen=True)
+class InputPipeline:
+    """Where a run's batches come from.
+
+    Attributes:
+        draw_at: pass → draw, on the host.
+        assemble: `(device_data, draw) → batch`, inside the program.
+        device_data: what all batches are made of, on the devices.
+        place: puts stacked draws, `[passes, …]`, on the devices.
+    """
+
+    draw_at: Callable[[int], Draw]
+    assemble: Callable[[Any, Any], Batch]
+    device_data: Any
+    place: Callable[[Any], Any]
+
+    def train_steps(self, step: TrainStep, most: int) -> TrainSteps:
+        """Passes of `step`, up to `most` of them in one dispatch; what is compiled serves any number."""
+        program = make_train_steps(step, self.assemble)
+
+        def run(state: TrainState, frozen: Params, draws: list[Draw]) -> tuple[TrainState, Metrics]:
+            filled = draws + [draws[-1]] * (most - len(draws))
+            stacked = {name: np.stack([draw[name] for draw in filled]) for name in draws[0]}
+            return program(state, frozen, self.device_data, self.place(stacked), np.int32(len(draws)))
+
+        return run
+
+
+def feed(data: Data, parallel: DataParallel, *, limit_bytes: int = DEVICE_DATA_LIMIT_BYTES) -> InputPipeline:
+    """A feed of `data`, which is kept on the devices where it has at most `limit_bytes`; else whole batches are sent."""
+    device_data = data.device_data
+    if not fits(device_data, limit_bytes):
+        return InputPipeline(data.train_batch, lambda device_data, batch: batch, {}, partial(parallel.shard, axis=1))
+    return InputPipeline(
+        data.draw, in_program(data, parallel), parallel.replicate(dict(device_data)), parallel.replicate
+    )
+
+
+def fits(device_data: Mapping[str, np.ndarray], limit_bytes: int = DEVICE_DATA_LIMIT_BYTES) -> bool:
+    """Whether the data is kept on the devices."""
+    return sum(array.nbytes for array in device_data.values()) <= limit_bytes
+
+
+def in_program(data: Data, parallel: DataParallel) -> Callable[[Any, Any], Batch]:
+    """`(device_data, draw) → batch`, to be traced."""
+    return parallel.split(lambda device_data, draw: data.assemble(device_data, draw, jnp))
+
+
+class Prefetched:
+    """The draws of `passes`, made by a thread up to `depth` ahead of where they are taken: a context manager."""
+
+    def __init__(self, draw_at: Callable[[int], Draw], passes: range, *, depth: int) -> None:
+        self._draw_at, self._left = draw_at, iter(passes)
+        self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draws")
+        self._made: deque[Future[Draw]] = deque()
+        for _ in range(depth):
+            self._order()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._maker.shutdown(cancel_futures=True)
+
+    def take(self, most: int) -> list[Draw]:
+        """The next draws, at least one and at most `most`, as far as they are of one shape: what one program can do."""
+        draws = [self._next()]
+        while len(draws) < most and self._made and _shapes(self._made[0].result()) == _shapes(draws[0]):
+            draws.append(self._next())
+        return draws
+
+    def _next(self) -> Draw:
+        draw = self._made.popleft().result()
+        self._order()
+        return draw
+
+    def _order(self) -> None:
+        number = next(self._left, None)
+        if number is not None:
+            self._made.append(self._maker.submit(self._draw_at, number))
+
+
+def _shapes(draw: Draw) -> Any:
+    return jax.tree.map(np.shape, dict(draw))

@@ -1,0 +1,102 @@
+"""What training is measured by as it goes: metrics that stay on the device until a log point, time, and tokens."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+
+import jax
+import numpy as np
+
+from jaxpeft.training.step import Metrics
+
+
+class ThroughputMeter:
+    """Keeps metrics on the device between log points, and the time and tokens of the passes.
+
+    A metric has one value a pass, or, where runs train together, one for each of them: `[passes]` or `[passes, replicas]`.
+    """
+
+    def __init__(self, start: int) -> None:
+        """`start` is the update that is done already."""
+        self._pending: list[tuple[Metrics, int]] = []
+        self._all_tokens: np.ndarray = np.zeros(())
+        self._all_seconds, self._all_steps = 0.0, 0
+        self._since, self._last = time.monotonic(), start
+        self._compiled = -1.0  # the first interval's start is not warm, whether it compiles or not
+        self.seconds_per_step = math.inf
+        """Of the newest log interval."""
+
+    def add(self, metrics: Metrics, num_passes: int) -> None:
+        """Take in the metrics of one dispatch, `[num_passes or more]` each, and wait for the dispatch before it.
+
+        So the devices always have the next one queued, and never more: a signal, which ends training behind what is queued, need
+        not wait for a whole log interval, and no batches pile up on the devices. Nothing leaves them.
+        """
+        if self._pending:
+            jax.block_until_ready(self._pending[-1][0])
+        self._pending.append((metrics, num_passes))
+
+    def pending(self) -> dict[str, np.ndarray]:
+        """Wait for the passes since the last log point; their metrics, a pass after the other. Empty where there are none."""
+        fetched = jax.device_get([metrics for metrics, _ in self._pending])
+        counts = [count for _, count in self._pending]
+        return {
+            key: np.concatenate([metrics[key][:count] for metrics, count in zip(fetched, counts, strict=True)])
+            for key in (fetched[0] if fetched else ())
+        }
+
+    def flush(self, step: int) -> dict[str, np.ndarray]:
+        """The means of the metrics since the last log point, and `tokens_per_second`; `step` is the update reached."""
+        values = self.pending()
+        seconds, steps = time.monotonic() - self._since, step - self._last
+        tokens = values.pop("tokens").sum(axis=0)
+        means = {key: np.mean(value, axis=0) for key, value in values.items()}
+        compiled = seconds_compiling()
+        if compiled == self._compiled:
+            self._all_tokens = self._all_tokens + tokens
+            self._all_seconds += seconds
+            self._all_steps += steps
+        self.seconds_per_step = seconds / max(steps, 1)
+        self._pending, self._last, self._compiled, self._since = [], step, compiled, time.monotonic()
+        return {**means, "tokens_per_second": tokens / max(seconds, 1e-9)}
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave `seconds` that were no training (a validation), and have just ended, out of the speed."""
+        self._since += seconds
+        if not self._pending:
+            self._compiled = seconds_compiling()
+
+    @property
+    def tokens_per_second(self) -> np.ndarray:
+        """Real tokens a second over all intervals but the first and those that compiled a program."""
+        return self._all_tokens / self._all_seconds if self._all_seconds else np.zeros_like(self._all_tokens)
+
+    @property
+    def mean_seconds_per_step(self) -> float:
+        """Seconds an update, over the same intervals."""
+        return self._all_seconds / self._all_steps if self._all_steps else 0.0
+
+
+def seconds_compiling() -> float:
+    """What this process has spent on compiling since the first call of this function; less where programs were kept."""
+    return sum(_listened())
+
+
+@functools.cache
+def _listened() -> list[float]:
+    seconds: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return seconds
+
+
+def first_bad_step(losses: np.ndarray, step: int, accumulation_steps: int) -> int | None:
+    """The update of the first loss of `losses: [passes]` that is not finite, where the last pass made update `step`; or None."""
+    bad = np.flatnonzero(~np.isfinite(losses))
+    return step - (len(losses) - 1 - int(bad[0])) // accumulation_steps if len(bad) else None

@@ -1,0 +1,155 @@
+"""Every kind of quantised tensor as a pytree under jax's transformations, in a recomputed layer, and what is refused."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpeft.errors import InputError
+from jaxpeft.quantization import DATA_TYPES, Quantization, dequantize, is_quantized, quantize, recomputed
+
+SCHEMES = {
+    "nf4": {"double_quantization": False},
+    "nf4-double": {},
+    "fp4-256": {"data_type": "fp4", "block_size": 256, "double_quantization": False},
+    "fp4-double": {"data_type": "fp4"},
+    "int8": {"data_type": "int8"},
+}
+
+
+def normal(*shape, seed=0, scale=0.02):
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+@pytest.fixture(params=SCHEMES.values(), ids=SCHEMES, name="scheme")
+def _scheme(request):
+    return request.param
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (13, 11)])
+def test_dequantize_inside_jit_equals_outside(shape, scheme):
+    tensor = quantize(normal(*shape), **scheme)
+    outside = dequantize(tensor)
+    chex.assert_shape(outside, shape)
+    np.testing.assert_array_equal(jax.jit(lambda t: dequantize(t))(tensor), outside)
+    x = np.eye(shape[0], dtype=np.float32)
+    np.testing.assert_allclose(jax.jit(lambda x, t: x @ dequantize(t))(x, tensor), outside, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_dequantize_rounds_the_float32_product_once(dtype, scheme):
+    tensor = quantize(normal(64, 64), **scheme)
+    half = dequantize(tensor, dtype)
+    chex.assert_type(half, dtype)
+    np.testing.assert_array_equal(half, dequantize(tensor).astype(dtype))
+
+
+def test_passes_through_jax_transformations(scheme):
+    tensor = quantize(normal(64, 48), **scheme)
+    chex.assert_trees_all_equal(jax.jit(lambda t: t)(tensor), tensor)
+    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf, tensor), tensor)
+    on_device = jax.device_put({"layer": {"kernel": tensor}}, jax.devices()[0])["layer"]["kernel"]
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(on_device))
+    assert (on_device.shape, on_device.ndim, on_device.size) == ((64, 48), 2, 64 * 48)
+    assert on_device.size_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(tensor))
+    assert Quantization.of(on_device) == Quantization.of(tensor)
+    abstract = jax.eval_shape(lambda t: t, tensor)
+    assert abstract.bits_per_weight == tensor.bits_per_weight
+    assert jax.eval_shape(dequantize, tensor).shape == (64, 48)
+    assert [is_quantized(leaf) for leaf in (tensor, abstract, jnp.ones((2, 2)))] == [True, True, False]
+
+
+def test_one_trace_for_equal_shapes(scheme):
+    chex.clear_trace_counter()  # it counts by the function's code, which all schemes share
+    traced = jax.jit(chex.assert_max_traces(lambda t: dequantize(t), n=1))
+    for seed in range(3):
+        traced(quantize(normal(64, 48, seed=seed), **scheme))
+
+
+def test_strict_dtype_promotion(scheme):
+    with jax.numpy_dtype_promotion("strict"):
+        kernel = jax.jit(lambda t: dequantize(t, jnp.bfloat16))(quantize(normal(64, 49), **scheme))
+    assert (kernel.dtype, kernel.shape) == (jnp.bfloat16, (64, 49))
+
+
+def test_gradient_flows_past_the_frozen_kernel(scheme):
+    tensor = quantize(normal(64, 48), **scheme)
+    gradient = jax.jit(jax.grad(lambda x, t: (x @ dequantize(t)).sum()))(jnp.ones((2, 64)), tensor)
+    expected = np.broadcast_to(np.asarray(dequantize(tensor)).sum(1), (2, 64))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_recomputed_layer_is_the_layer(scheme):
+    tensor, x = quantize(normal(64, 48), **scheme), jnp.asarray(normal(3, 64, scale=1))
+
+    def layer(tensor, key, x):
+        return x @ dequantize(tensor)
+
+    def loss(run):
+        return jax.jit(jax.value_and_grad(lambda x: jnp.square(run(tensor, None, x)).sum()))(x)
+
+    chex.assert_trees_all_close(loss(recomputed(layer)), loss(layer), rtol=1e-6)
+
+
+@pytest.mark.parametrize("data_type", DATA_TYPES)
+def test_a_compiled_tower_never_holds_its_kernels_in_full(data_type):
+    """XLA's own account of eight kernels, 0.52 MB in fp32: forward and backward, one is there at a time."""
+    kernels = [quantize(normal(128, 128, seed=i), data_type=data_type) for i in range(8)]
+
+    @recomputed
+    def layer(tensor, key, x):
+        return jnp.tanh(x @ dequantize(tensor))
+
+    def loss(x, kernels):
+        for tensor in kernels:
+            x = layer(tensor, None, x)
+        return x.sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(jnp.ones((2, 128)), kernels).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < sum(4 * tensor.size for tensor in kernels) / 3
+
+
+@pytest.mark.parametrize("data_type", DATA_TYPES)
+def test_16_bit_kernels_are_quantized_as_their_float32_values(data_type):
+    kernel = jnp.asarray(normal(64, 48), jnp.bfloat16)
+    single = np.asarray(kernel.astype(jnp.float32))
+    chex.assert_trees_all_equal(quantize(kernel, data_type=data_type), quantize(single, data_type=data_type))
+
+
+def test_schemes_are_said_in_words():
+    assert str(Quantization()) == "nf4 in blocks of 64 with double quantisation"
+    assert str(Quantization("fp4", 128, False)) == "fp4 in blocks of 128 without double quantisation"
+    assert str(Quantization("int8", 128, False)) == str(Quantization("int8")) == "int8"
+
+
+@pytest.mark.parametrize("data_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("block_size", [0, 32, 63, 65, 96, 8192])
+def test_refuses_a_block_size_that_bitsandbytes_does_not_have(block_size, data_type):
+    with pytest.raises(InputError, match=f"{data_type} block size {block_size} is not one of 64, 128"):
+        quantize(normal(64, 4), data_type=data_type, block_size=block_size)
+
+
+def test_refuses_an_unknown_data_type():
+    with pytest.raises(InputError, match="data type 'nf8' is not one of nf4, fp4, int8; did you mean 'nf4'"):
+        quantize(normal(64, 4), data_type="nf8")
+
+
+@pytest.mark.parametrize("data_type", DATA_TYPES)
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (np.zeros((2, 3, 4), np.float32), r"kernels \[in, out\]; got an array of shape \[2, 3, 4\]"),
+        (np.zeros((0, 4), np.float32), r"shape \[0, 4\]"),
+        (np.zeros((4, 4), np.int32), "got int32"),
+        (np.zeros((4, 4), np.float64), "got float64"),
+        (np.full((4, 4), math.nan, np.float32), "NaN or infinite"),
+        (np.full((64, 4), math.inf, np.float32), "NaN or infinite"),
+    ],
+)
+def test_refuses_what_is_no_finite_float_matrix(kernel, message, data_type):
+    with pytest.raises(InputError, match=message) as caught:
+        quantize(kernel, data_type=data_type)
+    assert "\n" not in str(caught.value)
