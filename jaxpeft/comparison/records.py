@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from jaxpeft.comparison.grid import Cell, CompareConfig
 from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.report.results import Results, read_results
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.tasks.metrics import score
-
-FAILURE = "failure.txt"
-FORGETTING = "forgetting.json"
-FORGETTING_FAILURE = "forgetting-failure.txt"
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class Record:
     """A run of the grid: `results`, or the `failure` that it ended in, or neither where it was not done yet."""
 
     cell: Cell
-    directory: Path
+    directory: RunDirectory
     results: Results | None = None
     failure: str | None = None
 
@@ -36,7 +32,7 @@ class Record:
     @property
     def curve(self) -> list[dict[str, Any]]:
         """The validations, in order: `step` and metrics."""
-        return [row for row in read_metrics(self.directory / "metrics.jsonl") if row["split"] == "validation"]
+        return [row for row in read_metrics(self.directory.metrics) if row["split"] == "validation"]
 
     def validation(self) -> float:
         """The validation metric of the best adapter, larger is better: what the learning rate is chosen by."""
@@ -47,33 +43,32 @@ class Record:
     @property
     def forgetting(self) -> dict[str, Any] | None:
         """Perplexity of general text, `before` and `after`, where it was measured, and the `settings` that it was measured with."""
-        file = self.directory / FORGETTING
+        file = self.directory.forgetting
         return json.loads(file.read_text()) if file.is_file() else None
 
     @property
     def failures(self) -> list[str]:
         """What went wrong with it."""
-        file = self.directory / FORGETTING_FAILURE
+        file = self.directory.forgetting_failure
         forgetting = [f"forgetting is not measured: {file.read_text()}"] if file.is_file() else []
         return [*([self.failure] if self.failure else []), *forgetting]
 
 
 def read_record(config: CompareConfig, cell: Cell) -> Record:
     """The record of a cell's run, as far as there is one."""
-    directory = config.directory / "runs" / cell.name
+    directory = RunDirectory(config.directory / "runs" / cell.name)
     return Record(cell, directory, *_outcome(directory))
 
 
 def read_cost(config: CompareConfig, task: str, method: str) -> tuple[Results | None, str | None]:
     """What a method's short run by itself measured, where it was done, or why it failed."""
-    return _outcome(config.directory / "costs" / f"{task}-{method}")
+    return _outcome(RunDirectory(config.directory / "costs" / f"{task}-{method}"))
 
 
-def _outcome(directory: Path) -> tuple[Results | None, str | None]:
-    results, failure = directory / "results.json", directory / FAILURE
-    if results.is_file():
-        return read_results(results), None
-    return None, failure.read_text() if failure.is_file() else None
+def _outcome(directory: RunDirectory) -> tuple[Results | None, str | None]:
+    if directory.is_finished:
+        return read_results(directory.results), None
+    return None, directory.failure.read_text() if directory.failure.is_file() else None
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,10 @@ class TrainingConfig:
     """AdamW's decoupled weight decay; biases and norms are spared."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm; 0: not at all."""
-    steps_per_dispatch: int = 10
-    """Passes run by one call of the compiled program, at most, and no more than take about twenty seconds; a signal waits for two."""
+    micro_steps_per_dispatch: int = 10
+    """Maximum micro-steps per compiled call. Fewer are used if a call would exceed 20 s, since stop signals are handled between calls."""
+    steps_per_dispatch: int | None = None
+    """Old name of micro_steps_per_dispatch."""
     log_every_steps: int = 10
     """Updates between two log lines; metrics leave the device only then."""
     eval_every_steps: int | None = None
@@ -42,6 +44,12 @@ class TrainingConfig:
     """Validations without a better metric after which the run stops; null: never."""
     metric: str | None = None
     """Validation metric that decides which adapter is best: loss, accuracy, f1, matthews, pearson, spearman; null: the task's."""
+
+    def __post_init__(self) -> None:
+        """Read old names."""
+        if self.steps_per_dispatch is not None:
+            object.__setattr__(self, "micro_steps_per_dispatch", self.steps_per_dispatch)
+            object.__setattr__(self, "steps_per_dispatch", None)
 
 
 @dataclass(frozen=True)

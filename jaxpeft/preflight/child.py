@@ -16,7 +16,6 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from jaxpeft.config import RunConfig
 from jaxpeft.config.files import read_config
 from jaxpeft.errors import InputError
 from jaxpeft.preflight.abstract_run import AbstractRun, abstract_run, lower_evaluation, lower_training
@@ -34,10 +33,14 @@ def main() -> None:
     file = Path(sys.argv[1])
     request = json.loads(file.read_text())
     config = read_config(Path(request["config"]))
+    topology = parse_topology(request["topology"])
     try:
+        parallel = data_parallel(_devices(topology))
+        parallel.check(config.training.batch_size, "training.batch_size")
+        parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
         report = preflight(
-            config,
-            parse_topology(request["topology"]),
+            abstract_run(config, parallel),
+            topology,
             find_largest=request["largest_batch"],
             every_bucket=request["every_bucket"],
             kinds=request["kinds"],
@@ -49,24 +52,16 @@ def main() -> None:
 
 
 def preflight(
-    config: RunConfig, topology: Topology, *, find_largest: bool, every_bucket: bool, kinds: Sequence[str]
+    run: AbstractRun, topology: Topology, *, find_largest: bool, every_bucket: bool, kinds: Sequence[str]
 ) -> Report:
-    """Compile the run's steps of `kinds` ("training" first) for `topology`; see `report.Report`.
-
-    Raises:
-        InputError: for a run that cannot be made, or batches that cannot be split over the chips.
-    """
-    parallel = data_parallel(_devices(topology))
-    parallel.check(config.training.batch_size, "training.batch_size")
-    parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
-    run = abstract_run(config, parallel)
+    """Compile the run's steps of `kinds` ("training" first) for `topology`; see `report.Report`."""
     lengths = run.lengths if every_bucket else run.lengths[-1:]
     # Packed rows are all alike, so their training has one program.
     wanted = [
         (kind, length)
         for length in reversed(lengths)
         for kind in kinds
-        if kind == "evaluation" or length == lengths[-1] or not config.data.packing
+        if kind == "evaluation" or length == lengths[-1] or not run.is_packed
     ]
     programs = [_program(kind, run, topology, length) for kind, length in wanted]
     largest = _largest(run, topology, programs[0]) if find_largest else None
@@ -77,7 +72,7 @@ def preflight(
         gradient_bytes=run.gradient_bytes,
         programs=tuple(programs),
         lengths_left_out=run.lengths[: len(run.lengths) - len(lengths)],
-        counts_data=run.num_labels is not None,
+        counts_data=run.task.reads_labels,
         largest_batch=largest,
     )
 
@@ -91,7 +86,7 @@ def _devices(topology: Topology) -> Any:
 
 
 def _program(kind: Any, run: AbstractRun, topology: Topology, length: int) -> Program:
-    size = (run.config.training if kind == "training" else run.config.evaluation).batch_size
+    size = run.batch_sizes[kind]
     shape = run.training_shape(size, length) if kind == "training" else (size, length)
     log(f"compiling the {kind} step, {shape[0]} rows of {shape[1]} tokens …")
     return Program(kind, size, *shape, _compile(kind, run, topology, size, length))

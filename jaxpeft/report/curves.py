@@ -24,7 +24,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> Path:
         steps, sparsity = _series(train, "sparsity")
         axes[1].step(steps, [100 * value for value in sparsity], where="post", color="black")
         axes[1].set(ylabel="pruned (%)", ylim=(0, None))
-    axes[-1].set(xlabel="step (updates)")
+    axes[-1].set(xlabel="step")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="0.9")

@@ -15,16 +15,17 @@ class MetricsLog:
     Of several processes only the one that `writes` touches the files.
     """
 
-    def __init__(self, directory: Path, resumed_at: int, *, writes: bool = True) -> None:
+    def __init__(self, path: Path, tensorboard: Path, resumed_at: int, *, writes: bool = True) -> None:
+        """Open the file `path` and the directory `tensorboard`; rows after the step `resumed_at` are dropped."""
         self._writes = writes
         if not writes:
             return
-        self.path = directory / "metrics.jsonl"
+        self.path = path
         # What an interrupted run wrote after its last checkpoint will be measured again.
         rows = [row for row in read_metrics(self.path) if row["step"] <= resumed_at] if resumed_at else []
         self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a")
-        self._events = _event_writer(directory / "tensorboard", purge_step=resumed_at + 1 if resumed_at else None)
+        self._events = _event_writer(tensorboard, purge_step=resumed_at + 1 if resumed_at else None)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Record `metrics` of `split` after update `step`, on disk at once."""

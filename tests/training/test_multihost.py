@@ -129,14 +129,14 @@ def test_a_signal_to_one_process_stops_all_and_any_number_resumes(root):
     stopped = max(step for step, _ in losses(run))
     assert 3 < stopped < 80
     assert [path.name for path in (run / "checkpoints").iterdir()] == [str(stopped)]
-    assert f"update {stopped} is saved" in done[0][1]
+    assert f"step {stopped} is saved" in done[0][1]
     assert "--resume --distributed" in done[0][1]
     assert "distributed" not in (run / "config.yaml").read_text()
 
     shutil.copytree(run, root / "copy/two-hosts-masked")
     done = Hosts(root, ["--config", str(run / "config.yaml"), "--resume"]).wait()
     assert [status for status, *_ in done] == [0, 0], done
-    assert f"resumed after update {stopped}" in done[0][1]
+    assert f"resumed after step {stopped}" in done[0][1]
     assert_same_run(alone, run)
 
     with chdir(root), tiny_runs.compiled_once(root):
