@@ -19,7 +19,6 @@ from safetensors.numpy import load_file
 
 from jaxpeft.cli import train as train_command
 from jaxpeft.config import ClusterConfig, RunConfig
-from jaxpeft.config.files import resolved
 from jaxpeft.config.parsing import parse_run
 from jaxpeft.data import Split, Splits
 from jaxpeft.errors import InputError
@@ -236,7 +235,7 @@ def test_the_flags(tmp_path):
     config = parse_run([*args.split(), "--cluster.process_id", "1"], "train.py")()
     assert config.distributed
     assert config.cluster == ClusterConfig("a:1", 2, 1)
-    assert resolved(config) == resolved(parse_run(["--data.name", "python-docs"], "train.py")())
+    assert config.resolved() == parse_run(["--data.name", "python-docs"], "train.py")().resolved()
     with pytest.raises(
         InputError, match=r"cluster.process_id is 2; it must be at least 0 and below cluster.num_processes"
     ):
