@@ -83,7 +83,7 @@ def _configuration(config: RunConfig, model: Model, results: Results) -> list[tu
         if targets := a.target_modules or default_targets(method.name, model.model_type):
             rows.append(("target modules", targets if isinstance(targets, str) else ", ".join(targets)))
     if p.sparsity:
-        rows.append(("sparsity", f"{100 * p.sparsity:g} %, magnitude-based, per tensor, {p.schedule}"))
+        rows.append(("sparsity", f"{100 * p.sparsity:g} %, {p.criterion}-based, per tensor, {p.schedule}"))
     return [
         *rows,
         ("frozen base stored as", f"linear layers in {model.quantization}" if model.quantization else m.dtype),

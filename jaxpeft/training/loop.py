@@ -18,6 +18,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.pruning import Schedule
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import keep_counts, sparsity_of
+from jaxpeft.pruning.scores import Criterion, magnitude
 from jaxpeft.tasks.metrics import score
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.input_pipeline import Draw, Prefetched, TrainSteps
@@ -49,6 +50,8 @@ class Bar(Protocol):
 class Plan:
     """When what happens, in updates. `pruning` is None for a dense adapter, and an `Allocation` for AdaLoRA.
 
+    `criterion` scores the entries when a `Schedule` prunes; an `Allocation` has scores of its own.
+
     `patience` None never stops early. `passes_per_dispatch` are run at most by one call, and no more than are done in
     `seconds_per_dispatch`, as far as is known: until they are, a signal waits. Where several processes train together that must be
     infinite, for they measure different seconds.
@@ -61,6 +64,7 @@ class Plan:
     metric: str
     learning_rate: Callable[[int], float]
     pruning: Schedule | Allocation | None = None
+    criterion: Criterion = magnitude
     patience: int | None = None
     passes_per_dispatch: int = 1
     seconds_per_dispatch: float = math.inf
@@ -150,7 +154,7 @@ def fit(
                 stop_requested=stop_requested,
             )
             if plan.pruning and plan.pruning.due(step):
-                state = _pruned(state, plan.pruning, step)
+                state = _pruned(state, plan.pruning, plan.criterion, step)
             last = step == plan.num_steps
             if step % plan.log_every_steps == 0 or last or number:
                 _report(state, step, plan, metrics_log, bar, meter)
@@ -204,11 +208,11 @@ def train_until(
     return state, step, number
 
 
-def _pruned(state: TrainState, schedule: Schedule | Allocation, step: int) -> TrainState:
+def _pruned(state: TrainState, schedule: Schedule | Allocation, criterion: Criterion, step: int) -> TrainState:
     sites = state.adapters["sites"]
     if isinstance(schedule, Allocation):
         return allocate_step(state, schedule.budget_at(step, len(sites)), step == schedule.last_step)
-    return prune_step(state, keep_counts(sites, schedule.sparsity_at(step)))
+    return prune_step(state, keep_counts(sites, schedule.sparsity_at(step)), criterion=criterion)
 
 
 def _report(state: TrainState, step: int, plan: Plan, metrics_log: Log, bar: Bar, meter: ThroughputMeter) -> None:

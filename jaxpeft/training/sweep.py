@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from flax import struct
 from jaxpeft.adapters import Method
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.allocation import Allocation
+from jaxpeft.pruning.scores import Criterion, magnitude
 from jaxpeft.training.input_pipeline import Data, InputPipeline, in_program
 from jaxpeft.training.objective import Batch, Objective
 from jaxpeft.training.sharding import DataParallel
@@ -183,10 +185,10 @@ def sweep_input_pipeline(data: Sequence[Data], parallel: DataParallel) -> InputP
     return InputPipeline(draw_at, assemble, parallel.replicate(dict(first.device_data)), parallel.replicate)
 
 
-@jax.jit
-def prune_replicas(state: TrainState, num_keep: Any, due: jax.Array) -> TrainState:
+@partial(jax.jit, static_argnames="criterion")
+def prune_replicas(state: TrainState, num_keep: Any, due: jax.Array, *, criterion: Criterion = magnitude) -> TrainState:
     """`prune_step` for the members that are `due`, `[replicas]` bool; `num_keep` has a first axis `[replicas]`."""
-    return _where_due(due, jax.vmap(prune_step)(state, num_keep), state)
+    return _where_due(due, jax.vmap(partial(prune_step, criterion=criterion))(state, num_keep), state)
 
 
 @jax.jit

@@ -173,4 +173,9 @@ def _pruned(state: TrainState, runs: Sequence[Run], step: int) -> TrainState:
         )
         for run in runs
     ]
-    return prune_replicas(state, jax.tree.map(lambda *counts: jnp.asarray(counts), *num_keep), due)
+    stacked = jax.tree.map(lambda *counts: jnp.asarray(counts), *num_keep)
+    # Runs of different criteria may train together, and each criterion is a program of its own.
+    for criterion in dict.fromkeys(run.plan.criterion for run in runs):
+        own = due & np.asarray([run.plan.criterion is criterion for run in runs])
+        state = prune_replicas(state, stacked, own, criterion=criterion) if own.any() else state
+    return state
