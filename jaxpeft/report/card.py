@@ -9,7 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jaxpeft.config import RunConfig
 from jaxpeft.models.build import Model
-from jaxpeft.report.methods import DATA_TYPES, citations, method_name, options
+from jaxpeft.quantization import NUMBER_FORMATS
+from jaxpeft.report.methods import citations, method_name, options
 from jaxpeft.report.results import Results
 from jaxpeft.runs.prepare import build_method
 from jaxpeft.targets import default_targets
@@ -133,7 +134,7 @@ def _usage(export: Path, config: RunConfig, model: Model, results: Results) -> s
     sentence = results.sentence()
     note = ""
     if config.model.quantization != "none":
-        data_type = DATA_TYPES[config.model.quantization]
+        data_type = NUMBER_FORMATS[config.model.quantization].title
         note = (
             f"\nIt was trained on an {data_type} base; on the full-precision base below its outputs differ slightly.\n"
         )

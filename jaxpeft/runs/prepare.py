@@ -29,6 +29,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.models.attention import check_packing
 from jaxpeft.models.build import Model, Quantization, load_model, load_tokenizer
 from jaxpeft.models.inputs import max_tokens
+from jaxpeft.models.quantized_files import check_storable
 from jaxpeft.models.shapes import model_shapes
 from jaxpeft.models.sources import resolve
 from jaxpeft.targets import (
@@ -119,6 +120,8 @@ def _model_options(config: RunConfig, num_labels: int | None) -> dict[str, Any]:
         if m.quantization != "none"
         else None
     )
+    if scheme and m.weights == "random":
+        check_storable(scheme)  # the run writes its random base to files at the end, because nobody else has it
     return {
         "weights": m.weights,
         "num_labels": num_labels,
