@@ -3,12 +3,12 @@
 Nothing is imported before its first use: the configuration reads the names of the two tables, and must not load jax.
 """
 
-from importlib import import_module as _import_module
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from jaxpeft.registry import Registry
 
-if _TYPE_CHECKING:
+if TYPE_CHECKING:
     from jaxpeft.pruning.masks import apply_masks as apply_masks
     from jaxpeft.pruning.masks import num_kept as num_kept
     from jaxpeft.pruning.masks import prune as prune
@@ -48,5 +48,5 @@ _PUBLIC = {
 
 def __getattr__(name: str) -> object:
     if name in _PUBLIC:
-        return getattr(_import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -3,12 +3,12 @@
 Nothing is imported before its first use: the configuration reads the names of the table, and must not load jax.
 """
 
-from importlib import import_module as _import_module
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from jaxpeft.registry import Registry
 
-if _TYPE_CHECKING:
+if TYPE_CHECKING:
     from jaxpeft.quantization.base import NumberFormat as NumberFormat
     from jaxpeft.quantization.base import Quantization as Quantization
     from jaxpeft.quantization.base import QuantizedTensor as QuantizedTensor
@@ -50,5 +50,5 @@ _PUBLIC = {
 
 def __getattr__(name: str) -> object:
     if name in _PUBLIC:
-        return getattr(_import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
