@@ -185,7 +185,7 @@ class SignTensor(QuantizedTensor):
         return Quantization("sign")
 
     def dequantize(self, dtype):
-        return (self.signs * self.scale).astype(dtype)
+        return (self.signs.astype(jnp.float32) * self.scale).astype(dtype)
 
 
 class Sign(NumberFormat):
