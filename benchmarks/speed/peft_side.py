@@ -1,8 +1,8 @@
-"""The other side: torch PEFT on a case, as its users run it. Imports torch, and nothing of jaxpeft or jax.
+"""torch PEFT's side of a case, as its users run it. Imports torch, and neither jaxpeft nor jax.
 
-Batches lie ready as tensors on the device, so PEFT's data costs nothing, but for a classification's: there each batch is padded to its
-longest row, as `DataCollatorWithPadding` does (in numpy, faster than that). AdamW is torch's fused one. The loss is read at the end of a
-turn only.
+Masked-LM batches lie ready as tensors on the device, so that data costs PEFT nothing. In classification each batch is padded to its
+longest row, as `DataCollatorWithPadding` does, but in numpy, which is faster. AdamW is torch's fused one. The loss is read only at the
+end of a round.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ Batch = dict[str, torch.Tensor]
 class Trainer:
     """A case, a method and a variant of it."""
 
-    def __init__(self, case: Case, method: str, material: Path, variant: str) -> None:
+    def __init__(self, case: Case, method: str, workload: Path, variant: str) -> None:
         torch.manual_seed(0)
         torch.set_float32_matmul_precision("highest")
         self._case, self._masked = case, variant.endswith("-masked")
-        self._model = _adapted(case, method, material).to(DEVICE)
+        self._model = _adapted(case, method, workload).to(DEVICE)
         parameters = [p for p in self._model.parameters() if p.requires_grad]
         self.trainable = sum(p.numel() for p in parameters)
         self._parameters = parameters
         self._optimizer = _optimizer(parameters)
-        arrays = dict(np.load(material / ("rows.npz" if case.task == "classification" else "batches.npz")))
+        arrays = dict(np.load(workload / ("rows.npz" if case.task == "classification" else "batches.npz")))
         if case.task == "classification":
             self._ids, self._offsets, self._labels = arrays["input_ids"], arrays["offsets"], arrays["labels"]
             self._order = np.random.default_rng(0)
-            self.updates_per_turn = -(-len(self._labels) // case.rows)
+            self.steps_per_round = -(-len(self._labels) // case.rows)
         else:
-            self.updates_per_turn = case.updates_per_turn
+            self.steps_per_round = case.steps_per_round
             self._batches = [
                 self._tensors({name: values[i] for name, values in arrays.items()})
                 for i in range(len(arrays["labels"]))
             ]
         self._model.eval()
         with torch.no_grad():
-            self.first_loss = self._loss(self._tensors(dict(np.load(material / "check.npz")))).item()
+            self.first_loss = self._loss(self._tensors(dict(np.load(workload / "check.npz")))).item()
         self._model.train()
         self._compiled = torch.compile(self._loss) if variant.startswith("compile") else self._loss
         self._step, self._shapes = 0, Counter[tuple[int, int]]()
 
-    def turn(self) -> tuple[float, float]:
-        """Train for `updates_per_turn` updates; their seconds, and the last one's loss."""
+    def run_round(self) -> tuple[float, float]:
+        """Train for `steps_per_round` steps; return their seconds and the last step's loss."""
         _synchronize()
         self._shapes.clear()
         started = time.perf_counter()
         batches = self._epoch() if self._case.task == "classification" else None
-        for _ in range(self.updates_per_turn):
+        for _ in range(self.steps_per_round):
             loss = self._update(next(batches) if batches else self._batches[self._step % len(self._batches)])
         value = loss.item()
         _synchronize()
         return time.perf_counter() - started, value
 
     def work(self) -> dict[str, Any]:
-        """Of the last turn: texts, real tokens, and the shapes that were computed."""
+        """Steps, texts, real tokens and computed shapes of the last round."""
         shapes = []
         for (rows, length), count in self._shapes.items():
             head = 1 if self._case.task == "classification" else length
@@ -75,25 +75,25 @@ class Trainer:
         if self._case.task == "classification":
             rows, tokens = len(self._labels), len(self._ids)
         else:
-            rows = self._case.rows * self.updates_per_turn
+            rows = self._case.rows * self.steps_per_round
             tokens = sum(int(batch["attention_mask"].sum()) for batch in self._batches)
-            tokens = tokens * self.updates_per_turn // len(self._batches)
+            tokens = tokens * self.steps_per_round // len(self._batches)
         return {
-            "updates": self.updates_per_turn,
+            "updates": self.steps_per_round,
             "rows": rows,
             "tokens": tokens,
             "shapes": [[*vars(shape).values()] for shape in shapes],
         }
 
     def counted_flops(self) -> float:
-        """Torch's own count of the matrix products of an update: mean over a turn, eager."""
+        """Torch's own count of the matrix products of a step: mean over a round, eager."""
         from torch.utils.flop_counter import FlopCounterMode
 
         compiled, self._compiled = self._compiled, self._loss
         with FlopCounterMode(display=False) as counter:
-            self.turn()
+            self.run_round()
         self._compiled = compiled
-        return counter.get_total_flops() / self.updates_per_turn
+        return counter.get_total_flops() / self.steps_per_round
 
     def _update(self, batch: Batch) -> torch.Tensor:
         self._step += 1
@@ -121,7 +121,7 @@ class Trainer:
             assert weights is not None
             used = torch.tensor(weights > 0).to(DEVICE)
             batch["masked_labels"] = torch.where(used, batch["labels"], -100)
-            # Places that are not used point at token 0, which is never masked: -100 there changes nothing.
+            # Unused positions point at token 0, which is never masked, so -100 there changes nothing.
             everywhere = torch.full_like(batch["input_ids"], -100)
             batch["labels"] = everywhere.scatter(1, batch["positions"], batch["masked_labels"])
         return batch
@@ -139,10 +139,10 @@ class Trainer:
             yield self._tensors({**batch, "labels": self._labels[rows]})
 
 
-def _adapted(case: Case, method: str, material: Path) -> Any:
+def _adapted(case: Case, method: str, workload: Path) -> Any:
     from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-    directory = material / "model"
+    directory = workload / "model"
     model_type = json.loads((directory / "config.json").read_text())["model_type"]
     auto = AutoModelForMaskedLM if case.task == "masked-lm" else AutoModelForSequenceClassification
     options: dict[str, Any] = {"dtype": getattr(torch, case.dtype)}
@@ -173,7 +173,7 @@ def _nf4(case: Case) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, case.dtype),
-        # The encoder alone is quantised, as on our side.
+        # Only the encoder is quantised, as on jaxpeft's side.
         llm_int8_skip_modules=["cls", "vocab_transform", "vocab_projector", "pre_classifier", "classifier"],
     )
 
@@ -187,7 +187,7 @@ def _optimizer(parameters: list[Any]) -> torch.optim.Optimizer:
 
 
 def _masked_logits(model: Any, inputs: Batch, positions: torch.Tensor) -> torch.Tensor:
-    """Logits of the masked tokens alone: the hidden states are gathered in front of the head."""
+    """Logits of only the masked tokens: their hidden states are gathered before the head."""
     bare = model.base_model.model if hasattr(model, "peft_config") else model
     hidden = bare.base_model(**inputs)[0]
     rows = torch.arange(len(positions), device=positions.device)[:, None]

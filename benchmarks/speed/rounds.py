@@ -1,4 +1,4 @@
-"""The parent's side: worker processes that take turns, so that only one works at a time."""
+"""The parent process: starts a worker for each side and lets them work in rounds, one at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from benchmarks.speed.cases import Case
 
 ROOT = Path(__file__).parents[2]
 
-# Our loop learns from the turn after the compiling one how many updates it may dispatch at once.
-WARM_TURNS = {"ours": 3, "theirs": 2}
+# jaxpeft's loop needs one round to compile and one to learn how many micro-steps it may dispatch at once.
+WARM_ROUNDS = {"ours": 3, "theirs": 2}
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Directories in front of each side's import path, where the two need different packages; None: this Python's own."""
+    """Directories put first on each side's import path, if the sides need different packages. None means this Python's own packages."""
 
     ours: str | None = None
     theirs: str | None = None
@@ -31,10 +31,10 @@ class Paths:
         """The environment of a side's process."""
         extra = getattr(self, side)
         path = os.pathsep.join(filter(None, [extra, str(ROOT), os.environ.get("PYTHONPATH")]))
-        # Torch stays out of transformers, as `python train.py` keeps it out. Compile times are measured: nothing may come from a cache.
+        # transformers must not import torch on the jaxpeft side, as in `python train.py`. Compile times are measured, so caches are off.
         forced = {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
         forced |= {"USE_TORCH": "0", "USE_TF": "0"} if side == "ours" else {}
-        # A GPU is shared: with our LoRA beside another method of ours, two processes take 60 % of it at their start.
+        # On a GPU two jaxpeft processes run side by side (LoRA and another method), and each reserves this share of its memory at once.
         shared = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.3"} if side == "ours" else {}
         return {**shared, **os.environ, **forced, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
 
@@ -54,7 +54,7 @@ class Worker:
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer; a failure there is a RuntimeError here."""
+        """Send a command and wait for its answer. A failure in the worker raises a RuntimeError here."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
@@ -84,10 +84,10 @@ def workers(sides: list[str], paths: Paths) -> Iterator[list[Worker]]:
 
 @dataclass(frozen=True)
 class Runner:
-    """One column of a comparison: our side, or a variant of PEFT's."""
+    """One column of a comparison: jaxpeft, or a variant of PEFT."""
 
     method: str
-    variant: str = ""  # "" is ours
+    variant: str = ""  # "" is jaxpeft
 
     @property
     def side(self) -> str:
@@ -102,41 +102,41 @@ class Runner:
 
 @dataclass
 class Timing:
-    """What was asked of a runner: `turns` are the workers' answers, warm-up apart."""
+    """A runner's answers: of the start, the warm-up rounds, the timed rounds, memory and FLOPs."""
 
     start: dict[str, Any]
     warm: list[dict[str, Any]] = field(default_factory=list)
-    turns: list[dict[str, Any]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
     flops: float | None = None
 
 
-def write_material(case: Case, data: Path, directory: Path, paths: Paths) -> None:
-    """Make a case's model and batches, by our side's packages, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.speed.material", json.dumps(asdict(case)), str(data), str(directory)]
+def write_workload(case: Case, data: Path, directory: Path, paths: Paths) -> None:
+    """Write a case's model and batches, in a process of its own with the jaxpeft side's packages."""
+    command = [sys.executable, "-m", "benchmarks.speed.workload", json.dumps(asdict(case)), str(data), str(directory)]
     subprocess.run(command, env=paths.environment("ours"), cwd=ROOT, check=True)
 
 
-def compare(case: Case, runners: list[Runner], *, rounds: int, material: Path, paths: Paths) -> Mapping[Runner, Timing]:
-    """Let all `runners` do the case's work in turns, `rounds` times after `WARM_TURNS`; their order turns round every round.
+def compare(case: Case, runners: list[Runner], *, rounds: int, workload: Path, paths: Paths) -> Mapping[Runner, Timing]:
+    """Time all `runners` on the case: `WARM_ROUNDS` to warm up, then `rounds` rounds. Their order is reversed in every other round.
 
     Raises:
-        RuntimeError: where a worker fails, or where two sides of a method do not do the same work.
+        RuntimeError: if a worker fails, or if the two sides of a method do not do the same work.
     """
     with workers([runner.side for runner in runners], paths) as started:
         served = dict(zip(runners, started, strict=True))
         timings = {}
         for runner, worker in served.items():
             start = worker.ask(
-                "start", case=asdict(case), method=runner.method, material=str(material), variant=runner.variant
+                "start", case=asdict(case), method=runner.method, workload=str(workload), variant=runner.variant
             )
             timings[runner] = Timing(start)
-            timings[runner].warm = [worker.ask("turn") for _ in range(WARM_TURNS[runner.side])]
+            timings[runner].warm = [worker.ask("round") for _ in range(WARM_ROUNDS[runner.side])]
             timings[runner].memory = {"life": worker.ask("memory", reset=True)["process"]}
         _require_same_work(case, timings)
         for i in range(rounds):
             for runner in runners if i % 2 == 0 else reversed(runners):
-                timings[runner].turns.append(served[runner].ask("turn"))
+                timings[runner].rounds.append(served[runner].ask("round"))
         for runner, worker in served.items():
             timings[runner].memory |= worker.ask("memory")
             timings[runner].flops = worker.ask("count")["flops"]
@@ -144,7 +144,7 @@ def compare(case: Case, runners: list[Runner], *, rounds: int, material: Path, p
 
 
 def _require_same_work(case: Case, timings: Mapping[Runner, Timing]) -> None:
-    """Before any update adapters are silent: equal first losses and counts mean the same model, batch and choice of layers."""
+    """Compare first losses and parameter counts. A new adapter is a no-op, so equal values mean the same model, batch and layers."""
     tolerance = 1e-3 if case.dtype == "float32" else 2e-2
     for runner, timing in timings.items():
         ours = timings.get(Runner(runner.method))

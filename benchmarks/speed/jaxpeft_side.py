@@ -1,8 +1,8 @@
-"""Our side: the library's own `fit` on a case, let on one log interval at a time. Imports jax.
+"""jaxpeft's side: the library's own `fit` on a case, one log interval at a time. Imports jax.
 
-What a turn times is what a run does from one log point to the next: draws, dispatch, the compiled updates, and the metrics that leave the
-device at its end. The loop waits for its next turn in the place of a validation, whose time it leaves out of its own figures, by which
-it decides how much to dispatch at once.
+A round times all that a run does from one log point to the next: batch indices, dispatch, the compiled steps, and the metrics that leave
+the device at the end. The loop waits for its next round in the place of a validation. The loop does not count the time of a validation,
+so the waiting does not change how many micro-steps it dispatches at once.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from jaxpeft.training.step import make_eval_step, make_train_step
 from jaxpeft.trees import count
 
 
-class Turns:
-    """Stands where a run's log, bar, checkpoints and validation stand."""
+class Rounds:
+    """Takes the place of a run's log, progress bar, checkpoints and validation."""
 
     def __init__(self) -> None:
         self._go: queue.Queue[bool] = queue.Queue()
@@ -39,7 +39,7 @@ class Turns:
         self._metrics: dict[str, float] = {}
 
     def take(self) -> tuple[float, dict[str, float]]:
-        """Let the loop do one log interval; its seconds and metrics."""
+        """Let the loop do one log interval; return its seconds and metrics."""
         started = time.perf_counter()
         self._go.put(True)
         metrics = self._done.get()
@@ -49,7 +49,7 @@ class Turns:
         return seconds, metrics
 
     def run(self, loop: Any) -> None:
-        """Start `loop`, a function without arguments, in a thread that waits for the first turn."""
+        """Start `loop`, a function without arguments, in a thread that waits for the first round."""
 
         def body() -> None:
             self._go.get()
@@ -61,36 +61,36 @@ class Turns:
         threading.Thread(target=body, daemon=True).start()
 
     def validate(self, state: Any) -> dict[str, float]:
-        """As a validation: the interval is done; wait for the next turn."""
+        """In place of a validation: hand over the interval's metrics and wait for the next round."""
         self._done.put(self._metrics)
         self._go.get()
         return {"loss": 0.0, "accuracy": 0.0}
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """As a log: keep the interval's metrics."""
+        """In place of a log: keep the interval's metrics."""
         if split == "train":
             self._metrics = metrics
 
     def advance(self, step: int) -> None:
-        """As a bar: nothing."""
+        """In place of a progress bar: do nothing."""
 
     def show(self, step: int, **figures: float) -> None:
-        """As a bar: nothing."""
+        """In place of a progress bar: do nothing."""
 
     def save(self, *args: Any) -> None:
-        """As checkpoints: nothing."""
+        """In place of checkpoints: do nothing."""
 
 
 class Trainer:
     """A case and a method, made ready as `runs.train.run` makes a run ready."""
 
-    def __init__(self, case: Case, method: str, material: Path) -> None:
-        parts = setup_run(run_config(case, method, material))
+    def __init__(self, case: Case, method: str, workload: Path) -> None:
+        parts = setup_run(run_config(case, method, workload))
         self._model, self._data, self._objective = parts.model, parts.train_data, parts.objective
         self._frozen = parts.frozen
-        self.updates_per_turn = case.updates_per_turn or self._data.steps_per_epoch
-        # A log point, and a validation in which the loop waits, at the end of every turn.
-        plan = replace(parts.plan, log_every_steps=self.updates_per_turn, eval_every_steps=self.updates_per_turn)
+        self.steps_per_round = case.steps_per_round or self._data.steps_per_epoch
+        # A log point, and a validation in which the loop waits, at the end of every round.
+        plan = replace(parts.plan, log_every_steps=self.steps_per_round, eval_every_steps=self.steps_per_round)
         state = parts.fresh_state()
         self._state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
         self._train_step = make_train_step(
@@ -100,10 +100,10 @@ class Trainer:
             max_grad_norm=parts.config.training.max_grad_norm,
         )
         self.trainable = count(parts.adapted.adapters)
-        self.first_loss = self._loss(parts.adapted.adapters, material)
+        self.first_loss = self._loss(parts.adapted.adapters, workload)
         self._work = self._count_work()
-        self._turns = Turns()
-        self._turns.run(lambda: self._fit(state, plan, feed(self._data, parts.parallel)))
+        self._rounds = Rounds()
+        self._rounds.run(lambda: self._fit(state, plan, feed(self._data, parts.parallel)))
 
     def _fit(self, state: Any, plan: Any, source: Any) -> None:
         fit(
@@ -113,46 +113,46 @@ class Trainer:
             progress=Progress(),
             draw_at=source.draw_at,
             train_steps=source.train_steps(self._train_step, plan.passes_per_dispatch),
-            validate=self._turns.validate,
-            checkpoints=self._turns,
-            log=self._turns,
-            bar=self._turns,
+            validate=self._rounds.validate,
+            checkpoints=self._rounds,
+            log=self._rounds,
+            bar=self._rounds,
             stop_requested=lambda: None,
         )
 
-    def turn(self) -> tuple[float, float]:
-        """Train for `updates_per_turn` updates; their seconds, and their mean loss."""
-        seconds, metrics = self._turns.take()
+    def run_round(self) -> tuple[float, float]:
+        """Train for `steps_per_round` steps; return their seconds and their mean loss."""
+        seconds, metrics = self._rounds.take()
         return seconds, metrics["loss"]
 
     def work(self) -> dict[str, Any]:
-        """Of a turn: updates, texts, real tokens, and the shapes that are computed; every turn's are alike."""
+        """Steps, texts, real tokens and computed shapes of a round. All rounds are alike."""
         return self._work
 
     def _count_work(self) -> dict[str, Any]:
-        batches = [self._data.train_batch(i) for i in range(self.updates_per_turn)]
+        batches = [self._data.train_batch(i) for i in range(self.steps_per_round)]
         return {
-            "updates": self.updates_per_turn,
+            "updates": self.steps_per_round,
             "rows": sum(int(_real(batch).sum()) for batch in batches),
             "tokens": sum(_real_tokens(batch) for batch in batches),
             "shapes": [[*vars(shape).values()] for shape in self._shapes(batches)],
         }
 
     def counted_flops(self) -> float:
-        """XLA's own count of the operations of an update: mean over a turn."""
+        """XLA's own count of the operations of a step: mean over a round."""
         batches = {
-            batch["input_ids"].shape: batch for batch in map(self._data.train_batch, range(self.updates_per_turn))
+            batch["input_ids"].shape: batch for batch in map(self._data.train_batch, range(self.steps_per_round))
         }
-        shapes = Counter(self._data.train_batch(i)["input_ids"].shape for i in range(self.updates_per_turn))
+        shapes = Counter(self._data.train_batch(i)["input_ids"].shape for i in range(self.steps_per_round))
         total = 0.0
         for shape, batch in batches.items():
             compiled = self._train_step.lower(self._state, self._frozen, dict(batch)).compile()
             total += shapes[shape] * compiled.cost_analysis()["flops"]
-        return total / self.updates_per_turn
+        return total / self.steps_per_round
 
-    def _loss(self, adapters: Any, material: Path) -> float:
-        """The loss of the first batch before any update, without dropout."""
-        batch = dict(np.load(material / "check.npz"))
+    def _loss(self, adapters: Any, workload: Path) -> float:
+        """The loss of the first batch before any step, without dropout."""
+        batch = dict(np.load(workload / "check.npz"))
         statistics, _ = make_eval_step(self._objective)(self._frozen, adapters, {}, batch)
         return float(statistics["loss"] / statistics["weight"])
 
@@ -168,13 +168,13 @@ class Trainer:
 
 
 def _real(batch: Any) -> np.ndarray:
-    """Which texts of a batch are none that fill it up: bool."""
+    """Which rows of a batch hold a text, rather than fill the batch up: bool, True = a text."""
     return np.asarray(batch["weights"]).reshape(len(batch["weights"]), -1).max(1) > 0
 
 
 def _real_tokens(batch: Any) -> int:
     mask = np.asarray(batch["attention_mask"]) > 0
-    # With several texts in a row, no row is there to fill the batch up.
+    # A packed batch has no rows that only fill it up.
     return int(mask.sum() if "segments" in batch else mask[_real(batch)].sum())
 
 

@@ -1,9 +1,9 @@
-"""What both sides of a case are given: one model, and the batches in numpy's format. Runs once a case, in a process of its own.
+"""The workload of a case, for both sides: one model, and batches in numpy's format. Runs once per case, in a process of its own.
 
-    python -m benchmarks.speed.material CASE_AS_JSON DATA DIRECTORY
+    python -m benchmarks.speed.workload CASE_AS_JSON DATA DIRECTORY
 
-writes `model/` (transformers' format, with a tokenizer), `slice.tsv` (classification: the texts), `check.npz` (the batch on which both
-sides' first losses must agree) and `batches.npz` (masked-lm: the first batches of our run) or `rows.npz` (classification: token ids).
+writes `model/` (transformers' format, with a tokenizer) and `check.npz` (the batch on which the first losses of both sides must agree);
+for masked-lm `batches.npz` (the first batches of jaxpeft's run); for classification `slice.tsv` (the texts) and `rows.npz` (token ids).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from benchmarks.speed.cases import TOKENIZER, Case
 from benchmarks.speed.configuration import run_config
 
 NUM_BATCHES = 16
-"""Distinct batches that torch PEFT goes round in; they lie ready in memory, so its data costs nothing."""
+"""Number of distinct batches that torch PEFT cycles through. They lie ready in memory, so its data costs nothing."""
 
 
-def write_material(case: Case, data: Path, directory: Path) -> None:
+def write_workload(case: Case, data: Path, directory: Path) -> None:
     """Write all of it; `data` is SST-2's file of whole sentences, for a classification."""
     from jaxpeft.runs.prepare import prepare_data, prepare_splits
 
@@ -69,7 +69,7 @@ def _write_slice(case: Case, data: Path, directory: Path) -> None:
 
 
 def _write_model(case: Case, directory: Path) -> Any:
-    """Save the case's model whole, what its checkpoint lacks drawn at random; return its tokenizer."""
+    """Save the case's whole model, with weights that its checkpoint lacks drawn at random; return its tokenizer."""
     from jaxpeft.interop.transformers_files import save_model
     from jaxpeft.models.build import load_model, load_tokenizer
     from jaxpeft.models.sources import resolve
@@ -86,4 +86,4 @@ def _write_model(case: Case, directory: Path) -> Any:
 
 
 if __name__ == "__main__":
-    write_material(Case(**json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))
+    write_workload(Case(**json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))
