@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jaxpeft.config import RunConfig
 from jaxpeft.models.build import Model
-from jaxpeft.report.methods import DATA_TYPES, citations, method_name, options
+from jaxpeft.report.methods import DATA_TYPES, citations, in_peft, method_name, options
 from jaxpeft.report.results import Results
 from jaxpeft.runs.prepare import build_method
 from jaxpeft.targets import default_targets
@@ -47,7 +47,7 @@ def _metadata(config: RunConfig, model: Model, results: Results) -> ModelCardDat
     ]
     return ModelCardData(
         base_model=model.source.hub_id,
-        library_name="peft" if config.adapter.method != "full" else "transformers",
+        library_name="transformers" if config.adapter.method == "full" else "peft" if in_peft(config) else "jaxpeft",
         pipeline_tag="fill-mask" if config.task == "masked-lm" else "text-classification",
         tags=["jax", "flax", "jaxpeft", method_name(config).lower().replace(" ", "-")],
         datasets=dataset,
@@ -72,6 +72,8 @@ def _description(config: RunConfig, results: Results) -> str:
         "The files are a plain transformers model."
         if config.adapter.method == "full"
         else "The files are in PEFT's format."
+        if in_peft(config)
+        else "PEFT does not have this method and cannot load the files; `jaxpeft.load_adapter` can."
     )
 
 
@@ -146,6 +148,8 @@ run = jaxpeft.load_run({str(run)!r})
 print(run.predict([{sentence!r}]))
 ```
 """
+    if not in_peft(config):
+        return here
     if config.adapter.method == "prompt-tuning" and config.task == "masked-lm":
         return f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models and does not load it."
     if config.adapter.init_lora_weights == "loftq":

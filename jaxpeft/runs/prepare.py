@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, Method, PromptTuning, Site, SiteMethod
-from jaxpeft.adapters.build import init_adapters
+from jaxpeft.adapters.build import checked_options, init_adapters
 from jaxpeft.calibration import calibrate
 from jaxpeft.config import AdapterConfig, RunConfig
 from jaxpeft.data import (
@@ -200,17 +200,19 @@ def build_method(config: RunConfig) -> Method | None:
         InputError: for an option that is set and that the method does not have.
     """
     a = config.adapter
-    kind: Any = METHODS.get(a.method)
+    is_baseline = a.method not in METHODS
+    kind: Any = None if is_baseline else METHODS[a.method]
     options = {field.name for field in fields(kind)} if kind else set()
-    given = {name: value for name, value in vars(a).items() if value is not None}
+    given = {name: value for name, value in vars(a).items() if value is not None and name != "options"}
     for name, value in given.items():
         if name not in options and name not in _OF_ANY_METHOD:
-            owners = [other for other, cls in METHODS.items() if name in {field.name for field in fields(cls)}]  # type: ignore[arg-type]
+            owners = [other for other, cls in METHODS.items() if name in {field.name for field in fields(cls)}]
             raise InputError(
                 f"adapter.{name} {value!r} is an option of {', '.join(owners)}, and adapter.method is '{a.method}'; set it to null"
             )
     _check_places(a, kind, options)
-    method = kind(**{name: value for name, value in given.items() if name in options}) if kind else None
+    arguments = {name: value for name, value in given.items() if name in options}
+    method = kind(**arguments, **_further_options(a, kind)) if kind else None
     if isinstance(method, AdaLora) and method.target_r > method.init_r:
         raise InputError(
             f"adapter.target_r is {method.target_r}; for AdaLoRA it must be from 0 to init_r ({method.init_r})"
@@ -223,6 +225,18 @@ def build_method(config: RunConfig) -> Method | None:
                 f"adapter.{start}_config needs adapter.init_lora_weights {start}, which is {a.init_lora_weights}"
             )
     return method
+
+
+def _further_options(a: AdapterConfig, kind: Any) -> dict[str, Any]:
+    """`adapter.options`, which are for the options without a flag."""
+    for name, value in (a.options or {}).items():
+        if kind is None:
+            raise InputError(
+                f"adapter.options has '{name}', and adapter.method '{a.method}' has no options; set it to null"
+            )
+        if hasattr(a, name):
+            raise InputError(f"adapter.options has '{name}', which has a flag of its own: set adapter.{name} {value}")
+    return checked_options(kind, a.options, "adapter.options") if a.options else {}
 
 
 def _check_places(a: AdapterConfig, kind: Any, options: set[str]) -> None:
@@ -333,19 +347,21 @@ def lora_plus(config: RunConfig, model: Model) -> LoraPlus | None:
     if not t.loraplus_lr_ratio:
         return None
     embeddings = frozenset(path for path, site in model.sites().items() if site.kind == "embedding")
-    return LoraPlus(t.loraplus_lr_ratio, t.loraplus_lr_embedding / t.learning_rate, embeddings)
+    parameters = METHODS[config.adapter.method].loraplus
+    return LoraPlus(t.loraplus_lr_ratio, parameters, t.loraplus_lr_embedding / t.learning_rate, embeddings)
 
 
 def prepare_optimizer(
     config: RunConfig, model: Model, learning_rate: optax.Schedule
 ) -> optax.GradientTransformationExtraArgs:
     """The run's optimizer, at the learning rates of a schedule, its plan's."""
-    t = config.training
+    t, method = config.training, config.adapter.method
     return build_optimizer(
         learning_rate,
         weight_decay=t.weight_decay,
         max_grad_norm=t.max_grad_norm,
         accumulation_steps=t.accumulation_steps,
+        undecayed=METHODS[method].undecayed if method in METHODS else (),
         lora_plus=lora_plus(config, model),
     )
 

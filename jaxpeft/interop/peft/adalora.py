@@ -17,7 +17,6 @@ class AdaLoraFormat(Format):
     """`lora_A`, `lora_B` and `lora_E`; of LoRA's options PEFT heeds the alpha, the dropout, the bias and the start."""
 
     peft_type = "ADALORA"
-    method = AdaLora
     keys = {"lora_A": "a", "lora_B": "b", "lora_E": "e"}  # noqa: RUF012
     unsupported = {  # noqa: RUF012
         "layer_replication": None,

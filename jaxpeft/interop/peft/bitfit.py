@@ -12,7 +12,6 @@ class BitFitFormat(Format):
     """The biases under their own names."""
 
     peft_type = "LORA"
-    method = BitFit
 
     def reads(self, peft_type: str, config: Config) -> bool:
         """A LORA on no layer whose biases train: of LoRA it has nothing."""

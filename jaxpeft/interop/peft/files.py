@@ -25,11 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.adapters import Lora, Method, Site, SiteMethod
+from jaxpeft.adapters import Lora, Method, ModifiesBase, SharesFactors, Site, SiteMethod
 from jaxpeft.adapters.build import with_adjusted_base
 from jaxpeft.errors import InputError, did_you_mean
+from jaxpeft.interop.peft import FORMATS
 from jaxpeft.interop.peft.format import NO_TARGETS, Format
-from jaxpeft.interop.peft.formats import FORMATS
+from jaxpeft.interop.peft.generic import PREFIX, GenericFormat
 from jaxpeft.models.build import Model
 from jaxpeft.models.weights import to_torch_layout, torch_name
 from jaxpeft.pruning.masks import apply_masks
@@ -99,16 +100,16 @@ def save_adapter(
     sites = apply_masks(adapters["sites"], masks or {})
     if masks and isinstance(method, SiteMethod):
         method, sites = method.without_pruned(sites, masks)
-    form = _format_of(method)
+    shared = (frozen or {}).get(SHARED, {})
+    form = _format_of(method, sites, shared)
     if start is not None and _is_quantized_at(frozen or {}, sites):
         # What a quantised base lost to the start (OLoRA's) was rounded again and is no difference; a load repeats it as it was.
         start = None
     if method is not None:
         method, sites = form.exported(method, sites, None if start is None else start["sites"])
     tensors = {} if method is None else _site_tensors(sites, form)
-    shared = (frozen or {}).get(SHARED, {})
-    saves_shared = isinstance(method, SiteMethod) and method.saves_shared
-    if sites and form.shared_keys and saves_shared and not shared:
+    saves_shared = isinstance(method, SharesFactors) and method.saves_shared
+    if sites and saves_shared and not shared:
         raise InputError(
             f"{form.peft_type} keeps factors that all layers share with the frozen parameters; give them as frozen="
         )
@@ -156,7 +157,9 @@ def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapter
     sites: Layers = {}
     modules: dict[str, jax.Array] = {}
     shared: dict[str, jax.Array] = {}
-    tensors = {_without_prefix(key, form): tensor for key, tensor in _read_tensors(directory).items()}
+    tensors = _read_tensors(directory)
+    form = form.with_tensors(tensors)
+    tensors = {_without_prefix(key, form): tensor for key, tensor in tensors.items()}
     for name, tensor in tensors.items():
         layer, parameter = _site_key(name, form, leaves)
         module = _module_name(name, form)
@@ -174,10 +177,11 @@ def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapter
         targets = {path: _site(path, leaves) for path in sites}
         for path, group in sites.items():
             _check_site(group, method.at(path).shapes(targets[path]), form, f"layer {path}", directory)
-        if not method.saves_shared and not shared:
+        if isinstance(method, SharesFactors) and not method.saves_shared and not shared:
             shared = method.init_shared(jax.random.key(0), targets)
-        _check_site(shared, method.shared_shapes(targets) if targets else {}, form, "the adapter", directory)
-        if method.modifies_base:
+        shapes = method.shared_shapes(targets) if isinstance(method, SharesFactors) and targets else {}
+        _check_site(shared, shapes, form, "the adapter", directory)
+        if isinstance(method, ModifiesBase) and method.modifies_base:
             frozen = with_adjusted_base(frozen, method, targets)
         method = method if sites else None
     if shared:
@@ -198,9 +202,12 @@ def modules_to_save(modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return sorted({"classifier" if layer.startswith("classifier/") else layer.replace("/", ".") for layer in whole})
 
 
-def _format_of(method: Method | None) -> Format:
-    kind = Lora if method is None else type(method)
-    return next(form for form in FORMATS if form.method is kind)
+def _format_of(method: Method | None, sites: Layers, shared: Mapping[str, Any]) -> Format:
+    if method is None:
+        return FORMATS["lora"]()
+    if method.name in FORMATS:
+        return FORMATS[method.name]()
+    return GenericFormat(method.name, sorted({name for group in sites.values() for name in group}), shared)
 
 
 def _site_tensors(sites: Layers, form: Format) -> dict[str, np.ndarray]:
@@ -257,9 +264,12 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Format]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not JSON: {error}") from error
     found = config.get("peft_type") if isinstance(config, dict) else config
-    form = next((form for form in FORMATS if isinstance(found, str) and form.reads(found, config)), None)
+    forms = [kind() for kind in FORMATS.values()]
+    form = next((form for form in forms if isinstance(found, str) and form.reads(found, config)), None)
+    if form is None and isinstance(found, str) and found.startswith(PREFIX):
+        form = GenericFormat.named(found)
     if form is None:
-        known = ", ".join(dict.fromkeys(form.peft_type for form in FORMATS))
+        known = ", ".join(dict.fromkeys(form.peft_type for form in forms))
         raise InputError(f"{file}: peft_type {found!r} is not supported; known: {known}")
     form.check(config, str(file))
     return config, form
@@ -358,7 +368,10 @@ def _check_site(
     }
     for name in [*shapes, *group]:
         if name not in group:
-            raise InputError(f"{directory / WEIGHTS_FILE}: {where} has no {keys[name]}; the file is incomplete")
+            # The generic format knows only the parameters that the file has.
+            raise InputError(
+                f"{directory / WEIGHTS_FILE}: {where} has no {keys.get(name, name)}; the file is incomplete"
+            )
         if name not in shapes:
             raise InputError(f"{directory}: {where} has {keys[name]}, of which {CONFIG_FILE} says nothing")
         if group[name].shape != shapes[name]:

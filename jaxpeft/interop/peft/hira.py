@@ -21,7 +21,6 @@ class HiraFormat(Format):
     """`hira_A` and `hira_B`."""
 
     peft_type = "HIRA"
-    method = Hira
     keys = {"hira_A": "a", "hira_B": "b"}  # noqa: RUF012
     embedding_keys = {"hira_embedding_A": "a", "hira_embedding_B": "b"}  # noqa: RUF012
 

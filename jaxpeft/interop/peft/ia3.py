@@ -19,7 +19,6 @@ class Ia3Format(Format):
     """
 
     peft_type = "IA3"
-    method = Ia3
     keys = {"ia3_l": "l"}  # noqa: RUF012
 
     def to_config(self, method: Ia3) -> dict[str, Any]:

@@ -15,7 +15,6 @@ class LnTuningFormat(Format):
     """No tensors but the norms'; `target_modules` names them."""
 
     peft_type = "LN_TUNING"
-    method = LnTuning
     module_infix = "ln_tuning_layers."
 
     def to_config(self, method: LnTuning) -> dict[str, Any]:

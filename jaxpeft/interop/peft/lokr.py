@@ -13,7 +13,6 @@ class LokrFormat(Format):
     """`lokr_w1`, or its factors `lokr_w1_a` and `lokr_w1_b`; and the same of `lokr_w2`."""
 
     peft_type = "LOKR"
-    method = Lokr
     keys = {f"lokr_{name}": name for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")}  # noqa: RUF012
 
     def to_config(self, method: Lokr) -> dict[str, Any]:

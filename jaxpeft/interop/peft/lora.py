@@ -16,7 +16,6 @@ class LoraFormat(Format):
     """`lora_A.weight`, `lora_B.weight`, `lora_magnitude_vector`; an embedding's have no `.weight`."""
 
     peft_type = "LORA"
-    method = Lora
     keys = {  # noqa: RUF012
         "lora_A.weight": "a",
         "lora_B.weight": "b",

@@ -17,7 +17,6 @@ class PromptTuningFormat(Format):
     """`prompt_embeddings`; the config names no layers."""
 
     peft_type = "PROMPT_TUNING"
-    method = PromptTuning
     alone_keys = {"prompt_embeddings": "prompt"}  # noqa: RUF012
     module_prefix = "base_model."
     names_layers = False

@@ -12,7 +12,6 @@ class VeraFormat(Format):
     """`vera_lambda_d` and `vera_lambda_b`, and `base_model.vera_A` and `base_model.vera_B` for all, if `save_projection`."""
 
     peft_type = "VERA"
-    method = Vera
     keys = {"vera_lambda_d": "lambda_d", "vera_lambda_b": "lambda_b"}  # noqa: RUF012
     shared_keys = {"base_model.vera_A": "vera_a", "base_model.vera_B": "vera_b"}  # noqa: RUF012
     unsupported = {"bias": "none"}  # noqa: RUF012
