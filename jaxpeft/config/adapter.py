@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from jaxpeft.adapters import METHODS
 from jaxpeft.errors import InputError, did_you_mean
 
 _BASELINES = ("full", "head")
 
-if TYPE_CHECKING:
-    MethodName = str
-else:
-    # The names in the registry: `--help` lists them, and the parser refuses any other.
-    MethodName = Literal[(*METHODS, *_BASELINES)]
+# The names in the registry: `--help` lists them, and the parser refuses any other. A `str` for type checkers under TYPE_CHECKING
+# is not possible: jsonargparse runs such blocks too, and would then accept every name.
+MethodName: TypeAlias = Literal[(*METHODS, *_BASELINES)]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ def num_kept(size: int, sparsity: float) -> int:
 def keep_counts(sites: Layers, sparsity: float) -> Layers:
     """`num_kept` of every matrix, and all of every vector: a tree of Python integers, like `sites`.
 
-    A vector scales or shifts whole outputs (DoRA's magnitude): a zero in it would switch one off.
+    A vector scales or shifts whole outputs (DoRA's magnitude): a zero in it would switch one off. The matrices of a method
+    that is pruned are exactly its `Method.prunable`.
     """
     return jax.tree.map(lambda leaf: num_kept(leaf.size, sparsity) if leaf.ndim > 1 else leaf.size, sites)
 

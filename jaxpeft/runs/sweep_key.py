@@ -1,4 +1,4 @@
-"""Which runs can train together, in one program (`jaxpeft.runs.sweep`). Nothing heavy is imported here."""
+"""Which runs can train together, in one program (`jaxpeft.runs.sweep`)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _STARTS_ON_ONE_BASE = (None, True, False, "gaussian", "orthogonal")
 
 
 def sweep_key(config: RunConfig) -> str | None:
-    """Runs of one key can train together; None: this one only alone.
+    """Runs of one key can train together; None: this run trains alone.
 
-    They may differ in name, seed, learning rate, pruning, start and dropout, and for LoRA and HiRA in rank and alpha.
+    They may differ in name, seed, learning rate and pruning, and in the options that the method shares (`Method.shareable`).
     """
     a = config.adapter
     if (

@@ -20,5 +20,5 @@ class LohaFormat(Format):
         return {**to_options(method), "init_weights": method.init_weights}
 
     def from_config(self, config: Config) -> Loha:
-        """A key that is absent has PEFT's default."""
+        """A missing key has PEFT's default."""
         return Loha(**from_options(config), init_weights=config.get("init_weights", True))
