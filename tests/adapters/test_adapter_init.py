@@ -105,7 +105,7 @@ def test_the_registry_knows_each_method_by_its_name():
 # One of each method with every parameter that it can have.
 WHOLE = {
     "lora": [Lora(4), Lora(4, use_dora=True), Lora(4, lora_bias=True)],
-    "lokr": [Lokr(2, decompose_both=True), Lokr(8)],
+    "lokr": [Lokr(1, decompose_both=True), Lokr(8)],
 }
 
 
