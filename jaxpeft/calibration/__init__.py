@@ -2,7 +2,7 @@
 
 calibrated = calibrate(model, method, targets, batches, loss=loss)
 frozen, adapters = init_adapters(
-    model.params, calibrated.method, calibrated.targets, rng=rng, statistics=calibrated.evidence
+    model.params, calibrated.method, calibrated.targets, rng=rng, statistics=calibrated.statistics
 )
 """
 

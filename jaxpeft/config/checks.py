@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from jaxpeft.adapters import METHODS
 from jaxpeft.errors import InputError
 from jaxpeft.tasks import TASKS
 
@@ -81,15 +82,16 @@ def check_combinations(config: RunConfig) -> None:
     given = [name for name, value in vars(config.cluster).items() if value is not None]
     if given and not config.distributed:
         raise InputError(f"cluster.{given[0]} {getattr(config.cluster, given[0])} needs --distributed")
-    if config.adapter.method not in PRUNABLE and config.pruning.sparsity:
+    # A method is imported, and jax with it, only if one of these two options is set.
+    if config.pruning.sparsity and not _has("prunable", config.adapter.method):
         raise InputError(
-            f"pruning.sparsity {config.pruning.sparsity} needs an adapter of matrices ({', '.join(PRUNABLE)}), which adapter.method "
+            f"pruning.sparsity {config.pruning.sparsity} needs an adapter of matrices ({_those_with('prunable')}), which adapter.method "
             f"'{config.adapter.method}' is not; set it to 0"
         )
-    if config.training.loraplus_lr_ratio and config.adapter.method != "lora":
+    if config.training.loraplus_lr_ratio and not _has("loraplus", config.adapter.method):
         raise InputError(
-            f"training.loraplus_lr_ratio {config.training.loraplus_lr_ratio:g} is LoRA's, and adapter.method is '{config.adapter.method}'; "
-            "set it to null"
+            f"training.loraplus_lr_ratio {config.training.loraplus_lr_ratio:g} is an option of {_those_with('loraplus')}, and "
+            f"adapter.method is '{config.adapter.method}'; set it to null"
         )
     if config.data.packing and not TASKS[config.task].can_pack:
         raise InputError(
@@ -111,5 +113,10 @@ def check_combinations(config: RunConfig) -> None:
             )
 
 
-PRUNABLE = ("lora", "hira", "loha", "lokr")
-"""Methods whose matrices can be pruned; AdaLoRA allocates its ranks itself."""
+def _has(group: str, method: str) -> bool:
+    """True if `method` declares parameters in `group`; the baselines are no methods and declare none."""
+    return method in METHODS and bool(getattr(METHODS[method], group))
+
+
+def _those_with(group: str) -> str:
+    return ", ".join(method for method in METHODS if _has(group, method))

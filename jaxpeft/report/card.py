@@ -12,7 +12,7 @@ from jaxpeft.adapters import Method
 from jaxpeft.config import RunConfig
 from jaxpeft.models.build import Model
 from jaxpeft.quantization import NUMBER_FORMATS
-from jaxpeft.report.methods import citations, method_name, options
+from jaxpeft.report.methods import citations, in_peft, method_name, options
 from jaxpeft.report.results import Results
 from jaxpeft.targets import default_targets
 from jaxpeft.tasks import TASKS
@@ -74,7 +74,7 @@ def _metadata(run: CardSubject) -> ModelCardData:
     ]
     return ModelCardData(
         base_model=model.source.hub_id,
-        library_name="peft" if config.adapter.method != "full" else "transformers",
+        library_name="transformers" if config.adapter.method == "full" else "peft" if in_peft(config) else "jaxpeft",
         pipeline_tag=task.pipeline_tag,
         tags=["jax", "flax", "jaxpeft", method_name(config).lower().replace(" ", "-")],
         datasets=dataset,
@@ -100,6 +100,8 @@ def _description(run: CardSubject) -> str:
             "The files are a plain transformers model."
             if config.adapter.method == "full"
             else "The files are in PEFT's format."
+            if in_peft(config)
+            else "PEFT does not have this method and cannot load the files; `jaxpeft.load_adapter` can."
         )
     )
 
@@ -174,6 +176,8 @@ run = jaxpeft.load_run({str(run.export.parent)!r})
 print(run.predict([{sentence!r}]))
 ```
 """
+    if not in_peft(config):
+        return here
     if config.adapter.method == "prompt-tuning" and run.task.fills_masks:
         return f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models and does not load it."
     if config.adapter.init_lora_weights == "loftq":

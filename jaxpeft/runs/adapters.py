@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, Method, PromptTuning, Site, SiteMethod
-from jaxpeft.adapters.build import init_adapters
+from jaxpeft.adapters.build import checked_options, init_adapters
 from jaxpeft.calibration import calibrate
 from jaxpeft.config import AdapterConfig
 from jaxpeft.errors import InputError
@@ -41,17 +41,18 @@ def build_method(adapter: AdapterConfig) -> Method | None:
         InputError: for an option that is set and that the method does not have.
     """
     a = adapter
-    kind: Any = METHODS.get(a.method)
+    kind: Any = METHODS.get(a.method)  # the baselines have none
     options = {field.name for field in fields(kind)} if kind else set()
-    given = {name: value for name, value in vars(a).items() if value is not None}
+    given = {name: value for name, value in vars(a).items() if value is not None and name != "options"}
     for name, value in given.items():
         if name not in options and name not in _OF_ANY_METHOD:
-            owners = [other for other, cls in METHODS.items() if name in {field.name for field in fields(cls)}]  # type: ignore[arg-type]
+            owners = [other for other, cls in METHODS.items() if name in {field.name for field in fields(cls)}]
             raise InputError(
                 f"adapter.{name} {value!r} is an option of {', '.join(owners)}, and adapter.method is '{a.method}'; set it to null"
             )
     _check_places(a, kind, options)
-    method = kind(**{name: value for name, value in given.items() if name in options}) if kind else None
+    arguments = {name: value for name, value in given.items() if name in options}
+    method = kind(**arguments, **_further_options(a, kind)) if kind else None
     if isinstance(method, AdaLora) and method.target_r > method.init_r:
         raise InputError(
             f"adapter.target_r is {method.target_r}; for AdaLoRA it must be from 0 to init_r ({method.init_r})"
@@ -64,6 +65,18 @@ def build_method(adapter: AdapterConfig) -> Method | None:
                 f"adapter.{start}_config needs adapter.init_lora_weights {start}, which is {a.init_lora_weights}"
             )
     return method
+
+
+def _further_options(a: AdapterConfig, kind: Any) -> dict[str, Any]:
+    """`adapter.options`, which are for the options without a flag."""
+    for name, value in (a.options or {}).items():
+        if kind is None:
+            raise InputError(
+                f"adapter.options has '{name}', and adapter.method '{a.method}' has no options; set it to null"
+            )
+        if hasattr(a, name):
+            raise InputError(f"adapter.options has '{name}', which has a flag of its own: set adapter.{name} {value}")
+    return checked_options(kind, a.options, "adapter.options") if a.options else {}
 
 
 def _check_places(a: AdapterConfig, kind: Any, options: set[str]) -> None:

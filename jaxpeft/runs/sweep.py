@@ -119,7 +119,7 @@ def assemble(
 
     def optimizer(learning_rate: jax.Array) -> optax.GradientTransformationExtraArgs:
         schedule = learning_rate_schedule(learning_rate, first.plan.num_steps, t.warmup_steps, t.schedule)
-        return make_optimizer(t, first.model, schedule)
+        return make_optimizer(t, first.method, first.model, schedule)
 
     objective = first.objective if method == first.adapted.method else replace(first.objective, method=method)
     step = make_sweep_step(

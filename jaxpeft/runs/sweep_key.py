@@ -1,4 +1,4 @@
-"""Which runs can train together, in one program (`jaxpeft.runs.sweep`). Nothing heavy is imported here."""
+"""Which runs can train together, in one program (`jaxpeft.runs.sweep`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from jaxpeft.adapters import METHODS
 from jaxpeft.config import RunConfig
 from jaxpeft.config.files import flat
 from jaxpeft.errors import InputError
@@ -16,9 +17,9 @@ _STARTS_ON_ONE_BASE = (None, True, False, "gaussian", "orthogonal")
 
 
 def sweep_key(config: RunConfig) -> str | None:
-    """Runs of one key can train together; None: this one can only train by itself.
+    """Runs of one key can train together; None: this run trains alone.
 
-    They may differ in name, seed, learning rate, pruning, initialisation and dropout, and for LoRA and HiRA in rank and alpha.
+    They may differ in name, seed, learning rate and pruning, and in the options that the method shares (`Method.shareable`).
     """
     return None if _reason_to_train_alone(config) else json.dumps(_shared_values(config), sort_keys=True)
 
@@ -63,7 +64,8 @@ def _shared_values(config: RunConfig) -> dict[str, Any]:
     values = config.resolved()
     free = ["name", "pruning", "training.learning_rate", *(f"adapter.{name}" for name in _free_options(config))]
     free += ["seed"] if config.model.weights == "pretrained" else []  # a random base is another with another seed
-    free = [key for key in free if not (key == "pruning" and a.method == "adalora")]
+    allocated = a.method in METHODS and METHODS[a.method].allocated
+    free = [key for key in free if not (key == "pruning" and allocated)]
     # LoRA+'s rate for embeddings is told as a multiple of the other.
     free = [key for key in free if not (key == "training.learning_rate" and config.training.loraplus_lr_ratio)]
     for key in free:
@@ -74,12 +76,10 @@ def _shared_values(config: RunConfig) -> dict[str, Any]:
 
 def _free_options(config: RunConfig) -> list[str]:
     a = config.adapter
-    free = ["init_lora_weights", "init_weights"] if a.method in ("lora", "hira") else []
-    free += ["dropout"] if a.method in ("lora", "hira", "vera") else []
-    # A pattern's alpha is over the rank that a member has alone, and not over the one it is padded to.
-    free += ["rank"] if a.method in ("lora", "hira") and not a.rank_pattern and not a.alpha_pattern else []
-    free += ["alpha"] if a.method == "lora" and not a.alpha_pattern else []
-    return free
+    # A pattern's alpha is divided by the rank that the run has alone, not by the rank it is padded to.
+    fixed = {"rank": bool(a.rank_pattern or a.alpha_pattern), "alpha": bool(a.alpha_pattern)}
+    free = METHODS[a.method].shareable if a.method in METHODS else ()
+    return [option for option in free if not fixed.get(option)]
 
 
 def chunked(runs: Sequence[T], most: int) -> list[list[T]]:

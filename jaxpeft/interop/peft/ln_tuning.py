@@ -7,15 +7,14 @@ from typing import Any
 from jaxpeft.adapters import LnTuning
 from jaxpeft.interop.peft.format import Config, Format
 
-# PEFT must be told what every norm of a Flax model of transformers is called.
+# PEFT has no default for BERTs. These are the names of all norms in the Flax models of transformers.
 _EVERY_NORM = r".*(LayerNorm|layer_norm)"
 
 
 class LnTuningFormat(Format):
-    """No tensors but the norms'; `target_modules` names them."""
+    """The only tensors are those of the norms; `target_modules` names them."""
 
     peft_type = "LN_TUNING"
-    method = LnTuning
     module_infix = "ln_tuning_layers."
 
     def to_config(self, method: LnTuning) -> dict[str, Any]:
@@ -24,7 +23,7 @@ class LnTuningFormat(Format):
         return {"target_modules": _plain(targets), "exclude_modules": _plain(method.exclude_modules)}
 
     def from_config(self, config: Config) -> LnTuning:
-        """A key that is absent has PEFT's default, which for the BERTs is no norm at all: here it is every one."""
+        """A missing target_modules means every norm. PEFT's default for the BERTs is no norm at all."""
         targets = config.get("target_modules")
         return LnTuning(None if targets == _EVERY_NORM else targets, config.get("exclude_modules"))
 
