@@ -37,7 +37,7 @@ def bert_base_parameters() -> dict[str, int]:
         # PEFT's own defaults where a rank of 8 would be another method: VeRA's 256, AdaLoRA's 12.
         method = kind() if kind in (Vera, AdaLora, Ia3) or "rank" not in kind.__dataclass_fields__ else kind(rank=8)
         if isinstance(method, SiteMethod):
-            adapted = [words] if method.fixed_targets else sites
+            adapted = [words] if method.word_embeddings_only else sites
             counts[name] = sum(math.prod(shape) for site in adapted for shape in method.shapes(site).values())
         else:
             whole = {leaf for leaf in method.fully_trained(shapes, []) if leaf.startswith(abstract.base_prefix + "/")}

@@ -96,8 +96,8 @@ class SiteMethod(Method):
 
     embeddings: ClassVar[bool] = False
     """Whether embeddings can be adapted too."""
-    fixed_targets: ClassVar[tuple[str, ...]] = ()
-    """What it adapts whatever `target_modules` say, where a method has but one place."""
+    word_embeddings_only: ClassVar[bool] = False
+    """True if it adapts the word embeddings and nothing else, so that there are no `target_modules` to choose."""
     prunable: ClassVar[bool] = True
     """Whether there are matrices that pruning can set entries of to zero."""
 
