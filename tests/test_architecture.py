@@ -16,33 +16,21 @@ OURS = [*FILES, ROOT / "train.py", *sorted((ROOT / "benchmarks").rglob("*.py"))]
 # A room → what it may import of jaxpeft, besides itself. Rooms that are not named may import anything.
 MAY_IMPORT = {
     "errors": set(),
-    "paths": set(),
-    "adapters": {"errors", "paths", "quant"},
-    "pruning": {"errors", "paths"},
-    "quant": {"errors", "paths"},
-    "data": {"errors"},
-    "targets": {"adapters", "errors"},
-    "inject": {"adapters", "errors", "paths", "pruning", "quant"},
-    "merging": {"adapters", "errors", "paths", "pruning", "quant"},
-    "config": {"errors"},
-    "compilation": {"errors", "report"},
-    "models": {"adapters", "errors", "inject", "paths", "quant"},
-    "calibration": {"adapters", "errors", "inject", "models", "paths", "quant"},
-    "comparison": {
-        "compilation",
-        "config",
-        "config_file",
-        "errors",
-        "experiment",
-        "finished",
-        "models",
-        "paths",
-        "prepare",
-        "report",
-        "together",
-        "training",
-    },
-    "training": {"adapters", "errors", "inject", "models", "paths", "pruning", "quant"},
+    "registry": {"errors"},
+    "trees": set(),
+    "families": {"errors", "registry"},
+    "adapters": {"errors", "quantization", "registry", "trees"},
+    "pruning": {"errors", "registry", "trees"},
+    "quantization": {"errors", "registry", "trees"},
+    "data": {"errors", "registry"},
+    "targets": {"adapters", "errors", "families"},
+    "inject": {"adapters", "errors", "pruning", "quantization", "trees"},
+    "merging": {"adapters", "errors", "pruning", "quantization", "trees"},
+    "config": {"errors", "registry"},
+    "models": {"adapters", "errors", "families", "inject", "quantization", "registry", "trees"},
+    "calibration": {"adapters", "errors", "inject", "models", "quantization", "trees"},
+    "comparison": {"cli", "config", "errors", "models", "report", "runs", "training", "trees"},
+    "training": {"adapters", "errors", "inject", "models", "pruning", "quantization", "trees"},
 }
 
 # A name → the only file that may use it. Names are matched whole.
@@ -71,7 +59,7 @@ def imported(path):
 
 
 def names(path):
-    """Imported modules and names, attributes and variables of a file."""
+    """Imported modules and names, attributes and variables of a file, and what a registry names (`module:attribute`)."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -81,6 +69,8 @@ def names(path):
             yield node.attr
         elif isinstance(node, ast.Name):
             yield node.id
+        elif isinstance(node, ast.Constant) and (place := re.fullmatch(r"([\w.]+):(\w+)", str(node.value))):
+            yield from place.groups()
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
@@ -108,7 +98,7 @@ def test_what_only_one_file_may_use(pattern):
 def test_data_and_config_run_without_jax():
     """Workers that tokenise, and `--help`, must not start an accelerator."""
     for path in FILES:
-        if name_of(path).startswith("data/") or name_of(path) == "config.py":
+        if name_of(path).startswith(("config/", "data/", "families/")):
             libraries = {module.split(".")[0] for module in imported(path)}
             assert not libraries & {"jax", "jaxlib", "flax", "optax", "chex"}, path
     code = "import jaxpeft, jaxpeft.config, jaxpeft.data, sys; sys.exit('jax' in sys.modules)"

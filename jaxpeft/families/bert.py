@@ -82,6 +82,7 @@ ALBERT = replace(
         "attention_kv_feedforward": ("key", "value", "ffn_output"),
         "feedforward": ("ffn_output",),
     },
+    dropout_rates=("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob"),
 )
 
 BIG_BIRD = replace(_OTHER_ATTENTION, model_type="big_bird")
