@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxpeft.errors import InputError
 from jaxpeft.interop.transformers_files import new_directory
-from jaxpeft.models.build import TASKS, AbstractModel, Task, build_abstract_model, checked, read_config
+from jaxpeft.models.build import HEADS, AbstractModel, build_abstract_model, checked, read_config
 from jaxpeft.models.quantized_files import check_storable, quantization_config, stored_tensors
 from jaxpeft.models.sources import TOKENIZER_FILES, Source, resolve
 from jaxpeft.models.weights import Checkpoint, open_checkpoint, to_torch_layout, torch_name
@@ -30,7 +30,7 @@ class Sizes:
     file_bytes: int
 
 
-def quantize_model(name: str, output: Path | str, quantization: Quantization, *, task: Task | None = None) -> Sizes:
+def quantize_model(name: str, output: Path | str, quantization: Quantization, *, task: str | None = None) -> Sizes:
     """Write the model `name` with the encoder's linear layers quantised: weights, config and the tokenizer's files.
 
     Leaves are read one at a time, so only one kernel at a time is in full precision. Embeddings, norms, biases and heads stay in full
@@ -99,7 +99,7 @@ def quantize_model(name: str, output: Path | str, quantization: Quantization, *,
 def _abstract_models(config: Any) -> list[AbstractModel]:
     """The models for all tasks that the architecture has: together they have every leaf that is used here."""
     found, refused = [], []
-    for task in TASKS:
+    for task in HEADS:
         try:
             found.append(build_abstract_model(config, task))
         except InputError as error:

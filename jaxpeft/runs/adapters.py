@@ -14,9 +14,9 @@ from jaxpeft.adapters.build import checked_options, init_adapters
 from jaxpeft.calibration import calibrate
 from jaxpeft.config import AdapterConfig
 from jaxpeft.errors import InputError
+from jaxpeft.families import FAMILIES, known, required
 from jaxpeft.models.build import Model
 from jaxpeft.targets import (
-    CLASSIFIER_HEADS,
     check_patterns,
     default_feedforward,
     default_targets,
@@ -81,7 +81,7 @@ def _further_options(a: AdapterConfig, kind: Any) -> dict[str, Any]:
 
 def _check_places(a: AdapterConfig, kind: Any, options: set[str]) -> None:
     """Refuse a choice of layers for a method that has none; the baselines share their configs with other methods."""
-    chooses = kind is None or (issubclass(kind, SiteMethod) and not kind.fixed_targets)
+    chooses = kind is None or (issubclass(kind, SiteMethod) and not kind.word_embeddings_only)
     for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"):
         value = getattr(a, name)
         if value is not None and not chooses and name not in options:
@@ -91,13 +91,23 @@ def _check_places(a: AdapterConfig, kind: Any, options: set[str]) -> None:
 
 
 def fully_trained(adapter: AdapterConfig, task: Task, leaves: Sequence[str], base_prefix: str) -> set[str]:
-    """The leaf paths that train whole: modules_to_save, the task's head (as in PEFT), the baselines' share."""
+    """The leaf paths of fully trained parameters: modules_to_save, the task's head (as in PEFT), the baselines' own.
+
+    Raises:
+        InputError: if the head of a classifier is not known.
+    """
     if adapter.method == "full":
         return set(leaves)
     chosen = match_modules(leaves, adapter.modules_to_save or [])
     outside = {leaf for leaf in leaves if not leaf.startswith(base_prefix + "/")}
     if task.trains_head:
-        heads = [head for head in CLASSIFIER_HEADS if any(head in leaf for leaf in outside)]
+        names = {name for heads in known("classifier_heads").values() for name in heads}
+        heads = sorted(name for name in names if any(name in leaf for leaf in outside))
+        if not heads and not chosen & outside:
+            raise InputError(
+                f"none of {', '.join(sorted(outside))} is a classifier's head that jaxpeft knows ({', '.join(sorted(names))}); "
+                "name the head with adapter.modules_to_save"
+            )
         return chosen | match_modules(outside, heads)
     return chosen | outside if adapter.method == "head" else chosen
 
@@ -141,12 +151,14 @@ def prepare_adapters(
     a, method = adapter, _completed(method, adapter, model, tokenizer, tokenizer_name)
     sites, leaves = model.sites(), list(leaf_paths(model.params))
     whole = fully_trained(a, task, leaves, model.base_prefix) | set(model.missing)
-    names = _target_names(a, method, model.model_type)
+    names = _target_names(a, method, model)
     targets: dict[str, Site] = {}
     if isinstance(method, SiteMethod):
         if not names:
             raise InputError(
-                f"{method.name} has no default target modules for '{model.model_type}'; name some with adapter.target_modules"
+                f"{method.name} has no default target modules for '{model.model_type}', only for "
+                f"{', '.join(name for name in FAMILIES if default_targets(method.name, name))}; "
+                "name some with adapter.target_modules"
             )
         targets = match_targets(
             sites,
@@ -184,10 +196,10 @@ def _base_loss(model: Model, task: Task) -> Callable[[Params, Batch], jax.Array]
     return loss
 
 
-def _target_names(adapter: AdapterConfig, method: Method | None, model_type: str) -> str | list[str]:
-    fixed = list(method.fixed_targets) if isinstance(method, SiteMethod) else []
-    chosen = fixed or adapter.target_modules
-    return chosen or list(default_targets(method.name, model_type) if method else ())
+def _target_names(adapter: AdapterConfig, method: Method | None, model: Model) -> str | list[str]:
+    if isinstance(method, SiteMethod) and method.word_embeddings_only:
+        return [required(model.family, "word_embeddings", method.name)]
+    return adapter.target_modules or list(default_targets(method.name, model.model_type) if method else ())
 
 
 def _completed(
