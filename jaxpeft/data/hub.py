@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub to tables, and what to do when the hub does not answer."""
+"""Read datasets of the Hugging Face hub into tables, with a way out if the hub does not answer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ KNOWN_NAMES = ("python-docs", *WIKITEXT, *(f"glue/{task}" for task in GLUE))
 
 
 def hub_id(name: str, subset: str | None) -> tuple[str, str | None]:
-    """The hub's (repository, config name) of a dataset's name; short names are those in `KNOWN_NAMES`.
+    """The hub's (repository, config name) for a dataset's name. `KNOWN_NAMES` lists the short names.
 
-    Raises InputError on a near miss of a short name, on a short name that is given a subset as well, and on what cannot
-    be a repository.
+    Raises InputError on a near miss of a short name, on a short name with a subset, and on a name that cannot be a
+    repository.
     """
     is_short = name.startswith(("glue/", "wikitext-")) or ("/" not in name and did_you_mean(name, KNOWN_NAMES) != "")
     if not is_short and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
@@ -30,7 +30,9 @@ def hub_id(name: str, subset: str | None) -> tuple[str, str | None]:
             f"dataset '{name}' is unknown{did_you_mean(name, KNOWN_NAMES)}; known: {', '.join(KNOWN_NAMES)}"
         )
     if subset is not None:
-        raise InputError(f"subset '{subset}' does not go with the dataset '{name}', which names its own; leave it out")
+        raise InputError(
+            f"subset '{subset}' cannot be set for the dataset '{name}', which implies its own; leave it out"
+        )
     family, _, task = name.partition("/")
     return ("nyu-mll/glue", task) if family == "glue" else ("Salesforce/wikitext", name)
 
@@ -38,9 +40,9 @@ def hub_id(name: str, subset: str | None) -> tuple[str, str | None]:
 def read_hub(name: str, *, subset: str | None = None) -> DatasetDict:
     """Every split of a hub dataset, downloaded on first use and read from the `datasets` cache afterwards.
 
-    An unreachable hub is tried for some 20 seconds (`huggingface_hub` repeats its request five times), then the cache;
-    HF_HUB_OFFLINE=1 goes to the cache at once. Raises InputError where the dataset or the subset does not exist, needs
-    authentication, or is neither reachable nor cached.
+    If the hub is unreachable, the cache is read after about 20 seconds (`huggingface_hub` repeats its request five
+    times). With HF_HUB_OFFLINE=1 the cache is read at once. Raises InputError if the dataset or the subset does not
+    exist, needs authentication, or is neither reachable nor cached.
     """
     import datasets
 
