@@ -75,11 +75,11 @@ MISTAKES = {
     ),
     "lora-plus-without-lora": (
         f"{TEXT} --adapter.method ia3 --training.loraplus_lr_ratio 4",
-        r"loraplus_lr_ratio 4 is LoRA's, and adapter\.method is 'ia3'",
+        r"loraplus_lr_ratio 4 needs adapter\.method 'lora', not 'ia3'",
     ),
     "pruned-vectors": (
         f"{TEXT} --adapter.method vera --pruning.sparsity 0.5",
-        r"needs an adapter of matrices .*'vera' is not",
+        r"needs adapter\.method to be one of .*, not 'vera'",
     ),
     "unknown-start": (f"{TEXT} --adapter.init_lora_weights pizza", r"'pizza'"),
     "places-of-bitfit": (

@@ -1,4 +1,4 @@
-"""What a configuration is checked for before anything is loaded: ranges, and options that exclude each other."""
+"""Check a configuration before anything is loaded: ranges, and options that exclude each other."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def check_ranges(config: RunConfig) -> None:
 
 
 def check_combinations(config: RunConfig) -> None:
-    """Raise InputError for options that exclude each other, or that miss what they need."""
+    """Raise InputError for options that exclude each other, or that need an option that is not set."""
     if "://" in config.output_dir:
         raise InputError(
             f"output_dir '{config.output_dir}' is a URL; give a directory (a bucket can be mounted with gcsfuse)"
@@ -82,23 +82,25 @@ def check_combinations(config: RunConfig) -> None:
         raise InputError(f"cluster.{given[0]} {getattr(config.cluster, given[0])} needs --distributed")
     if config.adapter.method not in PRUNABLE and config.pruning.sparsity:
         raise InputError(
-            f"pruning.sparsity {config.pruning.sparsity} needs an adapter of matrices ({', '.join(PRUNABLE)}), which adapter.method "
-            f"'{config.adapter.method}' is not; set it to 0"
+            f"pruning.sparsity {config.pruning.sparsity} needs adapter.method to be one of {', '.join(PRUNABLE)}, not "
+            f"'{config.adapter.method}'; set it to 0"
         )
     if config.training.loraplus_lr_ratio and config.adapter.method != "lora":
         raise InputError(
-            f"training.loraplus_lr_ratio {config.training.loraplus_lr_ratio:g} is LoRA's, and adapter.method is '{config.adapter.method}'; "
+            f"training.loraplus_lr_ratio {config.training.loraplus_lr_ratio:g} needs adapter.method 'lora', not '{config.adapter.method}'; "
             "set it to null"
         )
     if config.data.packing and config.task != "classification":
-        raise InputError("data.packing is for classification, and a row of masked-lm is full already; set it to false")
+        raise InputError(
+            "data.packing is only for classification, since rows of masked-lm are already full; set it to false"
+        )
     if config.data.packing and config.adapter.method == "prompt-tuning":
         raise InputError(
-            "data.packing cannot be had with prompt-tuning, whose tokens stand in front of a row; set it to false"
+            "data.packing cannot be used with prompt-tuning, which puts its tokens in front of a row; set it to false"
         )
     if config.adapter.method == "full" and config.model.quantization != "none":
         raise InputError(
-            "adapter.method 'full' trains every weight and cannot train a quantised base: set model.quantization to none"
+            "adapter.method 'full' trains every weight, which a quantised base does not allow: set model.quantization to none"
         )
     allowed = METRICS[config.task]
     if config.training.metric and config.training.metric not in allowed:
@@ -106,7 +108,7 @@ def check_combinations(config: RunConfig) -> None:
             f"training.metric '{config.training.metric}' is not measured for {config.task}; choose from {', '.join(allowed)}"
         )
 
-
+"""Methods whose matrices can be pruned. AdaLoRA is not one of them: it allocates its ranks itself."""
 PRUNABLE = ("lora", "hira", "loha", "lokr")
 """Methods whose matrices can be pruned; AdaLoRA allocates its ranks itself."""
 

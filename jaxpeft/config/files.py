@@ -1,4 +1,4 @@
-"""Configurations in YAML files, and what differs between two."""
+"""Read and write configurations as YAML, and compare two of them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jaxpeft.errors import InputError
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration in the YAML file at `path`.
+    """Read the configuration in the YAML file at `path`. Wrong keys exit with status 2.
 
     Raises:
-        InputError: where there is no such file; a file with wrong keys exits with status 2.
+        InputError: the file does not exist, or its values cannot be combined.
     """
     if not path.is_file():
         raise InputError(f"no {path.name} in '{path.parent}': it is not a run's directory")
@@ -27,10 +27,10 @@ def read_config(path: Path) -> RunConfig:
 
 
 def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
-    """The configuration with these nested keys, as in a YAML file.
+    """The configuration with the nested keys of `values`, as in a YAML file.
 
     Raises:
-        InputError: for a key or a value that a run's configuration cannot have; `where` says whose it is.
+        InputError: a key or a value is invalid. The message names its origin, `where`.
     """
     parser = ValuesParser(prog=where)
     parser.add_class_arguments(RunConfig)
@@ -38,7 +38,7 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def directory_of(config: RunConfig) -> Path:
-    """Where a run's files are."""
+    """The directory of a run's files: output_dir/name."""
     return Path(config.output_dir) / config.run_name
 
 
@@ -48,16 +48,15 @@ def write_config(config: RunConfig, path: Path) -> None:
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """The keys in which two configurations differ, each as `key: old, now new`."""
+    """The keys that differ between two configurations, each as `key: old, now new`."""
     before, after = _flat(resolved(old)), _flat(resolved(new))
     return [f"{key}: {before[key]}, now {after[key]}" for key in before if before[key] != after[key]]
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain values, ready for YAML, without what is a wish of one call and not of the run.
+    """The configuration as plain values, ready for YAML, without the keys that belong to one call and not to the run.
 
-    That is `resume`, where this machine keeps compiled programs, and the processes it is spread over: what many hosts saved,
-    one may resume.
+    These are `resume`, the directory of compiled programs, and the processes: one host may resume a run of many hosts.
     """
     values = asdict(config)
     for key in ("resume", "compilation_cache", "distributed", "cluster"):

@@ -358,7 +358,9 @@ def test_a_run_s_plan_has_the_allocation():
         make_plan(configured(steps=7), 100, "loss", method=method)
     with pytest.raises(InputError, match=r"adapter\.total_step 30 exceeds the run's 20 updates"):
         make_plan(configured(), 100, "loss", method=replace(method, total_step=30))
-    with pytest.raises(InputError, match=r"pruning\.sparsity 0\.5 needs an adapter of matrices .* 'adalora' is not"):
+    with pytest.raises(
+        InputError, match=r"pruning\.sparsity 0\.5 needs adapter\.method to be one of .*, not 'adalora'"
+    ):
         configured(sparsity=0.5)
 
 
