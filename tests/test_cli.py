@@ -240,7 +240,7 @@ def test_resuming_on_another_base(stopped, work, capsys):
     before = files(work)
     error = refused(capsys, AS_IT_WAS)
     assert "checkpoint 6 in" in error
-    assert "was trained on another base than model.name gives now" in error
+    assert "was trained on another base than the one model.name gives now" in error
     assert files(work) == before
 
 

@@ -108,6 +108,7 @@ def check_combinations(config: RunConfig) -> None:
             f"training.metric '{config.training.metric}' is not measured for {config.task}; choose from {', '.join(allowed)}"
         )
 
+
 """Methods whose matrices can be pruned. AdaLoRA is not one of them: it allocates its ranks itself."""
 PRUNABLE = ("lora", "hira", "loha", "lokr")
 """Methods whose matrices can be pruned; AdaLoRA allocates its ranks itself."""

@@ -1,4 +1,4 @@
-"""Evaluation: a whole data set through the jitted step, summed on the host."""
+"""Evaluation: run the jitted step on a whole data set, and sum the statistics on the host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EvalStep = Callable[..., tuple[dict, jax.Array]]
 def evaluate_masked_lm(
     step: EvalStep, parallel: DataParallel, frozen: Params, adapters: Adapters, masks: Layers, batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """`loss`, `perplexity` and `accuracy` over the masked tokens of `batches`."""
+    """Mean `loss` (nats), `perplexity` and `accuracy` over the masked tokens of `batches`."""
     return masked_lm_metrics(_total(_sums(step, parallel, frozen, adapters, masks, batches)))
 
 
@@ -33,7 +33,7 @@ def evaluate_classification(
     batches: Iterable[Batch],
     names: Sequence[str],
 ) -> dict[str, float]:
-    """`loss` and the metrics `names` over the rows of `batches`."""
+    """Mean `loss` and the metrics `names` over the rows of `batches` whose weight is not 0."""
     sums, logits, labels = [], [], []
     for batch in batches:
         statistics, out = step(frozen, adapters, masks, parallel.shard(_device_part(batch)))
@@ -63,20 +63,20 @@ def predict_logits(
 def pseudo_perplexity(
     step: EvalStep, parallel: DataParallel, frozen: Params, adapters: Adapters, masks: Layers, batches: Iterable[Batch]
 ) -> float:
-    """exp of the mean loss of every token masked alone (Salazar et al. 2020, section 2.3); another figure than perplexity."""
+    """exp of the mean loss over tokens that are masked one at a time (Salazar et al. 2020, section 2.3). Not the perplexity."""
     total = _total(_sums(step, parallel, frozen, adapters, masks, batches))
     return math.exp(total["loss"] / total["weight"])
 
 
 def first(batches: Iterable[Batch], limit: int | None) -> Iterable[Batch]:
-    """At most `limit` batches; None: all."""
+    """The first `limit` batches; None: all."""
     return islice(batches, limit)
 
 
 def _sums(
     step: EvalStep, parallel: DataParallel, frozen: Params, adapters: Adapters, masks: Layers, batches: Iterable[Batch]
 ) -> list[dict[str, jax.Array]]:
-    """The statistics of every batch. They stay on the device until the end: one wait for the whole data set."""
+    """The statistics of every batch. They stay on the device until the end, so the host waits once per data set."""
     sums: list[dict[str, jax.Array]] = []
     for batch in batches:
         sums.append(step(frozen, adapters, masks, parallel.shard(dict(batch)))[0])
@@ -85,8 +85,8 @@ def _sums(
     return sums
 
 
-# Enough to keep a device busy. Several CPU devices, or processes of them, wait for each other for ever where many more programs are
-# queued that do not need each other's results (jax 0.10.2; some thirty in two processes).
+# Enough to keep a device busy. Several CPU devices or processes deadlock if many more programs are queued that do not need
+# each other's results (jax 0.10.2; some thirty in two processes).
 _MAX_QUEUED = 8
 
 
@@ -96,5 +96,5 @@ def _device_part(batch: Batch) -> dict:
 
 def _total(results: Sequence[dict[str, jax.Array]]) -> dict[str, float]:
     fetched = jax.device_get(list(results))
-    # In double precision: a long data set's fp32 sum would lose digits.
+    # In double precision: an fp32 sum over a long data set would lose digits.
     return {key: float(np.sum([r[key] for r in fetched], dtype=np.float64)) for key in fetched[0]}
