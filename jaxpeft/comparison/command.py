@@ -1,6 +1,6 @@
-"""`python -m jaxpeft compare`: the grid run by run, what is done skipped, what fails noted, and one report at the end.
+"""`python -m jaxpeft compare`: train the runs of a grid, skip those that are done, note failures, and write one report.
 
-Nothing here touches a device: every job is a process of its own (`jobs.py`), one after the other.
+This module uses no device. Every job is a process of its own (`jobs.py`), one after the other.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from jaxpeft.runs.sweep_key import chunked, sweep_key
 
 
 def run(config: CompareConfig) -> None:
-    """Do what is left of the comparison and write its report.
+    """Train the remaining runs of the comparison and write its report.
 
     Raises:
-        InputError: for a grid that cannot be run, before anything is; or where another process is at it.
-        SystemExit: 128 + signal, where SIGTERM, SIGHUP or Ctrl-C came: the same command goes on from there.
+        InputError: the grid cannot be run (checked before the first run), or another process is working on it.
+        SystemExit: 128 + signal, after SIGTERM, SIGHUP or Ctrl-C. The same command then continues the comparison.
     """
     search = search_cells(config)
-    for cell in search:  # all of them are valid, and none is of another comparison, before the first is run
+    for cell in search:  # check all runs before the first one starts
         for seed in config.seeds:
             _check_unchanged(run_of(config, Cell(cell.task, cell.method, cell.learning_rate, seed)))
         cost_run(config, cell.task, cell.method)
@@ -66,24 +66,24 @@ def _check_unchanged(run: RunConfig) -> None:
 
 
 def _check_forgetting(config: CompareConfig, runs: Sequence[RunConfig]) -> None:
-    """Refuse what one head, on one base, cannot measure."""
+    """Raise InputError if the runs have several bases, since forgetting is measured with one head on one base."""
     if config.forgetting is None:
         return
     bases = sorted({(run.model.name, run.model.weights) for run in runs})
     if len(bases) > 1:
         raise InputError(
-            f"forgetting is measured with one masked-LM head, and the runs have several bases ({', '.join(name for name, _ in bases)}); "
+            f"forgetting is measured with one masked-LM head, but the runs have several bases ({', '.join(name for name, _ in bases)}); "
             "set forgetting to null"
         )
     _check_unchanged(head_run(config))
 
 
 def _train(config: CompareConfig, cells: Sequence[Cell]) -> None:
-    """Train what is not done of `cells`, together where they fit together."""
+    """Train the runs of `cells` that are not done. Runs that may share a program train together."""
     left = [record for cell in cells if not (record := read_record(config, cell)).is_done or _again(config, record)]
     done = len(cells) - len(left)
     if done:
-        log(f"{done} of {len(cells)} runs are done already")
+        log(f"{done} of {len(cells)} runs are already done")
     for group in _groups(config, [run_of(config, record.cell) for record in left]):
         _do_training(group)
 
@@ -93,7 +93,7 @@ def _again(config: CompareConfig, record: Record) -> bool:
 
 
 def _groups(config: CompareConfig, runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """Runs that train together, `config.together` at most; a run that was interrupted goes on with those that stopped beside it."""
+    """Groups of at most `config.together` runs that may share a program. Interrupted runs resume with those at the same step."""
     groups: dict[Any, list[RunConfig]] = {}
     for number, run in enumerate(runs):
         key = sweep_key(run)
@@ -102,13 +102,13 @@ def _groups(config: CompareConfig, runs: Sequence[RunConfig]) -> list[list[RunCo
 
 
 def _reached(run: RunConfig) -> int:
-    """The update of a run's newest checkpoint."""
+    """Step of a run's newest checkpoint; 0 if it has none."""
     steps = (directory_of(run) / "checkpoints").glob("[0-9]*")
     return max((int(path.name) for path in steps if path.name.isdigit()), default=0)
 
 
 def _do_training(runs: Sequence[RunConfig], *, by_itself: bool = False, **environment: str) -> None:
-    """Train `runs` in one process, or, where that fails as a whole, one by one; a failure is left in its run's directory."""
+    """Train `runs` in one process or, if that fails as a whole, one by one. Writes failures to the runs' directories."""
     log(f"── {', '.join(run.run_name for run in runs)}")
     for run in runs:
         (directory_of(run) / FAILURE).unlink(missing_ok=True)
@@ -121,7 +121,7 @@ def _do_training(runs: Sequence[RunConfig], *, by_itself: bool = False, **enviro
     why = jobs.do(job, **environment)
     left = [run for run in runs if not _has_ended(directory_of(run))]
     if left and len(runs) > 1:
-        log(f"these did not train together ({why}); one by one:")
+        log(f"these runs did not train together ({why}); training them one by one:")
         for run in left:
             _do_training([run], by_itself=by_itself, **environment)
         return
@@ -142,7 +142,7 @@ def _has_ended(directory: Path) -> bool:
 
 
 def _measure_costs(config: CompareConfig, cells: Sequence[Cell]) -> None:
-    """One short run of every (task, method), by itself and with nothing from a cache of programs; one that was cut short begins anew."""
+    """Train a short run of each (task, method), without company and without cached programs. A run that was cut short restarts."""
     for task, method in dict.fromkeys((cell.task, cell.method) for cell in cells):
         run = cost_run(config, task, method)
         directory = directory_of(run)
@@ -161,7 +161,7 @@ def _measure_forgetting(config: CompareConfig, cells: Sequence[Cell]) -> None:
     left = [record for record in records if record.results and not _is_measured(config, record, wanted)]
     if not left:
         return
-    log(f"forgetting: perplexity of general text of {len(left)} runs")
+    log(f"measuring forgetting (perplexity of general text) of {len(left)} runs")
     for record in left:
         (record.directory / FORGETTING_FAILURE).unlink(missing_ok=True)
     job = {
@@ -178,7 +178,7 @@ def _measure_forgetting(config: CompareConfig, cells: Sequence[Cell]) -> None:
             file = record.directory / FORGETTING_FAILURE
             if not file.is_file():
                 file.write_text(why or "it ended without results")
-            log(f"forgetting of {record.cell.name} is not measured: {file.read_text()}")
+            log(f"forgetting of {record.cell.name} was not measured: {file.read_text()}")
 
 
 def _is_measured(config: CompareConfig, record: Record, wanted: dict[str, Any]) -> bool:

@@ -109,9 +109,8 @@ def check_combinations(config: RunConfig) -> None:
         )
 
 
-"""Methods whose matrices can be pruned. AdaLoRA is not one of them: it allocates its ranks itself."""
 PRUNABLE = ("lora", "hira", "loha", "lokr")
-"""Methods whose matrices can be pruned; AdaLoRA allocates its ranks itself."""
+"""Methods whose matrices can be pruned. AdaLoRA is not one of them: it allocates its ranks itself."""
 
 METRICS = {
     "masked-lm": ("loss", "perplexity", "accuracy"),
