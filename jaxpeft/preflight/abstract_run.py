@@ -1,6 +1,7 @@
-"""A run's training and evaluation steps with shapes for arguments: the functions that `runs.train.run` calls, ready to lower.
+"""A run's training and evaluation steps with abstract arguments: the functions that `runs.train.run` calls, ready to lower.
 
-No weight is loaded and nothing of the model is computed. How long a run is, and where its adapters start, change no program.
+No weights are loaded, and the model is not run. The length of a run and the initialisation of its adapters do not change
+the programs.
 """
 
 from __future__ import annotations
@@ -40,15 +41,16 @@ from jaxpeft.training.sharding import DataParallel
 from jaxpeft.training.step import TrainState, make_eval_step, make_train_step, make_train_steps
 from jaxpeft.trees import size_bytes
 
-_MANY_PASSES = 1_000_000  # an epoch's, so that warm-up and pruning fit where the data that says how many is not read
+# Micro-steps per epoch. The real number is in the data, which may not be read; warm-up and pruning must fit in any case.
+_MANY_PASSES = 1_000_000
 
 
 @dataclass(frozen=True)
 class AbstractRun:
-    """What a run's steps are made of, and the shapes of what they are given, on the devices of `parallel`.
+    """The parts of a run's steps and the shapes of their arguments, on the devices of `parallel`.
 
-    `num_labels` is None for masked-lm. `training_data` are the training rows in batches of so many texts; for masked-lm they are not
-    read, and stand-ins as many as a batch has.
+    `num_labels` is None for masked-lm. `training_data` maps a batch size in texts to the training rows. For masked-lm it
+    gives dummy rows for one batch, and the data is not read.
     """
 
     config: RunConfig
@@ -63,36 +65,37 @@ class AbstractRun:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens a row of the batches that training may see, ascending; each is a program of its own."""
+        """Possible tokens per row of training batches, ascending. Each length is a program of its own."""
         data = self.config.data
         if self.config.task == "masked-lm":
             return (data.max_length,)
         return cap_buckets(data.bucket_lengths, data.max_length)
 
     def training_shape(self, batch_size: int, length: int) -> tuple[int, int]:
-        """(rows, tokens a row) of a training batch of `batch_size` texts whose bucket has `length` tokens: with packing both differ."""
+        """(rows, tokens per row) of a training batch: `batch_size` and the bucket's `length`, unless texts are packed."""
         data = self.training_data(batch_size)
         return (data.layout.num_rows, data.layout.length) if isinstance(data, PackedData) else (batch_size, length)
 
     @property
     def num_texts(self) -> int | None:
-        """Training texts, where a batch of more needs no more than they do; else None."""
+        """Number of training texts if texts are packed: a batch of more texts needs no more memory. Else None."""
         data = self.training_data(self.config.training.batch_size)
         return len(data.unpacked.labels) if isinstance(data, PackedData) else None
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of the gradients of all that trains, in fp32: what data parallelism must add up over the chips."""
+        """Bytes of the gradients of all trained parameters in fp32, which data parallelism sums over the chips."""
         return size_bytes(self.state.adapters)
 
 
 def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
     """The steps of the run that `config` describes, on the devices of `parallel`.
 
-    For classification the data is read, because the number of labels is in it, and of tokens, and with `data.packing` that of rows.
+    For classification the data is read, because it decides the number of labels and of tokens, and with `data.packing`
+    the number of rows.
 
     Raises:
-        InputError: as `runs.train.run` does for its configuration, its model's files and its data.
+        InputError: as `runs.train.run` for the configuration, the model's files and the data.
     """
     splits = prepare_splits(config) if config.task == "classification" else None
     num_labels = splits.num_labels if splits else None
@@ -110,7 +113,7 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
 
 
 def _texts(config: RunConfig, splits: Splits, model: Model, num_devices: int) -> Callable[[int], TrainingData]:
-    """With packing it depends on the texts' lengths, and on how many devices share them, how many rows hold a batch."""
+    """The training data by batch size. It is read because packed rows per batch depend on the texts' lengths and the devices."""
     data = prepare_training_data(config, splits.train, model, _tokenizer(config, model), num_devices)
 
     def of(batch_size: int) -> TrainingData:
@@ -122,7 +125,7 @@ def _texts(config: RunConfig, splits: Splits, model: Model, num_devices: int) ->
 
 
 def _dummy_data(config: RunConfig, model: Model) -> Callable[[int], TrainingData]:
-    """Rows of masked-lm as far as their shapes go: the program is the same for any number of them."""
+    """Dummy masked-lm rows by batch size. The program does not depend on their number or values."""
 
     def of(batch_size: int) -> TrainingData:
         shape, vocab_size = (batch_size, config.data.max_length), model.config.vocab_size
@@ -139,12 +142,12 @@ def _tokenizer(config: RunConfig, model: Model) -> Any:
 
 
 def _adapted(config: RunConfig, model: Model) -> Adapted:
-    """The run's adapters as shapes. A start from data or weights has the shapes of LoRA's own: it is not computed."""
+    """The run's adapters as shapes. Initialisations from data or weights are skipped, since they do not change the shapes."""
     a = config.adapter
     if a.init_lora_weights == "eva":
         raise InputError(
-            "adapter.init_lora_weights 'eva' chooses ranks by the training data, and preflight computes nothing; "
-            "set it to null, with adapter.eva_config: the cost is about the same"
+            "adapter.init_lora_weights 'eva' chooses ranks from the training data, which preflight does not do; "
+            "set it and adapter.eva_config to null: the cost is about the same"
         )
     plain = replace(a, init_lora_weights=None, loftq_config=None, eva_config=None, lora_ga_config=None)
     config = replace(config, adapter=plain)
@@ -160,7 +163,7 @@ def _adapted(config: RunConfig, model: Model) -> Adapted:
 
 
 def batch_shapes(run: AbstractRun, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as `jaxpeft.data` makes them without packing, of `batch_size` rows of `length` tokens."""
+    """The shapes of an unpacked batch of `jaxpeft.data`: `batch_size` rows of `length` tokens."""
     ids = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
     if run.config.task == "masked-lm":
         places = (batch_size, num_masked(length, run.config.data.mask_ratio))
@@ -174,9 +177,9 @@ def batch_shapes(run: AbstractRun, batch_size: int, length: int) -> dict[str, ja
 
 
 def lower_training(run: AbstractRun, batch_size: int, length: int) -> jax.stages.Lowered:
-    """The program of the training loop, lowered: ready to compile. Batches of `length` tokens are assembled in it, or sent to it whole.
+    """Lower the program of the training loop for batches of `length` tokens, assembled inside it or sent to it whole.
 
-    It turns as often as it is told, so that the compiler counts FLOPs and bytes of one pass.
+    The number of iterations is an argument, so the compiler counts the FLOPs and bytes of one micro-step.
     """
     norm, passes = run.config.training.max_grad_norm, run.plan.passes_per_dispatch
     step = make_train_step(run.objective, run.optimizer, allocation=run.plan.allocation, max_grad_norm=norm)
@@ -201,7 +204,7 @@ def _stacked(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, jax.Sha
 
 
 def lower_evaluation(run: AbstractRun, batch_size: int, length: int) -> jax.stages.Lowered:
-    """The evaluation step, likewise."""
+    """Lower the evaluation step for batches of `batch_size` rows of `length` tokens."""
     step: Any = make_eval_step(run.objective)
     frozen, adapters, masks = run.parallel.replicated_shapes((run.frozen, run.state.adapters, run.state.masks))
     return step.lower(frozen, adapters, masks, run.parallel.split_shapes(batch_shapes(run, batch_size, length)))
