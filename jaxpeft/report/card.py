@@ -1,4 +1,4 @@
-"""The model card beside an adapter: Hugging Face's metadata block, and only numbers that were measured."""
+"""The model card of an adapter: Hugging Face's metadata block, and only measured numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BERT = "BERT: Devlin et al. 2018, arXiv 1810.04805"
 
 
 def write_card(path: Path, config: RunConfig, model: Model, results: Results) -> None:
-    """Write the card of a run."""
+    """Write the model card of a finished run to `path`, which is in the directory of the exported files."""
     sections = [
         f"# {results.name}",
         _description(config, results),
@@ -87,10 +87,10 @@ def _configuration(config: RunConfig, model: Model, results: Results) -> list[tu
     return [
         *rows,
         ("frozen base stored as", f"linear layers in {model.quantization}" if model.quantization else m.dtype),
-        ("dropout in the base", "the checkpoint's own" if m.dropout is None else f"{m.dropout:g}"),
-        ("updates", f"{results.steps}"),
+        ("dropout in the base", "as in the checkpoint" if m.dropout is None else f"{m.dropout:g}"),
+        ("steps", f"{results.steps}"),
         ("batch size", f"{t.batch_size} × {t.accumulation_steps}" if t.accumulation_steps > 1 else f"{t.batch_size}"),
-        ("tokens a row", f"{config.data.max_length}"),
+        ("tokens per row", f"{config.data.max_length}"),
         ("optimizer", f"AdamW, weight decay {t.weight_decay:g}, gradients clipped to norm {t.max_grad_norm:g}"),
         ("learning rate", f"{t.learning_rate:g}, {t.schedule}, {t.warmup_steps} warm-up steps"),
         ("seed", f"{config.seed}"),
@@ -120,7 +120,7 @@ def _results(results: Results) -> str:
         *(f"| {name} | {was} | {now} |" for name, was, now in results.metric_rows()),
     ]
     text = (
-        "\n".join(lines) + f"\n\nThe adapter of update {results.best_step} of {results.steps}, the best on validation."
+        "\n".join(lines) + f"\n\nThe adapter after step {results.best_step} of {results.steps}, the best on validation."
     )
     if results.examples:
         examples = [f"- {text}\n  - before: {was}\n  - after: {now}" for text, was, now in results.example_rows()]
@@ -135,7 +135,7 @@ def _usage(export: Path, config: RunConfig, model: Model, results: Results) -> s
     if config.model.quantization != "none":
         data_type = DATA_TYPES[config.model.quantization]
         note = (
-            f"\nIt was trained on an {data_type} base; on the full-precision base below its outputs differ slightly.\n"
+            f"\nIt was trained on an {data_type} base. On the full-precision base below its outputs differ slightly.\n"
         )
     here = f"""In JAX:
 
@@ -147,9 +147,11 @@ print(run.predict([{sentence!r}]))
 ```
 """
     if config.adapter.method == "prompt-tuning" and config.task == "masked-lm":
-        return f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models and does not load it."
+        return (
+            f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models, so it cannot load these files."
+        )
     if config.adapter.init_lora_weights == "loftq":
-        note += "\ntorch PEFT (0.21) runs LoftQ at every load, and on an accelerator only.\n"
+        note += "\ntorch PEFT (0.21) runs LoftQ at every load, which needs an accelerator.\n"
     return f"""{here}{note}
 In torch, with {"transformers" if config.adapter.method == "full" else "PEFT"}:
 
@@ -199,10 +201,10 @@ def _base_lines(export: Path, config: RunConfig, model: Model) -> list[str]:
 def _measured(config: RunConfig, results: Results) -> str:
     peak = f"{results.peak_memory_bytes / 1e6:,.0f} MB peak memory of the {results.peak_memory_of}"
     others = results.trained_together - 1
-    company = f", in one program with {others} other runs, whose time and memory these are too" if others else ""
+    company = f" (in one program with {others} other runs, which share this time and memory)" if others else ""
     lines = [
-        f"{results.steps} updates in {results.seconds:.0f} s on {results.device}{company}: "
-        f"{results.tokens_per_second:,.0f} tokens a second, {peak}, "
+        f"{results.steps} steps in {results.seconds:.0f} s on {results.device}{company}: "
+        f"{results.tokens_per_second:,.0f} tokens per second, {peak}, "
         f"{len(results.compiled_shapes)} compiled training programs ({', '.join(results.compiled_shapes)}).",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in results.versions.items()) + ".",
     ]
@@ -210,7 +212,7 @@ def _measured(config: RunConfig, results: Results) -> str:
         ratio = f"{100 * config.data.mask_ratio:g} %"
         lines.insert(
             0,
-            f"Perplexity is exp of the mean loss over exactly {ratio} of the real tokens of every row, under fixed evaluation masks.",
+            f"Perplexity is exp of the mean loss over exactly {ratio} of the real tokens of every row, with fixed evaluation masks.",
         )
     if config.pruning.sparsity:
         lines.append("Element sparsity of an adapter makes neither training nor inference faster.")

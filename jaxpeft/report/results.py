@@ -1,4 +1,4 @@
-"""What a run measured, as `results.json`, as the table it prints, and as the numbers of its card."""
+"""The measurements of a run, for `results.json`, for the printed table and for the model card."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from jaxpeft.trees import Adapters, Layers, Params, size_bytes
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a run measured. Sizes in bytes, times in seconds; `before` and `test` are metrics on `test_split`.
+    """All measurements of a run. Sizes are in bytes and times in seconds.
 
-    `trained_together` runs shared a program: `seconds`, `seconds_per_step` and `peak_memory_bytes` are of all of them, `tokens_per_second`
-    its own share.
+    `before` and `test` are metrics on `test_split`. `trained_together` is the number of runs that shared the program:
+    `seconds`, `seconds_per_step` and `peak_memory_bytes` cover all of them, `tokens_per_second` only this run.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Results:
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     def table(self) -> list[tuple[str, str, str]]:
-        """Rows of (what, before, after) for the terminal."""
+        """Rows of (name, before, after) for the terminal."""
         rows = [(f"{self.test_split} {name}", was, now) for name, was, now in self.metric_rows()]
         share = 100 * self.parameters_trainable / self.parameters_total
         rows += [
@@ -83,31 +83,31 @@ class Results:
         ]
 
     def metric_rows(self) -> list[tuple[str, str, str]]:
-        """(metric, before, after) of every metric, in words; – where it was not tested before."""
+        """(name, before, after) of every metric as text. `before` is – if the initial model was not tested."""
         return [
             (NAMES.get(k, k), show(k, self.before[k]) if k in self.before else "–", show(k, value))
             for k, value in self.test.items()
         ]
 
     def sentence(self) -> str:
-        """A sentence to try the run on: with a mask where it fills masks."""
+        """A sentence to try the run on, with a [MASK] for masked-lm."""
         if self.examples:
             return self.examples[0]["text"]
         return "This is a great [MASK]!" if self.task == "masked-lm" else "This is a great movie!"
 
     def example_rows(self) -> Iterator[tuple[str, str, str]]:
-        """(sentence, answers before, answers after), the answers in words."""
+        """(sentence, answers before, answers after) of every example, the answers as text with probabilities."""
         for example in self.examples:
             yield example["text"], _words(example["before"]), _words(example["after"])
 
 
 NAMES = {"accuracy": "accuracy", "loss": "loss", "perplexity": "perplexity", "f1": "F1", "matthews": "Matthews correlation",
          "pearson": "Pearson correlation", "spearman": "Spearman correlation", "pseudo_perplexity": "pseudo-perplexity"}  # fmt: skip
-"""Metrics as people call them."""
+"""The metrics' names for readers."""
 
 
 def show(metric: str, value: float) -> str:
-    """A metric's value with the digits that mean something."""
+    """A metric's value as text: 1 digit for perplexities, 4 for other metrics."""
     return f"{value:,.1f}" if "perplexity" in metric else f"{value:.4f}"
 
 
@@ -130,7 +130,11 @@ def measure(
     compile_seconds: float,
     trained_together: int,
 ) -> Results:
-    """Collect what a finished run measured."""
+    """Collect the measurements of a finished run as `Results`.
+
+    `exported` is the weights file whose size is reported. `traces` counts the compiled training programs by
+    (batch, length). `examples` are the answers to the example sentences before and after training, or None.
+    """
     memory, whose = _peak_memory()
     entries = sum(leaf.size for leaf in jax.tree.leaves(adapters["sites"]))
     kept = sum(int((leaf != 0).sum()) for leaf in jax.tree.leaves(adapters["sites"]))
@@ -179,18 +183,18 @@ def _limits(evaluation: EvaluationConfig) -> list[str]:
 
 
 def describe_devices() -> str:
-    """The devices of the run: `4 x TPU v5 lite`, or `16 x TPU v5 lite on 4 hosts`."""
+    """The devices of the run as text: `4 x TPU v5 lite`, or `16 x TPU v5 lite on 4 hosts`."""
     devices, hosts = jax.devices(), jax.process_count()
     return f"{len(devices)} x {devices[0].device_kind}" + (f" on {hosts} hosts" if hosts > 1 else "")
 
 
 def write_results(results: Results, path: Path) -> None:
-    """Write `results.json`."""
+    """Write `results` as JSON, which `read_results` reads back."""
     path.write_text(json.dumps(asdict(results), indent=2) + "\n")
 
 
 def read_results(path: Path) -> Results:
-    """Read a `results.json` back."""
+    """Read the `results.json` at `path`."""
     return Results(**json.loads(path.read_text()))
 
 
@@ -209,7 +213,7 @@ def _words(masks: list) -> str:
 
 
 def _peak_memory() -> tuple[int, str]:
-    """Bytes at the peak: the device's where the backend reports it, else the process's."""
+    """Peak memory in bytes and whose it is: the device's if the backend reports it, else the process's."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"], "device"
