@@ -78,6 +78,7 @@ def input_components(
     see = _recorder(model, linear)
     first = next(iter(batches))
     leaders = _leaders(see(first, _counted(first, options)))
+    # The shared decomposition must have enough components for each of its layers.
     for path, leader in leaders.items():
         most[leader] = max(most[leader], most[path])
     most = {path: most[leaders[path]] for path in most}
@@ -85,6 +86,7 @@ def input_components(
     fits: dict[str, Fit] = {}
     ranks = dict(most)
     for i, batch in enumerate(itertools.cycle(batches)):
+        # Only components within the present ranks have to converge.
         moving = [
             p for p in leaders.values() if p not in fits or (fits[p].similarity[: ranks[p]] < options["tau"]).any()
         ]
@@ -93,7 +95,7 @@ def input_components(
         _check_progress(i, len(batches), leaders.values(), fits, most, moving)
         inputs = see(batch, _counted(batch, options))
         for path in dict.fromkeys(moving):
-            if len(rows := inputs[path]) >= most[path]:
+            if len(rows := inputs[path]) >= most[path]:  # fewer rows have fewer components
                 fits[path] = updated(fits.get(path), rows, most[path])
         if fits.keys() == set(leaders.values()):
             ranks = _deal_out(fits, leaders, budget, most)
@@ -139,7 +141,7 @@ def _recorder(model: Model, layers: list[str]) -> Callable[[Mapping[str, Any], n
 
 
 def _rows(x: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    return x[counted] if x.ndim > 2 else x[counted.any(axis=1)]
+    return x[counted] if x.ndim > 2 else x[counted.any(axis=1)]  # a pooler's input has no token axis
 
 
 def _counted(batch: Mapping[str, Any], options: Mapping[str, Any]) -> np.ndarray:
@@ -147,6 +149,7 @@ def _counted(batch: Mapping[str, Any], options: Mapping[str, Any]) -> np.ndarray
     counted = np.asarray(batch["attention_mask"]).astype(bool)
     positions, labels = batch.get("positions"), batch.get("labels")
     weights = np.asarray(batch.get("weights", np.ones(counted.shape[:1] if positions is None else np.shape(positions))))
+    # Weights are per row or, for masked-lm, per position: a row counts if any of its weights is positive.
     counted = counted & (weights > 0).reshape(len(weights), -1).any(axis=1, keepdims=True)
     if not options["use_label_mask"]:
         return counted
@@ -228,6 +231,7 @@ def _with_ranks(method: Lora, targets: Iterable[str], ranks: Mapping[str, int], 
     for path in targets:
         before = method.at(path)
         rank = ranks.get(path, before.rank)
+        # With `adjust` the scale alpha / rank stays the same.
         alpha = before.alpha * rank / before.rank if adjust and rank != before.rank else before.alpha
         name = path.replace("/", ".")
         if rank != method.rank:

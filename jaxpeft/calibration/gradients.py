@@ -43,6 +43,7 @@ def kernel_gradients(
             raise InputError(
                 f"layer {path} is stored quantised, but LoRA-GA needs its gradient: do not quantise the base"
             )
+    # Only these are differentiated, so no memory goes to gradients of other leaves.
     kernels = {leaf: leaves.pop(leaf) for leaf in paths.values()}
 
     @jax.jit

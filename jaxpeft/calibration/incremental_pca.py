@@ -49,6 +49,7 @@ def updated(fit: Fit | None, rows: np.ndarray, k: int) -> Fit:
         mean = (fit.count * fit.mean + count * mean) / (fit.count + count)
         count += fit.count
     values, components = _strongest(centred, k)
+    # The sign of a component is arbitrary. Fix it, or a flipped one would look as if it had not converged.
     largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
     components = components * np.sign(largest)
     similarity = np.zeros(k, np.float32) if fit is None else (components * fit.components).sum(axis=1)

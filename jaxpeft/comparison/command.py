@@ -97,6 +97,7 @@ def _groups(config: CompareConfig, runs: Sequence[RunConfig]) -> list[list[RunCo
     groups: dict[Any, list[RunConfig]] = {}
     for number, run in enumerate(runs):
         key = sweep_key(run)
+        # A run without a key shares no program: its number makes a group of its own.
         groups.setdefault((key, _reached(run)) if key else number, []).append(run)
     return [piece for group in groups.values() for piece in chunked(group, config.together)]
 
@@ -110,7 +111,7 @@ def _reached(run: RunConfig) -> int:
 def _do_training(runs: Sequence[RunConfig], *, by_itself: bool = False, **environment: str) -> None:
     """Train `runs` in one process or, if that fails as a whole, one by one. Writes failures to the runs' directories."""
     log(f"── {', '.join(run.run_name for run in runs)}")
-    for run in runs:
+    for run in runs:  # the failure of an earlier attempt must not be read as this one's
         (directory_of(run) / FAILURE).unlink(missing_ok=True)
     job = {
         "do": "train",
@@ -150,6 +151,7 @@ def _measure_costs(config: CompareConfig, cells: Sequence[Cell]) -> None:
             continue
         if not (directory / "results.json").is_file() or differences(read_config(directory / "config.yaml"), run):
             shutil.rmtree(directory, ignore_errors=True)
+            # Without the cache, because compile time is one of the costs.
             _do_training([run], by_itself=True, JAX_ENABLE_COMPILATION_CACHE="false")
 
 
@@ -184,4 +186,5 @@ def _measure_forgetting(config: CompareConfig, cells: Sequence[Cell]) -> None:
 def _is_measured(config: CompareConfig, record: Record, wanted: dict[str, Any]) -> bool:
     if (record.directory / FORGETTING_FAILURE).is_file() and not config.retry_failed:
         return True
+    # Settings may have changed since the measurement.
     return record.forgetting is not None and record.forgetting.get("settings") == wanted

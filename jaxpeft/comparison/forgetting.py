@@ -85,6 +85,7 @@ def _with_everything_frozen(config: RunConfig, data: DataConfig) -> RunConfig:
         data=data,
         adapter=AdapterConfig(method="head"),
         pruning=PruningConfig(),
+        # The run's own values may be invalid for this task and method, and nothing is trained here.
         training=replace(config.training, metric=None, loraplus_lr_ratio=None),
     )
 

@@ -184,7 +184,7 @@ def run_of(config: CompareConfig, cell: Cell) -> RunConfig:
 
 
 def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
-    """A short run of a method, without company, to measure speed, memory and compile time."""
+    """A short run of a method, in a process of its own, to measure speed, memory and compile time."""
     values: dict[str, Any] = {
         "name": f"{task}-{method}",
         "output_dir": str(config.directory / "costs"),
@@ -192,6 +192,7 @@ def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
         "training": {
             "num_steps": config.cost_updates,
             "warmup_steps": 2,
+            # Several log intervals, because the first one and those that compile are not counted in the speed.
             "log_every_steps": max(1, config.cost_updates // 8),
             "eval_every_steps": config.cost_updates,
             "early_stopping_patience": None,
@@ -204,6 +205,7 @@ def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
             "pseudo_perplexity": False,
             "examples": [],
         },
+        # Pruning must also take place within the short run.
         "pruning": {"begin": 0.05, "end": 0.5},
     }
     own = {key: value for key, value in config.all_methods[method].items() if key != "learning_rates"}
@@ -230,6 +232,7 @@ def head_run(config: CompareConfig) -> RunConfig:
             "warmup_steps": f.head_steps // 10,
         },
     }
+    # Only the model: the other shared keys are meant for the compared runs.
     base = {key: value for key, value in config.base.items() if key in ("model",)}
     return run_config(merged(base, values), "forgetting")
 

@@ -49,6 +49,7 @@ def do(job: dict[str, Any], **environment: str) -> str | None:
     Raises:
         SystemExit: 128 + signal, if a signal arrives. The job saves its state first.
     """
+    # transformers would import these frameworks if they are installed.
     frameworks = {"USE_TORCH": "0", "USE_TF": "0"}
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxpeft.comparison.worker"],
@@ -61,7 +62,7 @@ def do(job: dict[str, Any], **environment: str) -> str | None:
     stopped: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
-        if not stopped:
+        if not stopped:  # only once: a second signal would end the worker before it has saved
             process.send_signal(signal.SIGTERM)
         stopped.append(number)
 

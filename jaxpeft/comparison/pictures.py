@@ -47,6 +47,7 @@ def _draw(onto: Callable[[Any], bool], caption: str, path: Path) -> bool:
     import matplotlib
     from matplotlib.figure import Figure
 
+    # hashsalt and the missing date make the same figures give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "jaxpeft", "font.size": 10}):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()

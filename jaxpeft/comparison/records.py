@@ -93,6 +93,7 @@ class Search:
     def best(self) -> float | None:
         """The rate with the best mean, the smallest of equal ones. None if every rate failed."""
         known = {rate: value for rate, value in self.scores.items() if value is not None}
+        # sorted: `max` takes the first of equal ones.
         return max(sorted(known), key=known.__getitem__) if known else None
 
     @property

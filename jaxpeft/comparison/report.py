@@ -207,6 +207,7 @@ def _write_csv(records: Iterable[Record], path: Path) -> None:
                 line[name] = getattr(results, name)
             line["validation_score"] = record.validation()
         lines.append(line | ({"failure": "; ".join(record.failures)} if record.failures else {}))
+    # Lines differ in their metrics, so the header is the union of their keys.
     names = list(dict.fromkeys(name for line in lines for name in line))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
@@ -216,7 +217,7 @@ def _write_csv(records: Iterable[Record], path: Path) -> None:
 
 def _render(template: str, *, autoescape: bool = False, **context: Any) -> str:
     environment = Environment(autoescape=autoescape, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters["data_uri"] = _data_uri
+    environment.filters["data_uri"] = _data_uri  # pictures inside the HTML, so that it is a single file
     environment.filters["relative"] = lambda path, directory: Path(path).relative_to(directory).as_posix()
     source = (files("jaxpeft.comparison") / "templates" / template).read_text()
     return environment.from_string(source).render(**context)

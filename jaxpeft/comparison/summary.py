@@ -122,7 +122,7 @@ def summarise(config: CompareConfig) -> Summary:
             cost, why = read_cost(config, task, method)
             failures += [(f"{task}-{method}, the short run to measure costs", why)] if why else []
             search = best.get((task, method))
-            if search is None or search.best is None:
+            if search is None or search.best is None:  # still searching, or every rate failed
                 continue
             cells = [Cell(task, method, search.best, seed) for seed in config.seeds]
             for cell in cells:

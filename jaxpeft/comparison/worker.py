@@ -101,7 +101,7 @@ def _attempt(action: Callable[[], None]) -> str | None:
         action()
     except InputError as error:
         return str(error)
-    except Exception as error:
+    except Exception as error:  # a bug of ours: the next run may succeed, but the traceback must be seen
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -15,6 +15,7 @@ def check_ranges(config: RunConfig) -> None:
     """Raise InputError for a number out of its range."""
     t, p, a, d, m, e = config.training, config.pruning, config.adapter, config.data, config.model, config.evaluation
     block, c = m.quantization_block_size, config.cluster
+    # (flag, value, whether it is in range, description of the range)
     checks = [
         ("adapter.rank", a.rank, a.rank is None or a.rank >= 1, "at least 1, or null"),
         ("adapter.alpha", a.alpha, a.alpha is None or a.alpha > 0, "above 0, or null"),
@@ -67,7 +68,7 @@ def check_ranges(config: RunConfig) -> None:
 
 def check_combinations(config: RunConfig) -> None:
     """Raise InputError for options that exclude each other, or that need an option that is not set."""
-    if "://" in config.output_dir:
+    if "://" in config.output_dir:  # pathlib would take it as a relative path
         raise InputError(
             f"output_dir '{config.output_dir}' is a URL; give a directory (a bucket can be mounted with gcsfuse)"
         )

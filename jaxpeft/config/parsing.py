@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from jaxpeft.config.run import RunConfig
 from jaxpeft.errors import InputError, did_you_mean, fail
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the docstring of a field is its help text
 
 C = TypeVar("C")
 
@@ -31,6 +31,7 @@ class Parser(ArgumentParser):
         fail(f"{text}{self._suggestion(text)}", prog=self.prog, hint=f"see {self.prog} --help")
 
     def _suggestion(self, text: str) -> str:
+        # jsonargparse has three messages for an unknown key.
         keys = [action.dest for action in self._actions if action.dest not in ("help", "print_config")]
         if found := re.search(r"[Uu]nrecognized arguments: --([^\s=]+)", text):
             return did_you_mean(found[1].replace("-", "_"), keys).replace("'", "--", 1).replace("'?", "?")
@@ -72,11 +73,12 @@ def parse_file_into(kind: type[C], args: list[str], prog: str, *, description: s
     parser = Parser(
         prog=prog,
         usage=f"{prog} --config FILE [--KEY VALUE ...]",
-        description=f"{description} Every key of a config file is a flag too, and a flag wins.",
+        description=f"{description} Every key of a config file is also a flag, and flags override the file.",
         exit_on_error=True,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
     parser.add_class_arguments(kind)
+    # field.type is text, because annotations are not evaluated.
     args, deep = _without_deep_flags(args, [field.name for field in fields(kind) if str(field.type).startswith("dict")])  # type: ignore[arg-type]
     values = _parse(parser, args, None)[0]
 
@@ -113,7 +115,7 @@ def _parse(parser: Parser, args: list[str], default_config: Path | None) -> tupl
     args = _bare_switches(args)
     if default_config and not any(arg == "--config" or arg.startswith("--config=") for arg in args):
         args = ["--config", str(default_config), *args]
-    _check_yaml(args, parser.prog)
+    _check_yaml(args, parser.prog)  # before the parser, whose error does not name the file
     values = parser.parse_args(args)
     return values, lambda: build_run(parser, values)
 
@@ -130,7 +132,7 @@ def run_parser(prog: str, default_config: Path | None, description: str = _TRAIN
     parser = Parser(
         prog=prog,
         usage=f"{prog} [--config FILE] [--KEY VALUE ...]",
-        description=f"{description} Every key of a config file is a flag too, and a flag wins." + default,
+        description=f"{description} Every key of a config file is also a flag, and flags override the file." + default,
         exit_on_error=True,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")

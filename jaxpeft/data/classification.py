@@ -68,6 +68,7 @@ def encode_texts(
     ids, types, num_truncated = [], [], 0
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         rows = slice(start, start + _TEXTS_PER_CALL)
+        # First without a limit, to count the rows that are too long.
         chunk = _encode(texts[rows], None if pairs is None else pairs[rows], tokenizer)
         too_long = [row for row, tokens in enumerate(chunk["input_ids"]) if len(tokens) > max_length]
         if too_long and not truncate:
@@ -123,10 +124,12 @@ def bucketed_batches(
     batches, buckets = [], []
     for bucket in range(largest + 1):
         waiting = np.concatenate([waiting, order[bucket_of_row[order] == bucket]])
+        # Only the largest bucket keeps an incomplete batch; the others pass their rest on.
         ready = len(waiting) if bucket == largest else len(waiting) // batch_size * batch_size
         batches.append(cut(waiting[:ready], batch_size))
         buckets.append(np.full(len(batches[-1]), bucket))
         waiting = waiting[ready:]
+    # Groups of consecutive batches are numbered over all buckets. The stable sort by a random key keeps each together.
     first_runs = np.cumsum([0, *(num_batches(len(part), _BATCHES_PER_RUN) for part in batches)])
     runs = [first + np.arange(len(part)) // _BATCHES_PER_RUN for first, part in zip(first_runs, batches, strict=False)]
     shuffled = np.argsort(shapes.permutation(first_runs[-1])[np.concatenate(runs)], kind="stable")
@@ -176,6 +179,7 @@ class ClassificationData:
 
         The first rows of a file would not do: files are often sorted by label.
         """
+        # Not the run's seed, so that runs of different seeds are validated on the same rows.
         order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(self.labels))
         rows, offsets = np.sort(order[:num_rows]), self.encoded.offsets
         tokens = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
@@ -213,10 +217,10 @@ class ClassificationData:
 
     def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
         """The batch of a `draw`, in arrays of the namespace `xp`: numpy, or jax.numpy inside a compiled program."""
-        rows = xp.maximum(draw["rows"], 0)
+        rows = xp.maximum(draw["rows"], 0)  # FILL reads row 0, with weight 0
         starts, columns = device_data["offsets"][rows], draw["columns"]
         inside = columns < (device_data["offsets"][rows + 1] - starts)[:, None]
-        tokens = xp.where(inside, starts[:, None] + columns, 0)
+        tokens = xp.where(inside, starts[:, None] + columns, 0)  # padding needs some valid index
         return {
             "input_ids": xp.where(inside, device_data["input_ids"][tokens], self.encoded.pad_token_id).astype(xp.int32),
             "attention_mask": inside.astype(xp.int32),
@@ -230,6 +234,7 @@ class ClassificationData:
 
         `rows` is -1 for padding and restores the order: `predictions[rows[rows >= 0]] = outputs[rows >= 0]`.
         """
+        # By length, so that little is computed on padding.
         for rows in cut(np.argsort(self.encoded.lengths, kind="stable"), self.batch_size):
             bucket = self._bucket_of_row[rows[rows != FILL]].max()
             draw = self._draw(rows, self.bucket_lengths[bucket])
@@ -239,6 +244,7 @@ class ClassificationData:
     def _bucket_of_row(self) -> np.ndarray:
         return np.searchsorted(self.bucket_lengths, self.encoded.lengths)
 
+    # A mutable cell, because the dataclass is frozen.
     @cached_property
     def _last_epoch(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         return {}

@@ -38,7 +38,9 @@ def choose_columns(
             hint = f"{did_you_mean(name, available)}; columns: {', '.join(available)}"
             raise InputError(f"{flag}='{name}': {where} has no such column{hint}")
     if text is None and pair is not None:
-        raise InputError(f"text_pair_column='{pair}' needs text_column too; columns of {where}: {', '.join(available)}")
+        raise InputError(
+            f"text_pair_column='{pair}' also needs text_column; columns of {where}: {', '.join(available)}"
+        )
     if text is None:
         text, pair = _guess_text(available, where)
     return Columns(text, pair, label if label is not None else ("label" if "label" in available else None))

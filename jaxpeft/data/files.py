@@ -104,10 +104,10 @@ def _load(format_name: str, path: str, options: dict[str, Any]) -> Dataset:
                 format_name, data_files=path, split="train", cache_dir=cache, keep_in_memory=True, **options
             )
         except ValueError as error:
-            if "corresponds to no data" in str(error):
+            if "corresponds to no data" in str(error):  # datasets' message for a file without rows
                 raise InputError(f"{path} has no rows; give a file with at least one") from error
             raise InputError(_unreadable(path, error)) from error
-        except (datasets.exceptions.DatasetsError, OSError) as error:
+        except (datasets.exceptions.DatasetsError, OSError) as error:  # the cause is the parser's own message
             raise InputError(_unreadable(path, error.__cause__ or error)) from error
 
 
@@ -134,6 +134,7 @@ def _csv_options(path: str, column_names: Sequence[str] | None) -> dict[str, Any
     if first is not None and len(first) != len(names):
         hint = "give column_names if the file has no header, or quote fields that hold the delimiter"
         raise InputError(f"{path}: {len(names)} columns ({', '.join(names)}) but {len(first)} fields in row 1; {hint}")
+    # pandas would read the sentence "NA" as a missing value (keep_default_na) and guess column types (features).
     options = {**dialect, "keep_default_na": False, "encoding": _ENCODING}
     options["features"] = Features({name: Value("string") for name in names})
     return {**options, "column_names": list(names)} if column_names is not None else options
@@ -145,7 +146,7 @@ def _first_rows(
     """The column names, and the fields of the first row (None if there is no row)."""
     try:
         with open(path, encoding=_ENCODING, newline="") as file:
-            rows = (row for row in csv.reader(file, **dialect) if row)
+            rows = (row for row in csv.reader(file, **dialect) if row)  # pandas also skips blank lines
             names = list(column_names) if column_names is not None else next(rows, [])
             return names, next(rows, None)
     except (UnicodeDecodeError, csv.Error) as error:

@@ -22,6 +22,7 @@ def hub_id(name: str, subset: str | None) -> tuple[str, str | None]:
     Raises InputError on a near miss of a short name, on a short name with a subset, and on a name that cannot be a
     repository.
     """
+    # A name that resembles a short name is most likely a misspelt one, and must not be searched on the hub.
     is_short = name.startswith(("glue/", "wikitext-")) or ("/" not in name and did_you_mean(name, KNOWN_NAMES) != "")
     if not is_short and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         return name, subset
@@ -57,6 +58,7 @@ def read_hub(name: str, *, subset: str | None = None) -> DatasetDict:
 
 
 def _no_dataset(name: str, repository: str, config_name: str | None, error: Exception) -> str:
+    # Without the example of usage that datasets adds: the message must be one line.
     reason = " ".join(str(error.__cause__ or error).split()).partition(" Example of usage")[0].rstrip(".")
     what = f"dataset '{name}' (hub: {repository}{f', {config_name}' if config_name else ''}) cannot be loaded: {reason}"
     if "BuilderConfig" in reason or "Config name is missing" in reason:

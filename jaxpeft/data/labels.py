@@ -37,6 +37,7 @@ def encode_labels(
         value.
     """
     parsed = {where: [_number(value, where, row) for row, value in enumerate(raw)] for where, raw in columns.items()}
+    # Of all splits together: one name in any of them makes the labels of all of them names.
     values = [value for column in parsed.values() for value in column]
     if num_labels == 1:
         return _targets(parsed), 1, None
@@ -49,7 +50,7 @@ def encode_labels(
 
 def _number(value: Any, where: str, row: int) -> int | float | str:
     """The value as a number if it is one or its text reads as one; other text is returned stripped."""
-    if isinstance(value, str):
+    if isinstance(value, str):  # .csv and .tsv give numbers as text
         text = value.strip()
         if _INTEGER.fullmatch(text):
             return int(text)

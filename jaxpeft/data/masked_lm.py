@@ -167,7 +167,7 @@ def _masked_batch(rows: Any, masks: Batch, pad_token_id: int, xp: Any) -> dict[s
 def _with_values(rows: Any, positions: Any, values: Any, xp: Any) -> Any:
     """`rows` with `values` (0 or above) at `positions` along the last axis. A repeated position must repeat its value."""
     if xp is np:
-        rows = rows.copy()
+        rows = rows.copy()  # put_along_axis writes in place
         np.put_along_axis(rows, positions, values, axis=1)
         return rows
     # Not a scatter: a GPU or TPU runs it one element after the other.
@@ -186,7 +186,7 @@ def _choose_positions(
     num_maskable = can_mask.sum(axis=1)
     num_chosen = np.minimum(np.maximum(1, np.rint(ratio * num_maskable)), np.minimum(num_maskable, num_positions))
     chosen = np.arange(num_positions) < num_chosen[:, None]
-    positions = np.sort(np.where(chosen, candidates, length), axis=1)
+    positions = np.sort(np.where(chosen, candidates, length), axis=1)  # `length` sorts unused ones last
     used = positions < length
     return np.where(used, positions, 0), used
 
@@ -240,7 +240,7 @@ class MaskedLMData:
         """Indices of the batch of a micro-step: its `rows`, `[batch]` int32, and their masks (`choose_masks`)."""
         epoch, index = divmod(step, self.steps_per_epoch)
         rows = epoch_order(len(self.blocks), self.batch_size, self.seed, epoch)[index]
-        real = np.maximum(rows, 0)
+        real = np.maximum(rows, 0)  # FILL reads row 0, whose weights become 0 below
         masks = self._masks(real, np.random.default_rng([self.seed, MASK_STREAM, step]))
         weights = np.where((rows == FILL)[:, None], np.float32(0), masks["weights"])
         return {**masks, "rows": real.astype(np.int32), "weights": weights}
@@ -251,6 +251,7 @@ class MaskedLMData:
 
     def eval_batches(self) -> Iterator[Batch]:
         """Every row once, in order. The masks depend only on the blocks, not on the seed or the batch size."""
+        # Drawn for groups of fixed size, or the masks would depend on the batch size.
         starts = range(0, len(self.blocks), _ROWS_PER_DRAW)
         masks = [
             self._masks(np.arange(start, min(start + _ROWS_PER_DRAW, len(self.blocks))), _evaluation_rng(start))

@@ -43,5 +43,5 @@ def epoch_order(num_rows: int, batch_size: int, seed: int, epoch: int) -> np.nda
     """One epoch's batches of rows, `[micro-steps, batch_size]` int, read-only: each row once, the last batch padded."""
     # Cached, because every micro-step of an epoch asks for the same order.
     batches = cut(order_rng(seed, epoch).permutation(num_rows), batch_size)
-    batches.flags.writeable = False
+    batches.flags.writeable = False  # the cache returns this array to every caller
     return batches

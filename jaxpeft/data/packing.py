@@ -146,9 +146,11 @@ class PackedData:
         texts, layout = xp.maximum(draw["rows"], 0), self.layout
         offsets, real = device_data["offsets"][texts], draw["rows"] != FILL
         lengths = xp.where(real, device_data["offsets"][texts + 1] - offsets, 0)
+        # A text starts at the end of the texts before it in its row.
         before = xp.cumsum(lengths) - lengths
         first = np.searchsorted(layout.rows, layout.rows)  # for each text, the first text in the same row
         starts = (layout.rows * layout.length).astype(np.int32) + before - before[first]
+        # For every slot of the batch: the text that owns it, and the place in that text.
         slots = np.arange(layout.num_rows * layout.length, dtype=np.int32)
         owner = xp.searchsorted(starts, slots, side="right") - 1
         places = slots - starts[owner]
@@ -166,6 +168,7 @@ class PackedData:
             "token_type_ids": rows(device_data["token_type_ids"][tokens], 0),
             "segments": rows(owner + 1, 0),
             "position_ids": rows(places, 0),
+            # A missing text behind a full last row would start beyond the device's rows.
             "starts": xp.minimum(local, each - 1).astype(xp.int32),
             "labels": device_data["labels"][texts],
             "weights": real.astype(xp.float32),
@@ -175,7 +178,7 @@ class PackedData:
     def layout(self) -> Layout:
         """The place of each text in a batch, the same for every batch."""
         longest = self._strata[:, -1]
-        limits = np.where(longest == FILL, 0, self.unpacked.encoded.lengths[longest])
+        limits = np.where(longest == FILL, 0, self.unpacked.encoded.lengths[longest])  # an empty stratum needs no room
         return shortest_layout(limits, self.max_length, self.num_devices)
 
     @cached_property
@@ -185,6 +188,7 @@ class PackedData:
         missing = self.unpacked.batch_size * self.steps_per_epoch - len(order)
         return np.concatenate([np.full(missing, FILL), order]).reshape(self.unpacked.batch_size, -1)
 
+    # A mutable cell, because the dataclass is frozen.
     @cached_property
     def _last_epoch(self) -> dict[int, np.ndarray]:
         return {}

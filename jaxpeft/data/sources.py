@@ -86,6 +86,7 @@ def load_splits(
         read = _from_files({split: path for split, path in files.items() if path}, name, column_names)
     else:
         read = _from_hub(str(name), subset, validation_split, test_split)
+        # GLUE's columns have names of their own, so the task decides unless the user does.
         if (task := GLUE.get(str(name).removeprefix("glue/"))) is not None and text_column is None:
             text_column, text_pair_column = (*task.text_columns, None)[:2]
             num_labels = num_labels or task.num_labels
@@ -135,6 +136,7 @@ def _from_files(files: Mapping[str, str], name: str | None, column_names: Sequen
 
 def _from_hub(name: str, subset: str | None, validation_split: str | None, test_split: str | None) -> _Tables:
     found = read_hub(name, subset=subset)
+    # MNLI has two validation and two test splits: matched and mismatched.
     suffix = "_matched" if name == "glue/mnli" else ""
     wanted = {
         "train": "train",
@@ -164,6 +166,7 @@ def _to_splits(
     splits = {split: _texts(table, columns[split], read.where[split]) for split, table in read.tables.items()}
     if use_labels and columns["train"].label is not None:
         raw = _raw_labels(read, columns)
+        # GLUE's test labels are not public, so a run on it cannot be tested on them.
         if "test" in raw and _all_hidden(raw["test"]):
             notes.append(f"the labels of {read.where['test']} are all -1 (not public): it is not used")
             del raw["test"], splits["test"]
@@ -171,6 +174,7 @@ def _to_splits(
         splits, num_labels, names = _label(splits, raw, read.where, num_labels, label_names or declared)
     else:
         num_labels, names = None, None
+    # After the labels are read, because labelled and unlabelled rows are held out differently.
     if "validation" not in splits:
         splits["train"], splits["validation"], note = hold_out(splits["train"], read.where["train"])
         notes.append(note)

@@ -60,7 +60,7 @@ class Splits:
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             if split is not None:
-                digest.update(json.dumps([split.texts, split.pairs]).encode())
+                digest.update(json.dumps([split.texts, split.pairs]).encode())  # JSON keeps the texts' boundaries
                 digest.update(b"" if split.labels is None else split.labels.tobytes())
         return digest.hexdigest()
 
@@ -88,4 +88,5 @@ def hold_out(split: Split, where: str) -> tuple[Split, Split, str]:
     order = np.arange(num_rows) if split.labels is None else np.random.default_rng(HOLD_OUT_SEED).permutation(num_rows)
     which = "the last" if split.labels is None else "a fixed random"
     note = f"no validation split: {which} {num_held} of {num_rows} rows of {where} are held out (10 %)"
+    # Sorted, so that rows stay in the order of the source.
     return take(split, np.sort(order[:-num_held])), take(split, np.sort(order[-num_held:])), note

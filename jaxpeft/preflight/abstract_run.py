@@ -152,7 +152,7 @@ def _adapted(config: RunConfig, model: Model) -> Adapted:
     plain = replace(a, init_lora_weights=None, loftq_config=None, eva_config=None, lora_ga_config=None)
     config = replace(config, adapter=plain)
     tokenizer = _tokenizer(config, model) if a.prompt_tuning_init == "TEXT" else None
-    found = []
+    found = []  # eval_shape returns only arrays, so the rest of `Adapted` comes out through this list
 
     def trees(params: Any) -> Any:
         found.append(prepare_adapters(config, replace(model, params=params), tokenizer))
@@ -186,7 +186,8 @@ def lower_training(run: AbstractRun, batch_size: int, length: int) -> jax.stages
     data = run.training_data(batch_size)
     device_data, draw = dict(data.device_data), data.draw(0)
     if isinstance(data, ClassificationData):
-        draw = {**draw, "columns": np.arange(length, dtype=np.int32)}
+        draw = {**draw, "columns": np.arange(length, dtype=np.int32)}  # the wanted bucket, not the first batch's
+    # The same choice as in training: data that fits stays on the devices, and batches are assembled there.
     if fits(device_data):
         program: Any = make_train_steps(step, in_program(data, run.parallel))
         draws = run.parallel.replicated_shapes(_stacked(draw, passes))

@@ -144,6 +144,7 @@ def _collective(kind: str, opcode: str, is_start: bool, num_chips: int, times: i
     """The operation whose result is of type `kind`."""
     says_both = is_start and opcode in ("all-gather", "collective-permute")  # the type is (input, output, …)
     arrays, scalars = _bytes(_elements(kind)[0] if says_both else kind)
+    # The type is that of the output, which may be larger or smaller than the input.
     grown = {"all-gather": num_chips, "reduce-scatter": 1 / num_chips}.get(opcode, 1) if not says_both else 1
     arrays, scalars = arrays / grown, scalars / grown
     return Collective(opcode, math.ceil(arrays), math.ceil(scalars), num_chips, times)

@@ -82,7 +82,7 @@ def compile_for(topology: Topology, lowered: jax.stages.Lowered, *, argument_byt
     counted: Any = compiled.cost_analysis()
     memory = Memory(
         sizes.argument_size_in_bytes,
-        sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        sizes.output_size_in_bytes - sizes.alias_size_in_bytes,  # donated arguments are reused for outputs
         sizes.temp_size_in_bytes,
         sizes.generated_code_size_in_bytes,
     )

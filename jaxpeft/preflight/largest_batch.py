@@ -77,6 +77,7 @@ def _next(
     """The next number of rows to try, inside (low, high): first the line's prediction, then just beyond it."""
     guess = _predicted(attempts, fixed_bytes, limit_bytes)
     if high is None:
+        # At least a little more than what fits, and not too far beyond the sizes that are known.
         guess = min(max(guess or 2 * low, low + max(QUANTUM, tolerance * low)), 64 * max(low, QUANTUM))
         return _rounded(guess)
     if guess is None or not low < guess < high or len(attempts) > 4:

@@ -175,7 +175,7 @@ def _torch_lines(export: Path, config: RunConfig, model: Model, results: Results
     lines += ["tokenizer = AutoTokenizer.from_pretrained(base)", "model.eval()"]
     if config.task == "masked-lm":
         lines += [
-            f'text = {sentence!r}.replace("[MASK]", tokenizer.mask_token)',
+            f'text = {sentence!r}.replace("[MASK]", tokenizer.mask_token)',  # not every tokenizer's is [MASK]
             'inputs = tokenizer(text, return_tensors="pt")',
             "mask = (inputs.input_ids == tokenizer.mask_token_id).nonzero()[0, 1]",
             "print(tokenizer.decode(model(**inputs).logits[0, mask].argmax()))",
@@ -188,7 +188,7 @@ def _torch_lines(export: Path, config: RunConfig, model: Model, results: Results
 
 def _base_lines(export: Path, config: RunConfig, model: Model) -> list[str]:
     packaged = model.source.packaged_as
-    if config.model.weights == "random":
+    if config.model.weights == "random":  # only this run has the base, which was saved beside the adapter
         return [f"base = {str(export.parent / 'base')!r}"]
     if packaged:
         package, _, folder = packaged.removeprefix("package:").partition("/")

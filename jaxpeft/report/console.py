@@ -49,7 +49,7 @@ class TrainingBar:
         """Show the figures of a log interval that ended after `step` steps."""
         figures = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
         self._progress.update(self._task, completed=step, figures=figures)
-        if not console.is_terminal:
+        if not console.is_terminal:  # the bar is disabled then
             log(f"step {step:>5}/{self._total}  {figures}  {_duration(seconds_left)} left")
 
 

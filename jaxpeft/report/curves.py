@@ -9,7 +9,7 @@ from typing import Any
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> Path:
     """Draw the training and validation loss of `metrics.jsonl`'s `rows` and, if the adapter was pruned, its sparsity below."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state and may want a display
 
     train = [row for row in rows if row["split"] == "train"]
     validation = [row for row in rows if row["split"] == "validation"]

@@ -161,7 +161,7 @@ def measure(
         before=before,
         test=test,
         best_metric=config.training.metric or next(iter(test)),
-        best_step=outcome.progress.best_update or outcome.progress.update,
+        best_step=outcome.progress.best_update or outcome.progress.update,  # the last one without a validation
         steps=outcome.progress.update,
         seconds=outcome.progress.seconds,
         tokens_per_second=outcome.tokens_per_second,
@@ -214,8 +214,8 @@ def _words(masks: list) -> str:
 
 def _peak_memory() -> tuple[int, str]:
     """Peak memory in bytes and whose it is: the device's if the backend reports it, else the process's."""
-    stats = jax.local_devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"], "device"
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"

@@ -39,6 +39,7 @@ def for_drawing(key: jax.Array) -> jax.Array:
 
 def _bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
     """As `jax.random.bits`, for a `width` of 8 to 64. Dropout uses 32."""
+    # Only the usual case is unrolled: 32 bits, jax's partitionable layout, and a counter that fits into one word.
     if width != 32 or not jax.config.values["jax_threefry_partitionable"] or not 0 < math.prod(shape) < 2**32:
         return jax.random.bits(_jax_key(key), shape, jnp.dtype(f"uint{width}"))
     # The counter is an entry's index, in two words. It is a sum of iotas of each axis, because XLA can split those over devices.

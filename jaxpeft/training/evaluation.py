@@ -57,7 +57,7 @@ def predict_logits(
         real = np.asarray(batch["rows"]) >= 0
         rows.append(np.asarray(batch["rows"])[real])
         logits.append(out[real])
-    return np.concatenate(logits)[np.argsort(np.concatenate(rows))]
+    return np.concatenate(logits)[np.argsort(np.concatenate(rows))]  # batches are sorted by length
 
 
 def pseudo_perplexity(
@@ -91,6 +91,7 @@ _MAX_QUEUED = 8
 
 
 def _device_part(batch: Batch) -> dict:
+    # `rows` restores the order on the host; the step does not read it.
     return {key: value for key, value in batch.items() if key != "rows"}
 
 

@@ -140,6 +140,7 @@ def _gather(text: str) -> list[str]:
     """The `text` of every process, by process number, each cut to `_MESSAGE_BYTES`."""
     if jax.process_count() == 1:
         return [text]
+    # Padded to a fixed size, because a collective needs the same shape in all processes.
     raw = np.zeros(_MESSAGE_BYTES, np.uint8)
     data = np.frombuffer(text.encode()[:_MESSAGE_BYTES], np.uint8)
     raw[: len(data)] = data

@@ -27,6 +27,7 @@ def stop_requests() -> Iterator[Callable[[], int | None]]:
         if not received:
             first = time.monotonic()
         elif time.monotonic() - first > _GRACE_SECONDS:
+            # Hand over to the handler from before, such as Python's own for Ctrl-C.
             signal.signal(number, previous[number])
             signal.raise_signal(number)
             return

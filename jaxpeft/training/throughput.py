@@ -55,7 +55,7 @@ class ThroughputMeter:
         tokens = values.pop("tokens").sum(axis=0)
         means = {key: np.mean(value, axis=0) for key, value in values.items()}
         compiled = seconds_compiling()
-        if compiled == self._compiled:
+        if compiled == self._compiled:  # nothing was compiled in this interval, so it counts for the run's speed
             self._all_tokens = self._all_tokens + tokens
             self._all_seconds += seconds
             self._all_steps += steps
@@ -66,6 +66,7 @@ class ThroughputMeter:
     def leave_out(self, seconds: float) -> None:
         """Exclude the last `seconds` from the speed, because they were no training (but a validation)."""
         self._since += seconds
+        # If the interval has no micro-steps yet, the compiling was the validation's and does not spoil it.
         if not self._pending:
             self._compiled = seconds_compiling()
 

@@ -142,7 +142,7 @@ CASES = [
         r"text_column='txt': .*did you mean 'text'\?; columns: text",
     ),
     ("a.csv", "text,label\na,1\n", {"label_column": "y"}, r"label_column='y': .*columns: text, label"),
-    ("a.csv", "text,label\na,1\n", {"text_pair_column": "label"}, r"needs text_column too"),
+    ("a.csv", "text,label\na,1\n", {"text_pair_column": "label"}, r"also needs text_column;"),
     ("a.txt", "a\n", {"column_names": ("text",)}, r"column_names is for .csv and .tsv files"),
     ("a.txt", "\n\n", {}, r"column 'text' has no text in its 2 rows"),
     ("a.jsonl", '{"text": "a"}\n{"text\n', {}, r"a.jsonl cannot be read as .jsonl: JSON parse error"),
