@@ -74,7 +74,7 @@ def input_components(
     if not len(batches):
         raise InputError("EVA needs at least one batch, got none; set adapter.calibration_batches")
     budget = sum(method.at(path).rank for path in linear)
-    most = {path: _most(method.at(path).rank, options["rho"], targets[path]) for path in linear}
+    most = {path: _max_components(method.at(path).rank, options["rho"], targets[path]) for path in linear}
     see = _recorder(model, linear)
     first = next(iter(batches))
     leaders = _leaders(see(first, _counted(first, options)))
@@ -98,8 +98,10 @@ def input_components(
             if len(rows := inputs[path]) >= most[path]:  # fewer rows have fewer components
                 fits[path] = updated(fits.get(path), rows, most[path])
         if fits.keys() == set(leaders.values()):
-            ranks = _deal_out(fits, leaders, budget, most)
-    components = {path: _start(fits[leaders[path]], rank, options["whiten"]) for path, rank in ranks.items() if rank}
+            ranks = _distribute_ranks(fits, leaders, budget, most)
+    components = {
+        path: _initial_a(fits[leaders[path]], rank, options["whiten"]) for path, rank in ranks.items() if rank
+    }
     kept = {path: site for path, site in targets.items() if ranks.get(path) != 0}
     return Components(_with_ranks(method, kept, ranks, options["adjust_scaling_factors"]), kept, components)
 
@@ -162,7 +164,7 @@ def _counted(batch: Mapping[str, Any], options: Mapping[str, Any]) -> np.ndarray
     return counted
 
 
-def _most(rank: int, rho: float, site: Site) -> int:
+def _max_components(rank: int, rho: float, site: Site) -> int:
     """The maximum number of components of a layer."""
     most, width = round(rank * rho), min(site.d_in, site.d_out)
     if most > width:
@@ -202,7 +204,7 @@ def _check_progress(
         )
 
 
-def _deal_out(
+def _distribute_ranks(
     fits: Mapping[str, Fit], leaders: Mapping[str, str], budget: int, most: Mapping[str, int]
 ) -> dict[str, int]:
     """The rank of each layer: its share of the `budget` components that explain the most variance."""
@@ -217,8 +219,8 @@ def _deal_out(
     return ranks
 
 
-def _start(fit: Fit, rank: int, whiten: bool) -> jax.Array:
-    """A `[d_in, rank]`."""
+def _initial_a(fit: Fit, rank: int, whiten: bool) -> jax.Array:
+    """LoRA's initial A, `[d_in, rank]`."""
     components = fit.components[:rank]
     if whiten:
         components = components / np.sqrt(fit.singular_values[:rank, None])

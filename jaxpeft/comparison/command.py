@@ -80,7 +80,9 @@ def _check_forgetting(config: CompareConfig, runs: Sequence[RunConfig]) -> None:
 
 def _train(config: CompareConfig, cells: Sequence[Cell]) -> None:
     """Train the runs of `cells` that are not done. Runs that may share a program train together."""
-    left = [record for cell in cells if not (record := read_record(config, cell)).is_done or _again(config, record)]
+    left = [
+        record for cell in cells if not (record := read_record(config, cell)).is_done or _should_retry(config, record)
+    ]
     done = len(cells) - len(left)
     if done:
         log(f"{done} of {len(cells)} runs are already done")
@@ -88,7 +90,7 @@ def _train(config: CompareConfig, cells: Sequence[Cell]) -> None:
         _do_training(group)
 
 
-def _again(config: CompareConfig, record: Record) -> bool:
+def _should_retry(config: CompareConfig, record: Record) -> bool:
     return record.failure is not None and config.retry_failed
 
 

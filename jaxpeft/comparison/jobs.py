@@ -79,10 +79,10 @@ def do(job: dict[str, Any], **environment: str) -> str | None:
     if stopped or status in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         log("stopped; run the same command again to continue")
         raise SystemExit(128 + stopped[0] if stopped else status)
-    return None if not status else _in_words(status)
+    return None if not status else _describe_status(status)
 
 
-def _in_words(status: int) -> str:
+def _describe_status(status: int) -> str:
     return (
         f"its process ended with signal {signal.Signals(-status).name}"
         if status < 0

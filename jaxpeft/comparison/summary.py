@@ -130,12 +130,12 @@ def summarise(config: CompareConfig) -> Summary:
             runs = {cell.seed: records[cell] for cell in cells if records[cell].results}
             if runs:
                 found.append(Row(task, method, _title(config, cells[0]), search, runs, cost))
-        rows[task] = [_compared(row, found, config.baseline) for row in _told_apart(found)]
+        rows[task] = [_with_difference(row, found, config.baseline) for row in _with_unique_titles(found)]
     failures += [(record.cell.name, why) for record in records.values() for why in record.failures]
     return Summary(config, rows, chosen, failures, list(records.values()))
 
 
-def _told_apart(rows: Sequence[Row]) -> list[Row]:
+def _with_unique_titles(rows: Sequence[Row]) -> list[Row]:
     """The rows, with the file's method name added to titles that occur more than once."""
     titles = [row.title for row in rows]
     return [replace(row, title=f"{row.title} ({row.method})") if titles.count(row.title) > 1 else row for row in rows]
@@ -145,7 +145,7 @@ def _title(config: CompareConfig, cell: Cell) -> str:
     return method_name(run_of(config, cell))
 
 
-def _compared(row: Row, rows: Sequence[Row], baseline: str) -> Row:
+def _with_difference(row: Row, rows: Sequence[Row], baseline: str) -> Row:
     other = next((each for each in rows if each.method == baseline), None)
     if other is None or row.method == baseline:
         return row

@@ -42,7 +42,7 @@ def _train(runs: list[dict[str, Any]], resume: list[bool], by_itself: bool) -> i
     configs = [_config(values, again) for values, again in zip(runs, resume, strict=True)]
     failed = _attempt(lambda: _train_configs(configs, by_itself=by_itself))
     if failed and len(configs) == 1:
-        _note(configs[0], failed)
+        _write_failure(configs[0], failed)
     return int(failed is not None and len(configs) > 1)
 
 
@@ -62,10 +62,10 @@ def _train_configs(configs: Sequence[RunConfig], *, by_itself: bool) -> None:
 
     for config, outcome in zip(configs, run_together(configs), strict=True):
         if isinstance(outcome, InputError):
-            _note(config, str(outcome))
+            _write_failure(config, str(outcome))
 
 
-def _note(config: RunConfig, failure: str) -> None:
+def _write_failure(config: RunConfig, failure: str) -> None:
     directory = directory_of(config)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / FAILURE).write_text(failure)

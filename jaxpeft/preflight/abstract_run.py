@@ -108,11 +108,11 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
         lambda adapters: prepare_state(config, plan, optimizer, adapters, parallel), adapted.adapters
     )
     objective = Objective(model, adapted.method, num_labels or 0, flash)
-    data = _texts(config, splits, model, parallel.mesh.size) if splits else _dummy_data(config, model)
+    data = _real_data(config, splits, model, parallel.mesh.size) if splits else _dummy_data(config, model)
     return AbstractRun(config, parallel, objective, optimizer, plan, adapted.frozen, state, num_labels, data)
 
 
-def _texts(config: RunConfig, splits: Splits, model: Model, num_devices: int) -> Callable[[int], TrainingData]:
+def _real_data(config: RunConfig, splits: Splits, model: Model, num_devices: int) -> Callable[[int], TrainingData]:
     """The training data by batch size. It is read because packed rows per batch depend on the texts' lengths and the devices."""
     data = prepare_training_data(config, splits.train, model, _tokenizer(config, model), num_devices)
 

@@ -93,7 +93,7 @@ def collectives(hlo: str) -> list[Collective]:
     A loop counts as one iteration if XLA does not know the number of iterations.
     """
     lines = dict(_computations(hlo))
-    times = _times(lines)
+    times = _executions(lines)
     partitions = _PARTITIONS.search(hlo)
     everybody = int(partitions[1]) if partitions else 1
     return [
@@ -117,7 +117,7 @@ def _computations(hlo: str) -> Iterator[tuple[str, list[str]]]:
             body.append(line)
 
 
-def _times(lines: dict[str, list[str]]) -> dict[str, int]:
+def _executions(lines: dict[str, list[str]]) -> dict[str, int]:
     """Computation → its executions per call of the program. In HLO's text a caller comes after the computations it calls."""
     times = dict.fromkeys(lines, 0)
     if times:

@@ -59,7 +59,7 @@ def largest_batch(
         low, high = _bounds(attempts)
         if low == most or (high is not None and high - low <= max(QUANTUM if low >= QUANTUM else 1, tolerance * low)):
             break
-        rows = _next(attempts, low, high, fixed_bytes, limit_bytes, tolerance)
+        rows = _next_rows(attempts, low, high, fixed_bytes, limit_bytes, tolerance)
         attempts.append(compile_rows(rows if most is None else min(rows, most)))
     low, high = _bounds(attempts)
     return Largest(low, high, tuple(attempts))
@@ -71,7 +71,7 @@ def _bounds(attempts: list[Attempt]) -> tuple[int, int | None]:
     return max((attempt.rows for attempt in attempts if attempt.fits), default=0), min(too_many, default=None)
 
 
-def _next(
+def _next_rows(
     attempts: list[Attempt], low: int, high: int | None, fixed_bytes: float, limit_bytes: float, tolerance: float
 ) -> int:
     """The next number of rows to try, inside (low, high): first the line's prediction, then just beyond it."""
