@@ -27,7 +27,9 @@ from benchmarks.quality import sst2
 from jaxpeft import RunConfig, train
 from jaxpeft.config import AdapterConfig
 from jaxpeft.report.metrics_log import read_metrics
-from jaxpeft.runs.prepare import prepare_adapters, prepare_data, prepare_model, prepare_splits
+from jaxpeft.runs.adapters import build_method, prepare_adapters
+from jaxpeft.runs.base_model import load_base
+from jaxpeft.runs.data import load_data, row_options
 from jaxpeft.runs.schedule import make_plan
 from jaxpeft.trees import by_leaf
 
@@ -64,15 +66,20 @@ def theirs(config: RunConfig) -> float:
     from peft import HiraConfig, LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForSequenceClassification
 
-    splits = prepare_splits(config)
-    model, tokenizer = prepare_model(config, splits.num_labels)
+    task, splits = load_data(config.data, config.task)
+    rows = row_options(config.data)
     # The start of DoRA is LoRA's and the norms of the base, which PEFT takes itself.
-    start = prepare_adapters(
-        replace(config, adapter=AdapterConfig(rank=8, method=config.adapter.method)), model
-    ).adapters
-    data = prepare_data(config, splits.train, tokenizer, config.training.batch_size)
-    dev = prepare_data(config, splits.validation, tokenizer, config.evaluation.batch_size)
-    plan = make_plan(config, data.steps_per_epoch, "accuracy")
+    plain = AdapterConfig(rank=8, method=config.adapter.method)
+    method = build_method(plain)
+    model, tokenizer = load_base(config.model, task, method, plain, max_length=rows.max_length, seed=config.seed)
+    start = prepare_adapters(plain, method, task, model, seed=config.seed).adapters
+    batch_size = config.training.batch_size
+    data = task.make_data(splits.train, tokenizer, rows, batch_size=batch_size, seed=config.seed)
+    batch_size = config.evaluation.batch_size
+    dev = task.make_data(splits.validation, tokenizer, rows, batch_size=batch_size, seed=config.seed)
+    plan = make_plan(
+        config.training, config.pruning, batches_per_epoch=data.steps_per_epoch, metric="accuracy", method=method
+    )
 
     torch.manual_seed(config.seed)
     common = {"r": 8, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}

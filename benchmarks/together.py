@@ -23,8 +23,8 @@ from benchmarks.speed.machine import describe, measured_now
 from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from jaxpeft.report.results import describe_devices
 from jaxpeft.runs.setup import RunSetup, setup_replica, setup_run
-from jaxpeft.runs.sweep import assemble, fresh_state
-from jaxpeft.training.input_pipeline import feed
+from jaxpeft.runs.sweep import assemble, initial_state
+from jaxpeft.training.input_pipeline import make_input_pipeline
 from jaxpeft.training.step import make_train_step
 from jaxpeft.training.sweep import sweep_input_pipeline
 
@@ -67,14 +67,14 @@ def turns_of(program: Any, state: Any, frozen: Any, draw_at: Callable[[int], Any
 
 def alone(parts: RunSetup, updates: int) -> Turn:
     """One run by itself, as `jaxpeft.runs.train` trains it."""
-    source = feed(parts.train_data, parts.parallel)
+    source = make_input_pipeline(parts.train_data, parts.parallel)
     step = make_train_step(parts.objective, parts.optimizer)
-    return turns_of(source.train_steps(step, updates), parts.fresh_state(), parts.frozen, source.draw_at, updates)
+    return turns_of(source.train_steps(step, updates), parts.initial_state(), parts.frozen, source.draw_at, updates)
 
 
 def together(runs: list[RunSetup], updates: int) -> Turn:
     """`runs` in one program."""
-    replicas, step = assemble(runs, [fresh_state(parts) for parts in runs])
+    replicas, step = assemble(runs, [initial_state(parts) for parts in runs])
     source = sweep_input_pipeline([parts.train_data for parts in runs], runs[0].parallel)
     return turns_of(source.train_steps(step, updates), replicas, runs[0].frozen, source.draw_at, updates)
 
@@ -124,7 +124,7 @@ def table(record: dict[str, Any]) -> str:
         "|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {row['length']} | {row['replicas']} | {row['seconds_together']:.3g} | {row['seconds_alone']:.3g} "
+        f"| {row['length']} | {row['members']} | {row['seconds_together']:.3g} | {row['seconds_alone']:.3g} "
         f"| {row['member_updates_per_second']:.3g} | {row['gain']:.2f}× ({row['gain_spread'][0]:.2f} to {row['gain_spread'][1]:.2f}) "
         f"| {row['peak_bytes_so_far'] / 1e9:.2f} |"
         for row in record["rows"]

@@ -33,6 +33,10 @@ class Registry(Mapping[str, Any]):
         module, _, attribute = self._places[name].partition(":")
         return getattr(import_module(module), attribute)
 
+    def get(self, name: str, default: Any = None) -> Any:  # a Mapping's expects KeyError
+        """The object called `name`, or `default`."""
+        return self[name] if name in self else default  # noqa: SIM401
+
     def __contains__(self, name: object) -> bool:
         return name in self._places
 

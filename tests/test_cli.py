@@ -152,7 +152,7 @@ MISTAKES = {
         f"{TEXT} --adapter.method full --model.quantization nf4",
         r"'full'.* set model\.quantization to none",
     ),
-    "warm-up": (f"{TEXT} --training.warmup_steps 9", r"training\.warmup_steps 9 is not below the run's 3 updates"),
+    "warm-up": (f"{TEXT} --training.warmup_steps 9", r"training\.warmup_steps 9 is not below the run's 3 steps"),
     "metric": (f"{TEXT} --training.metric f1", r"training\.metric 'f1' is not measured for masked-lm; .*accuracy"),
     "batch-size": (f"{TEXT} --training.batch_size 6", r"training\.batch_size 6 cannot be split over 4 devices; 4 can"),
     "nothing-to-resume": (f"{TEXT} --resume", r"nothing to resume in 'runs/x'; start the run without --resume"),

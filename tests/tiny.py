@@ -16,7 +16,10 @@ from jaxpeft.adapters.build import init_adapters
 from jaxpeft.models import build
 from jaxpeft.pruning import apply_masks, prune
 from jaxpeft.quantization import dequantize, is_quantized, quantize
+from jaxpeft.runs.adapters import build_method, prepare_adapters
 from jaxpeft.targets import DEFAULT_TARGETS, match_targets
+from jaxpeft.tasks import task_for
+from jaxpeft.training import loop
 from jaxpeft.training.input_pipeline import InputPipeline
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer
@@ -169,8 +172,28 @@ def training(
         max_grad_norm=max_grad_norm,
         accumulation_steps=accumulation_steps,
     )
-    objective = Objective(model, method, model.config.num_labels if model.task == "classification" else 0)
+    objective = Objective(model, method, task_of(model))
     return objective, optimizer, frozen, init_state(adapters, optimizer, jax.random.key(7), pruned=pruned)
+
+
+def task_of(model):
+    """The task that a model was loaded for."""
+    return task_for(model.task, model.config.num_labels if model.task == "classification" else None)
+
+
+def prepared(config, model, **options):
+    """The base and fresh adapters of the run that `config` describes, on `model`."""
+    method = build_method(config.adapter)
+    return prepare_adapters(config.adapter, method, task_for(config.task, 2), model, seed=config.seed, **options)
+
+
+def fit(state, frozen, plan, *, progress, validate, checkpoints, metrics_log, validate_start=None, **options):
+    """`training.loop.fit` of a single run; raises the error that it ended in."""
+    run = loop.RunState(plan, progress, state, validate, checkpoints, metrics_log, validate_start)
+    (outcome,) = loop.fit(state, frozen, [run], **options)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def fed(step, parallel, *, batch_at=lambda index: batch(seed=index), most=1):

@@ -24,8 +24,8 @@ from benchmarks.speed.flops import Shape
 from jaxpeft.models.last_layer import last_layer
 from jaxpeft.runs.setup import setup_run
 from jaxpeft.training.checkpoint import Progress
-from jaxpeft.training.input_pipeline import feed
-from jaxpeft.training.loop import fit
+from jaxpeft.training.input_pipeline import make_input_pipeline
+from jaxpeft.training.loop import RunState, fit
 from jaxpeft.training.step import make_eval_step, make_train_step
 from jaxpeft.trees import count
 
@@ -91,7 +91,7 @@ class Trainer:
         self.updates_per_turn = case.updates_per_turn or self._data.steps_per_epoch
         # A log point, and a validation in which the loop waits, at the end of every turn.
         plan = replace(parts.plan, log_every_steps=self.updates_per_turn, eval_every_steps=self.updates_per_turn)
-        state = parts.fresh_state()
+        state = parts.initial_state()
         self._state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
         self._train_step = make_train_step(
             self._objective,
@@ -103,20 +103,17 @@ class Trainer:
         self.first_loss = self._loss(parts.adapted.adapters, material)
         self._work = self._count_work()
         self._turns = Turns()
-        self._turns.run(lambda: self._fit(state, plan, feed(self._data, parts.parallel)))
+        self._turns.run(lambda: self._fit(state, plan, make_input_pipeline(self._data, parts.parallel)))
 
     def _fit(self, state: Any, plan: Any, source: Any) -> None:
+        turns: Any = self._turns  # stands in for checkpoints, a log and a bar
         fit(
             state,
             self._frozen,
-            plan,
-            progress=Progress(),
+            [RunState(plan, Progress(), state, turns.validate, checkpoints=turns, metrics_log=turns)],
             draw_at=source.draw_at,
-            train_steps=source.train_steps(self._train_step, plan.passes_per_dispatch),
-            validate=self._turns.validate,
-            checkpoints=self._turns,
-            log=self._turns,
-            bar=self._turns,
+            train_steps=source.train_steps(self._train_step, plan.micro_steps_per_dispatch),
+            bar=turns,
             stop_requested=lambda: None,
         )
 

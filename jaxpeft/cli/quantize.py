@@ -34,10 +34,12 @@ def main(argv: Sequence[str], *, prog: str) -> None:
         "bare BERT's masked language model loads only from what was written for masked-lm.",
     )
     values = parser.parse_args(list(argv))
-    guarded(lambda: run(**values.as_dict()), prog)
+    guarded(lambda: quantize(**values.as_dict()), prog)
 
 
-def run(model: str, output: str, data_type: str, block_size: int, double_quantization: bool, task: str | None) -> None:
+def quantize(
+    model: str, output: str, data_type: str, block_size: int, double_quantization: bool, task: str | None
+) -> None:
     """Quantise the model named `model` into the new directory `output`, and print the sizes before and after."""
     from jaxpeft.interop.quantize import quantize_model
     from jaxpeft.quantization import Quantization

@@ -8,19 +8,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from jaxpeft.comparison import jobs
 from jaxpeft.comparison.grid import Cell, CompareConfig, cells_at, cost_run, head_run, run_of, search_cells
-from jaxpeft.comparison.records import FAILURE, FORGETTING_FAILURE, Record, read_record, searches
+from jaxpeft.comparison.records import Record, read_record, searches
 from jaxpeft.comparison.report import write_report
 from jaxpeft.config import RunConfig
-from jaxpeft.config.files import differences, directory_of, read_config, resolved
 from jaxpeft.errors import InputError
 from jaxpeft.report.console import log
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.sweep_key import chunked, sweep_key
 
 
@@ -55,10 +54,10 @@ def run(config: CompareConfig) -> None:
 
 
 def _check_unchanged(run: RunConfig) -> None:
-    directory = directory_of(run)
-    if not (directory / "config.yaml").is_file():
+    directory = RunDirectory.of(run)
+    if not directory.is_started:
         return
-    changed = differences(read_config(directory / "config.yaml"), run)
+    changed = directory.differences(run.resolved())
     if changed:
         raise InputError(
             f"'{directory}' was run with another configuration ({'; '.join(changed)}); give the comparison another --name"
@@ -99,61 +98,54 @@ def _groups(config: CompareConfig, runs: Sequence[RunConfig]) -> list[list[RunCo
     groups: dict[Any, list[RunConfig]] = {}
     for number, run in enumerate(runs):
         key = sweep_key(run)
-        # A run without a key shares no program: its number makes a group of its own.
-        groups.setdefault((key, _reached(run)) if key else number, []).append(run)
+        groups.setdefault((key, RunDirectory.of(run).newest_step) if key else number, []).append(run)
     return [piece for group in groups.values() for piece in chunked(group, config.together)]
 
 
-def _reached(run: RunConfig) -> int:
-    """Step of a run's newest checkpoint; 0 if it has none."""
-    steps = (directory_of(run) / "checkpoints").glob("[0-9]*")
-    return max((int(path.name) for path in steps if path.name.isdigit()), default=0)
-
-
 def _do_training(runs: Sequence[RunConfig], *, by_itself: bool = False, **environment: str) -> None:
-    """Train `runs` in one process or, if that fails as a whole, one by one. Writes failures to the runs' directories."""
+    """Train `runs` in one process, or one by one if that fails as a whole; a failure is left in its run's directory."""
     log(f"── {', '.join(run.run_name for run in runs)}")
-    for run in runs:  # the failure of an earlier attempt must not be read as this one's
-        (directory_of(run) / FAILURE).unlink(missing_ok=True)
+    directories = [RunDirectory.of(run) for run in runs]
+    for directory in directories:
+        directory.failure.unlink(missing_ok=True)
     job = {
         "do": "train",
         "runs": [_for_worker(run) for run in runs],
-        "resume": [(directory_of(run) / "config.yaml").is_file() for run in runs],
+        "resume": [directory.is_started for directory in directories],
         "by_itself": by_itself,
     }
     why = jobs.do(job, **environment)
-    left = [run for run in runs if not _has_ended(directory_of(run))]
+    left = [run for run, directory in zip(runs, directories, strict=True) if not _has_ended(directory)]
     if left and len(runs) > 1:
         log(f"these runs did not train together ({why}); training them one by one:")
         for run in left:
             _do_training([run], by_itself=by_itself, **environment)
         return
-    for run in left:
-        directory_of(run).mkdir(parents=True, exist_ok=True)
-        (directory_of(run) / FAILURE).write_text(why or "it ended without results")
-    for run in runs:
-        if (directory_of(run) / FAILURE).is_file():
-            log(f"failed: {run.run_name}: {(directory_of(run) / FAILURE).read_text()}")
+    for directory in map(RunDirectory.of, left):
+        directory.path.mkdir(parents=True, exist_ok=True)
+        directory.failure.write_text(why or "it ended without results")
+    for run, directory in zip(runs, directories, strict=True):
+        if directory.failure.is_file():
+            log(f"failed: {run.run_name}: {directory.failure.read_text()}")
 
 
 def _for_worker(run: RunConfig) -> dict[str, Any]:
-    return {**resolved(run), "compilation_cache": run.compilation_cache}
+    return {**run.resolved(), "compilation_cache": run.compilation_cache}
 
 
-def _has_ended(directory: Path) -> bool:
-    return (directory / "results.json").is_file() or (directory / FAILURE).is_file()
+def _has_ended(directory: RunDirectory) -> bool:
+    return directory.is_finished or directory.failure.is_file()
 
 
 def _measure_costs(config: CompareConfig, cells: Sequence[Cell]) -> None:
     """Train a short run of each (task, method), without company and without cached programs. A run that was cut short restarts."""
     for task, method in dict.fromkeys((cell.task, cell.method) for cell in cells):
         run = cost_run(config, task, method)
-        directory = directory_of(run)
-        if (directory / FAILURE).is_file() and not config.retry_failed:
+        directory = RunDirectory.of(run)
+        if directory.failure.is_file() and not config.retry_failed:
             continue
-        if not (directory / "results.json").is_file() or differences(read_config(directory / "config.yaml"), run):
-            shutil.rmtree(directory, ignore_errors=True)
-            # Without the cache, because compile time is one of the costs.
+        if not directory.is_finished or directory.differences(run.resolved()):
+            shutil.rmtree(directory.path, ignore_errors=True)
             _do_training([run], by_itself=True, JAX_ENABLE_COMPILATION_CACHE="false")
 
 
@@ -167,26 +159,26 @@ def _measure_forgetting(config: CompareConfig, cells: Sequence[Cell]) -> None:
         return
     log(f"measuring forgetting (perplexity of general text) of {len(left)} runs")
     for record in left:
-        (record.directory / FORGETTING_FAILURE).unlink(missing_ok=True)
+        record.directory.forgetting_failure.unlink(missing_ok=True)
     job = {
         "do": "forgetting",
         "runs": [str(record.directory) for record in left],
         "head": _for_worker(head),
-        "resume": (directory_of(head) / "config.yaml").is_file(),
+        "resume": RunDirectory.of(head).is_started,
         "settings": wanted,
     }
     why = jobs.do(job)
     for record in left:
         again = read_record(config, record.cell)
         if again.forgetting is None:
-            file = record.directory / FORGETTING_FAILURE
+            file = record.directory.forgetting_failure
             if not file.is_file():
                 file.write_text(why or "it ended without results")
             log(f"forgetting of {record.cell.name} was not measured: {file.read_text()}")
 
 
 def _is_measured(config: CompareConfig, record: Record, wanted: dict[str, Any]) -> bool:
-    if (record.directory / FORGETTING_FAILURE).is_file() and not config.retry_failed:
+    if record.directory.forgetting_failure.is_file() and not config.retry_failed:
         return True
     # Settings may have changed since the measurement.
     return record.forgetting is not None and record.forgetting.get("settings") == wanted

@@ -6,45 +6,46 @@ base. Only the trained parameters inside the encoder are used with it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.config import AdapterConfig, DataConfig, PruningConfig, RunConfig
-from jaxpeft.config.files import directory_of, read_config
+from jaxpeft.config import AdapterConfig, DataConfig, RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.models.build import Model
+from jaxpeft.runs.base_model import base_shapes, load_base
+from jaxpeft.runs.data import load_data, row_options
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.load import TrainedRun, load_run
-from jaxpeft.runs.prepare import prepare_data, prepare_model, prepare_model_shapes, prepare_splits
 from jaxpeft.runs.train import run
-from jaxpeft.training.evaluation import evaluate_masked_lm
-from jaxpeft.training.objective import Batch, Objective
+from jaxpeft.tasks.base import Batch
+from jaxpeft.tasks.masked_lm import MaskedLM
+from jaxpeft.training.evaluation import evaluate
+from jaxpeft.training.objective import Objective
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_eval_step
 from jaxpeft.trees import SHARED, Adapters, Params, by_leaf, leaf_paths, nest, under, without_shared
 
 
 def head_for(config: RunConfig) -> Path | None:
-    """Train the masked-LM head of `config` on the frozen base, if it is not trained yet, and return the run's directory.
+    """The directory of the finished run that `config` describes, a head on the frozen base, which is trained now if it is not there yet.
 
-    Returns None if the base's checkpoint has a masked-LM head of its own.
+    None if the base's checkpoint has a masked-LM head of its own.
 
     Raises:
         InputError: as `runs.train.run`.
     """
-    directory = directory_of(config)
-    if (directory / "results.json").is_file():
-        return directory
-    if not prepare_model_shapes(config, None).missing:
+    directory = RunDirectory.of(config)
+    if directory.is_finished:
+        return directory.path
+    length = config.data.max_length
+    if not base_shapes(config.model, MaskedLM(), None, config.adapter, max_length=length).missing:
         return None
     run(config)
-    return directory
+    return directory.path
 
 
 def measure(run: Path, data: DataConfig, head: Path | None, max_rows: int) -> dict[str, float]:
-    """Masked-LM perplexity of a finished run's encoder and of its base, on the test rows of `data`.
-
-    If `data` has no test rows, the validation rows are read.
+    """Masked-LM perplexity on `data`'s test rows (validation rows, if it has none) of a finished run's encoder, and of its base.
 
     Args:
         run: the run's directory.
@@ -56,38 +57,33 @@ def measure(run: Path, data: DataConfig, head: Path | None, max_rows: int) -> di
         `before` (the base) and `after` (the run).
 
     Raises:
-        InputError: there is no head.
+        InputError: if there is no head.
     """
     finished = load_run(run)
-    config = _with_everything_frozen(read_config(run / "config.yaml"), data)
-    model, tokenizer = prepare_model(config, None)
+    config = RunDirectory(run).read_config()
+    task, splits = load_data(data, MaskedLM.name)
+    # With everything frozen: the run's base as it was.
+    frozen, length = AdapterConfig(method="head"), data.max_length
+    model, tokenizer = load_base(config.model, task, None, frozen, max_length=length, seed=config.seed)
     leaves = leaf_paths(model.params)
     if head is not None:
         leaves |= by_leaf(load_run(head).adapters["modules"])
     elif model.missing:
         raise InputError(f"the checkpoint of {config.model.name} has no masked-LM head to measure forgetting with")
-    splits = prepare_splits(config)
-    rows: Any = prepare_data(config, splits.test or splits.validation, tokenizer, config.evaluation.batch_size)
+    rows = task.make_data(
+        splits.test or splits.validation,
+        tokenizer,
+        row_options(data),
+        batch_size=config.evaluation.batch_size,
+        seed=config.seed,
+    )
     batches = list(rows.head(max_rows).eval_batches())
-    silent: Adapters = {"sites": {}, "modules": {}}
+    nothing: Adapters = {"sites": {}, "modules": {}}
     after, adapters = _with_encoder(finished, model, leaves)
     return {
-        "before": _perplexity(Objective(model, None), nest(leaves), silent, batches),
-        "after": _perplexity(Objective(model, finished.objective.method), after, adapters, batches),
+        "before": _perplexity(Objective(model, None, task), nest(leaves), nothing, batches),
+        "after": _perplexity(Objective(model, finished.objective.method, task), after, adapters, batches),
     }
-
-
-def _with_everything_frozen(config: RunConfig, data: DataConfig) -> RunConfig:
-    """The run's configuration with its base frozen, for masked language modelling on `data`."""
-    return replace(
-        config,
-        task="masked-lm",
-        data=data,
-        adapter=AdapterConfig(method="head"),
-        pruning=PruningConfig(),
-        # The run's own values may be invalid for this task and method, and nothing is trained here.
-        training=replace(config.training, metric=None, loraplus_lr_ratio=None),
-    )
 
 
 def _with_encoder(finished: TrainedRun, model: Model, leaves: dict[str, Any]) -> tuple[Params, Adapters]:
@@ -105,4 +101,4 @@ def _perplexity(objective: Objective, frozen: Params, adapters: Adapters, batche
     parallel = data_parallel()
     frozen, adapters = parallel.replicate(frozen), parallel.replicate(adapters)
     step = make_eval_step(objective)
-    return evaluate_masked_lm(step, parallel, frozen, adapters, {}, batches)["perplexity"]
+    return evaluate(objective.task, step, parallel, frozen, adapters, {}, batches)["perplexity"]

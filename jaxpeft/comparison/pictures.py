@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxpeft.comparison.summary import QUALITY, Row
-from jaxpeft.report.results import NAMES
-from jaxpeft.tasks.metrics import SMALLER_IS_BETTER
+from jaxpeft.comparison.summary import Row
+from jaxpeft.tasks.metrics import get_metric
 
 _MARKERS = "os^DvPX*<>hp"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2, 1, 2)))
@@ -22,8 +21,8 @@ _SIZE = (6.4, 4.4)
 def draw(rows: Sequence[Row], directory: Path, task: str) -> dict[str, Path]:
     """Draw a task's pictures into `directory`. Returns caption → file, without pictures for which there are no figures."""
     directory.mkdir(parents=True, exist_ok=True)
-    metric = QUALITY[rows[0].kind][0]
-    name = NAMES[metric]
+    metric = rows[0].kind.reported_metrics[0]
+    name = get_metric(metric).title
     pictures: dict[str, Callable[[Any], bool]] = {
         f"{task}: {name} against trained parameters": lambda axes: _against(
             axes, rows, metric, lambda row: row.any.parameters_trainable, "trained parameters (log scale)"
@@ -126,7 +125,7 @@ def _memory(axes: Any, rows: Sequence[Row]) -> bool:
 
 
 def _scale(axes: Any, metric: str, values: Sequence[float]) -> None:
-    if metric in SMALLER_IS_BETTER and values and max(values) > 4 * min(values):
+    if not get_metric(metric).larger_is_better and values and max(values) > 4 * min(values):
         axes.set_yscale("log")
         _plain_numbers(axes.yaxis, subs=(1, 2, 5))
 
@@ -141,8 +140,8 @@ def _plain_numbers(axis: Any, *, subs: Sequence[int]) -> None:
 
 
 def _label(metric: str, split: str) -> str:
-    better = "lower" if metric in SMALLER_IS_BETTER else "higher"
-    return f"{split} {NAMES[metric]} ({better} is better)"
+    better = "higher" if get_metric(metric).larger_is_better else "lower"
+    return f"{split} {get_metric(metric).title} ({better} is better)"
 
 
 def _legend(axes: Any) -> None:

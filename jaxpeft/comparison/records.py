@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from jaxpeft.comparison.grid import Cell, CompareConfig
 from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.report.results import Results, read_results
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.tasks.metrics import score
-
-FAILURE = "failure.txt"
-FORGETTING = "forgetting.json"
-FORGETTING_FAILURE = "forgetting-failure.txt"
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class Record:
     """A run of the grid. It has `results` if it finished, `failure` (the reason) if it failed, and neither before it ended."""
 
     cell: Cell
-    directory: Path
+    directory: RunDirectory
     results: Results | None = None
     failure: str | None = None
 
@@ -35,8 +31,8 @@ class Record:
 
     @property
     def curve(self) -> list[dict[str, Any]]:
-        """The validations in order, each with `step` and metrics."""
-        return [row for row in read_metrics(self.directory / "metrics.jsonl") if row["split"] == "validation"]
+        """The validations, in order: `step` and metrics."""
+        return [row for row in read_metrics(self.directory.metrics) if row["split"] == "validation"]
 
     def validation(self) -> float:
         """The validation score of the best adapter, larger is better. It decides the learning rate."""
@@ -46,34 +42,33 @@ class Record:
 
     @property
     def forgetting(self) -> dict[str, Any] | None:
-        """Perplexity of general text, `before` and `after`, with the `settings` of the measurement. None if not measured."""
-        file = self.directory / FORGETTING
+        """Perplexity of general text, `before` and `after`, where it was measured, and the `settings` that it was measured with."""
+        file = self.directory.forgetting
         return json.loads(file.read_text()) if file.is_file() else None
 
     @property
     def failures(self) -> list[str]:
-        """The reasons for which the run, or the measurement of its forgetting, failed."""
-        file = self.directory / FORGETTING_FAILURE
-        forgetting = [f"forgetting was not measured: {file.read_text()}"] if file.is_file() else []
+        """What went wrong with it."""
+        file = self.directory.forgetting_failure
+        forgetting = [f"forgetting is not measured: {file.read_text()}"] if file.is_file() else []
         return [*([self.failure] if self.failure else []), *forgetting]
 
 
 def read_record(config: CompareConfig, cell: Cell) -> Record:
-    """The record of a cell's run. The run need not have ended, or even started."""
-    directory = config.directory / "runs" / cell.name
+    """The record of a cell's run, as far as there is one."""
+    directory = RunDirectory(config.directory / "runs" / cell.name)
     return Record(cell, directory, *_outcome(directory))
 
 
 def read_cost(config: CompareConfig, task: str, method: str) -> tuple[Results | None, str | None]:
-    """The results of a method's short run for costs, or the reason of its failure. Both are None before it ended."""
-    return _outcome(config.directory / "costs" / f"{task}-{method}")
+    """What a method's short run by itself measured, where it was done, or why it failed."""
+    return _outcome(RunDirectory(config.directory / "costs" / f"{task}-{method}"))
 
 
-def _outcome(directory: Path) -> tuple[Results | None, str | None]:
-    results, failure = directory / "results.json", directory / FAILURE
-    if results.is_file():
-        return read_results(results), None
-    return None, failure.read_text() if failure.is_file() else None
+def _outcome(directory: RunDirectory) -> tuple[Results | None, str | None]:
+    if directory.is_finished:
+        return read_results(directory.results), None
+    return None, directory.failure.read_text() if directory.failure.is_file() else None
 
 
 @dataclass(frozen=True)

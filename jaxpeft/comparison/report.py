@@ -17,10 +17,9 @@ from jaxpeft.comparison.grid import CompareConfig
 from jaxpeft.comparison.pictures import draw
 from jaxpeft.comparison.records import Record, Search
 from jaxpeft.comparison.statistics import CONFIDENCE
-from jaxpeft.comparison.summary import QUALITY, Row, Spread, Summary, summarise, verdict
+from jaxpeft.comparison.summary import Row, Spread, Summary, summarise, verdict
 from jaxpeft.report.console import log, show_table
-from jaxpeft.report.results import NAMES
-from jaxpeft.tasks.metrics import SMALLER_IS_BETTER
+from jaxpeft.tasks.metrics import get_metric
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def cells(row: Row, baseline: str) -> list[Column]:
     return [
         Column("method", row.title, row.title),
         Column("learning rate", f"{row.search.best:g}" if row.search else "–", row.search.best if row.search else None),
-        *(Column(NAMES[m], spread(m, s := row.quality(m)), s.mean) for m in QUALITY[row.kind]),
+        *(Column(get_metric(m).title, spread(m, s := row.quality(m)), s.mean) for m in row.kind.reported_metrics),
         Column("seeds", str(len(row.runs)), len(row.runs)),
         Column("against the baseline", _difference(row, baseline), row.difference.mean if row.difference else None),
         Column("trained", f"{results.parameters_trainable:,}", results.parameters_trainable),
@@ -99,7 +98,7 @@ def _difference(row: Row, baseline: str) -> str:
     d = row.difference
     if d is None:
         return "the baseline" if row.method == baseline else "–"
-    digits = 1 if "perplexity" in QUALITY[row.kind][0] else 4
+    digits = 1 if "perplexity" in row.kind.reported_metrics[0] else 4
     interval = "" if d.low is None else f" [{d.low:+,.{digits}f}, {d.high:+,.{digits}f}]"
     return f"{d.mean:+,.{digits}f}{interval}: {verdict(row, baseline)}"
 
@@ -161,13 +160,13 @@ def notes(summary: Summary) -> list[str]:
 
 
 def _search(search: Search) -> dict[str, Any]:
-    sign = -1 if search.metric in SMALLER_IS_BETTER else 1
+    sign = 1 if get_metric(search.metric).larger_is_better else -1
     tried = [
         (f"{rate:g}", "failed" if value is None else f"{sign * value:.4g}", rate == search.best)
         for rate, value in search.scores.items()
     ]
-    metric = NAMES.get(search.metric, search.metric)
-    return {"task": search.task, "method": search.method, "metric": metric, "tried": tried, "edge": search.at_the_edge}
+    title = get_metric(search.metric).title
+    return {"task": search.task, "method": search.method, "metric": title, "tried": tried, "edge": search.at_the_edge}
 
 
 def _card(record: Record, directory: Path) -> str:

@@ -11,14 +11,9 @@ from jaxpeft.comparison.records import Record, Search, read_cost, read_record, s
 from jaxpeft.comparison.statistics import Difference, paired_difference
 from jaxpeft.report.methods import method_name
 from jaxpeft.report.results import Results
-from jaxpeft.tasks.metrics import SMALLER_IS_BETTER
-
-QUALITY = {
-    "masked-lm": ("perplexity", "accuracy"),
-    "classification": ("accuracy", "f1"),
-    "regression": ("pearson", "spearman"),
-}
-"""Reported metrics for each kind of task. The first one decides."""
+from jaxpeft.tasks import task_for
+from jaxpeft.tasks.base import Task
+from jaxpeft.tasks.metrics import get_metric
 
 
 @dataclass(frozen=True)
@@ -61,10 +56,9 @@ class Row:
     difference: Difference | None = None
 
     @property
-    def kind(self) -> str:
-        """masked-lm, classification or regression."""
-        results = self.any
-        return "regression" if results.num_labels == 1 else results.task
+    def kind(self) -> Task:
+        """What was asked: a classification of numbers is a regression."""
+        return task_for(self.any.task, self.any.num_labels)
 
     @property
     def any(self) -> Results:
@@ -150,7 +144,7 @@ def _with_difference(row: Row, rows: Sequence[Row], baseline: str) -> Row:
     if other is None or row.method == baseline:
         return row
     shared = [seed for seed in row.runs if seed in other.runs]
-    metric = QUALITY[row.kind][0]
+    metric = row.kind.reported_metrics[0]
 
     def values(of: Row) -> list[float]:
         return [results.test[metric] for seed in shared if (results := of.runs[seed].results)]
@@ -168,5 +162,5 @@ def verdict(row: Row, baseline: str) -> str:
         return "one seed: no interval"
     if not d.is_distinguishable:
         return f"not distinguishable from {baseline}"
-    better = (d.mean < 0) == (QUALITY[row.kind][0] in SMALLER_IS_BETTER)
+    better = (d.mean > 0) == get_metric(row.kind.reported_metrics[0]).larger_is_better
     return f"{'better' if better else 'worse'} than {baseline}"

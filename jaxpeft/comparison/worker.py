@@ -13,16 +13,16 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.comparison.records import FAILURE, FORGETTING, FORGETTING_FAILURE
 from jaxpeft.config import DataConfig, RunConfig
-from jaxpeft.config.files import directory_of, run_config
+from jaxpeft.config.files import run_config
 from jaxpeft.errors import InputError
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.sweep_key import sweep_key
 
 
@@ -40,9 +40,23 @@ def do(job: dict[str, Any]) -> int:
 
 def _train(runs: list[dict[str, Any]], resume: list[bool], by_itself: bool) -> int:
     configs = [_config(values, again) for values, again in zip(runs, resume, strict=True)]
-    failed = _attempt(lambda: _train_configs(configs, by_itself=by_itself))
+
+    def train() -> None:
+        # A run that may have company is trained the same way without it: no result depends on what was left to do beside it.
+        if by_itself or sweep_key(configs[0]) is None:
+            from jaxpeft.runs.train import run
+
+            run(*configs)
+            return
+        from jaxpeft.runs.sweep import run_together
+
+        for config, outcome in zip(configs, run_together(configs), strict=True):
+            if isinstance(outcome, InputError):
+                _note(RunDirectory.of(config), str(outcome))
+
+    failed = _attempt(train)
     if failed and len(configs) == 1:
-        _write_failure(configs[0], failed)
+        _note(RunDirectory.of(configs[0]), failed)
     return int(failed is not None and len(configs) > 1)
 
 
@@ -50,25 +64,9 @@ def _config(values: dict[str, Any], resume: bool) -> RunConfig:
     return replace(run_config(values, values["name"]), resume=resume)
 
 
-def _train_configs(configs: Sequence[RunConfig], *, by_itself: bool) -> None:
-    # A run that may share a program is trained by `run_together` even if it is the only one left. So its result does not
-    # depend on which other runs were left.
-    if by_itself or sweep_key(configs[0]) is None:
-        from jaxpeft.runs.train import run
-
-        run(*configs)
-        return
-    from jaxpeft.runs.sweep import run_together
-
-    for config, outcome in zip(configs, run_together(configs), strict=True):
-        if isinstance(outcome, InputError):
-            _write_failure(config, str(outcome))
-
-
-def _write_failure(config: RunConfig, failure: str) -> None:
-    directory = directory_of(config)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / FAILURE).write_text(failure)
+def _note(directory: RunDirectory, failure: str) -> None:
+    directory.path.mkdir(parents=True, exist_ok=True)
+    directory.failure.write_text(failure)
 
 
 def _forgetting(runs: list[str], head: dict[str, Any], resume: bool, settings: dict[str, Any]) -> int:
@@ -78,13 +76,13 @@ def _forgetting(runs: list[str], head: dict[str, Any], resume: bool, settings: d
     failed = _attempt(lambda: found.append(forgetting.head_for(config)))
     if failed:
         for run in map(Path, runs):
-            (run / FORGETTING_FAILURE).write_text(f"its masked-LM head, {config.run_name}: {failed}")
+            RunDirectory(run).forgetting_failure.write_text(f"its masked-LM head, {config.run_name}: {failed}")
         return 0
     data, trained = DataConfig(**settings["data"]), found[0]
     for run in map(Path, runs):
         failed = _attempt(partial(_measure, run, data, trained, settings))
         if failed:
-            (run / FORGETTING_FAILURE).write_text(failed)
+            RunDirectory(run).forgetting_failure.write_text(failed)
     return 0
 
 
@@ -92,7 +90,7 @@ def _measure(run: Path, data: DataConfig, head: Path | None, settings: dict[str,
     from jaxpeft.comparison import forgetting
 
     values = forgetting.measure(run, data, head, settings["max_rows"])
-    (run / FORGETTING).write_text(json.dumps({**values, "settings": settings}, indent=2) + "\n")
+    RunDirectory(run).forgetting.write_text(json.dumps({**values, "settings": settings}, indent=2) + "\n")
 
 
 def _attempt(action: Callable[[], None]) -> str | None:

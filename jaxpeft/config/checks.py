@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from jaxpeft.errors import InputError
+from jaxpeft.tasks import TASKS
 
 if TYPE_CHECKING:
     from jaxpeft.config.run import RunConfig
@@ -44,7 +45,7 @@ def check_ranges(config: RunConfig) -> None:
         ("training.warmup_steps", t.warmup_steps, t.warmup_steps >= 0, "at least 0"),
         ("training.weight_decay", t.weight_decay, t.weight_decay >= 0, "at least 0"),
         ("training.max_grad_norm", t.max_grad_norm, t.max_grad_norm >= 0, "at least 0"),
-        ("training.steps_per_dispatch", t.steps_per_dispatch, t.steps_per_dispatch >= 1, "at least 1"),
+        ("training.micro_steps_per_dispatch", t.micro_steps_per_dispatch, t.micro_steps_per_dispatch >= 1, "at least 1"),
         ("training.log_every_steps", t.log_every_steps, t.log_every_steps >= 1, "at least 1"),
         ("training.eval_every_steps", t.eval_every_steps, (t.eval_every_steps or 1) >= 1, "at least 1, or null"),
         ("training.early_stopping_patience", t.early_stopping_patience, (t.early_stopping_patience or 1) >= 1, "at least 1, or null"),
@@ -91,9 +92,9 @@ def check_combinations(config: RunConfig) -> None:
             f"training.loraplus_lr_ratio {config.training.loraplus_lr_ratio:g} needs adapter.method 'lora', not '{config.adapter.method}'; "
             "set it to null"
         )
-    if config.data.packing and config.task != "classification":
+    if config.data.packing and not TASKS[config.task].can_pack:
         raise InputError(
-            "data.packing is only for classification, since rows of masked-lm are already full; set it to false"
+            f"data.packing is for classification, and a row of {config.task} is full already; set it to false"
         )
     if config.data.packing and config.adapter.method == "prompt-tuning":
         raise InputError(
@@ -103,18 +104,13 @@ def check_combinations(config: RunConfig) -> None:
         raise InputError(
             "adapter.method 'full' trains every weight, which a quantised base does not allow: set model.quantization to none"
         )
-    allowed = METRICS[config.task]
-    if config.training.metric and config.training.metric not in allowed:
-        raise InputError(
-            f"training.metric '{config.training.metric}' is not measured for {config.task}; choose from {', '.join(allowed)}"
-        )
+    if config.training.metric:
+        allowed = TASKS[config.task].known_metrics
+        if config.training.metric not in allowed:
+            raise InputError(
+                f"training.metric '{config.training.metric}' is not measured for {config.task}; choose from {', '.join(allowed)}"
+            )
 
 
 PRUNABLE = ("lora", "hira", "loha", "lokr")
-"""Methods whose matrices can be pruned. AdaLoRA is not one of them: it allocates its ranks itself."""
-
-METRICS = {
-    "masked-lm": ("loss", "perplexity", "accuracy"),
-    "classification": ("loss", "accuracy", "f1", "matthews", "pearson", "spearman"),
-}
-"""Validation metrics by task."""
+"""Methods whose matrices can be pruned; AdaLoRA allocates its ranks itself."""

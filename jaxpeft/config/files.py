@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,35 +36,20 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
     return build_run(parser, parser.parse_object(dict(values)))
 
 
-def directory_of(config: RunConfig) -> Path:
-    """The directory of a run's files: output_dir/name."""
-    return Path(config.output_dir) / config.run_name
+def write_config(values: Mapping[str, Any], path: Path) -> None:
+    """Write a configuration's `resolved()` values as YAML that `--config` reads back."""
+    path.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
-def write_config(config: RunConfig, path: Path) -> None:
-    """Write `config` as YAML that `--config` reads back."""
-    path.write_text(yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True))
-
-
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """The keys that differ between two configurations, each as `key: old, now new`."""
-    before, after = _flat(resolved(old)), _flat(resolved(new))
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The keys in which two configurations' `resolved()` values differ, each as `key: old, now new`."""
+    before, after = flat(old), flat(new)
     return [f"{key}: {before[key]}, now {after[key]}" for key in before if before[key] != after[key]]
 
 
-def resolved(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain values, ready for YAML, without the keys that belong to one call and not to the run.
-
-    These are `resume`, the directory of compiled programs, and the processes: one host may resume a run of many hosts.
-    """
-    values = asdict(config)
-    for key in ("resume", "compilation_cache", "distributed", "cluster"):
-        del values[key]
-    return values
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

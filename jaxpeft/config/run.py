@@ -5,8 +5,8 @@ A config file holds the same keys as YAML. This module imports nothing heavy, so
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from jaxpeft.config.adapter import AdapterConfig, PruningConfig
 from jaxpeft.config.checks import check_combinations, check_ranges
@@ -45,6 +45,18 @@ class RunConfig:
         """Raise InputError for a configuration that cannot be run, before anything is loaded."""
         check_ranges(self)
         check_combinations(self)
+
+    def resolved(self) -> dict[str, Any]:
+        """The configuration as plain values, ready for YAML, without wishes of a single call.
+
+        Those are `resume`, where this machine keeps compiled programs, and the processes that the run is spread over: one host may resume
+        what many hosts saved.
+        """
+        values = asdict(self)
+        for key in ("resume", "compilation_cache", "distributed", "cluster"):
+            del values[key]
+        del values["training"]["steps_per_dispatch"]  # an old name, whose value is under the new one
+        return values
 
     @property
     def run_name(self) -> str:

@@ -31,9 +31,11 @@ class TrainingConfig:
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay; biases and norms are not decayed."""
     max_grad_norm: float = 1.0
-    """Global norm to which gradients are clipped; 0: no clipping."""
-    steps_per_dispatch: int = 10
-    """Maximum micro-steps per compiled call. Fewer are used if a call would exceed 20 s, since a stop signal waits for two calls."""
+    """Gradients are clipped to this global norm; 0: not at all."""
+    micro_steps_per_dispatch: int = 10
+    """Maximum micro-steps per compiled call. Fewer are used if a call would exceed 20 s, since stop signals are handled between calls."""
+    steps_per_dispatch: int | None = None
+    """Old name of micro_steps_per_dispatch."""
     log_every_steps: int = 10
     """Steps between two log lines; metrics leave the device only then."""
     eval_every_steps: int | None = None
@@ -42,6 +44,12 @@ class TrainingConfig:
     """Number of validations without improvement after which the run stops; null: never."""
     metric: str | None = None
     """Validation metric that selects the best adapter: loss, accuracy, f1, matthews, pearson, spearman; null: the task's own."""
+
+    def __post_init__(self) -> None:
+        """Read old names."""
+        if self.steps_per_dispatch is not None:
+            object.__setattr__(self, "micro_steps_per_dispatch", self.steps_per_dispatch)
+            object.__setattr__(self, "steps_per_dispatch", None)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from jaxpeft.config import RunConfig
 from jaxpeft.config.files import read_config
 from jaxpeft.errors import InputError
 from jaxpeft.preflight.abstract_run import AbstractRun, abstract_run, lower_evaluation, lower_training
@@ -35,10 +34,14 @@ def main() -> None:
     file = Path(sys.argv[1])
     request = json.loads(file.read_text())
     config = read_config(Path(request["config"]))
+    topology = parse_topology(request["topology"])
     try:
+        parallel = data_parallel(_devices(topology))
+        parallel.check(config.training.batch_size, "training.batch_size")
+        parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
         report = preflight(
-            config,
-            parse_topology(request["topology"]),
+            abstract_run(config, parallel),
+            topology,
             find_largest=request["largest_batch"],
             every_bucket=request["every_bucket"],
             kinds=request["kinds"],
@@ -50,24 +53,16 @@ def main() -> None:
 
 
 def preflight(
-    config: RunConfig, topology: Topology, *, find_largest: bool, every_bucket: bool, kinds: Sequence[str]
+    run: AbstractRun, topology: Topology, *, find_largest: bool, every_bucket: bool, kinds: Sequence[str]
 ) -> Report:
-    """Compile the run's steps of `kinds` ("training" first) for `topology`; see `report.Report`.
-
-    Raises:
-        InputError: the run is invalid, or its batches cannot be split over the chips.
-    """
-    parallel = data_parallel(_devices(topology))
-    parallel.check(config.training.batch_size, "training.batch_size")
-    parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
-    run = abstract_run(config, parallel)
+    """Compile the run's steps of `kinds` ("training" first) for `topology`; see `report.Report`."""
     lengths = run.lengths if every_bucket else run.lengths[-1:]
     # Packed rows have one length, so training has one program.
     wanted = [
         (kind, length)
         for length in reversed(lengths)
         for kind in kinds
-        if kind == "evaluation" or length == lengths[-1] or not config.data.packing
+        if kind == "evaluation" or length == lengths[-1] or not run.is_packed
     ]
     programs = [_program(kind, run, topology, length) for kind, length in wanted]
     largest = _largest(run, topology, programs[0]) if find_largest else None
@@ -78,7 +73,7 @@ def preflight(
         gradient_bytes=run.gradient_bytes,
         programs=tuple(programs),
         lengths_left_out=run.lengths[: len(run.lengths) - len(lengths)],
-        counts_data=run.num_labels is not None,
+        counts_data=run.task.reads_labels,
         largest_batch=largest,
     )
 
@@ -92,7 +87,7 @@ def _devices(topology: Topology) -> Any:
 
 
 def _program(kind: Any, run: AbstractRun, topology: Topology, length: int) -> Program:
-    size = (run.config.training if kind == "training" else run.config.evaluation).batch_size
+    size = run.batch_sizes[kind]
     shape = run.training_shape(size, length) if kind == "training" else (size, length)
     log(f"compiling the {kind} step, {shape[0]} rows of {shape[1]} tokens …")
     return Program(kind, size, *shape, _compile(kind, run, topology, size, length))

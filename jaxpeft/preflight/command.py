@@ -58,7 +58,7 @@ def compile_in_child(
     require_libtpu()
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        write_config(config, folder / "config.yaml")
+        write_config(config.resolved(), folder / "config.yaml")
         request = {
             "config": str(folder / "config.yaml"),
             "topology": topology,

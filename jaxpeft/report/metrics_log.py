@@ -16,16 +16,17 @@ class MetricsLog:
     dropped. With several processes, only the one with `writes` touches the files.
     """
 
-    def __init__(self, directory: Path, resumed_at: int, *, writes: bool = True) -> None:
+    def __init__(self, path: Path, tensorboard: Path, resumed_at: int, *, writes: bool = True) -> None:
+        """Open the file `path` and the directory `tensorboard`; rows after the step `resumed_at` are dropped."""
         self._writes = writes
         if not writes:
             return
-        self.path = directory / "metrics.jsonl"
-        # Drop rows after the checkpoint: the resumed run measures those steps again.
+        self.path = path
+        # What an interrupted run wrote after its last checkpoint will be measured again.
         rows = [row for row in read_metrics(self.path) if row["step"] <= resumed_at] if resumed_at else []
         self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a")
-        self._events = _event_writer(directory / "tensorboard", purge_step=resumed_at + 1 if resumed_at else None)
+        self._events = _event_writer(tensorboard, purge_step=resumed_at + 1 if resumed_at else None)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Record the `metrics` of `split` after step `step`. They are on disk when this returns."""

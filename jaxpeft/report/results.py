@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 
 import jax
 
-from jaxpeft.config import EvaluationConfig, RunConfig
+from jaxpeft.config import EvaluationConfig
 from jaxpeft.data import Splits
 from jaxpeft.models.build import Model
 from jaxpeft.pruning.masks import sparsity_of
+from jaxpeft.tasks import task_for
+from jaxpeft.tasks.metrics import get_metric
 from jaxpeft.training.loop import Outcome
 from jaxpeft.trees import Adapters, Layers, Params, size_bytes
 
@@ -85,15 +87,16 @@ class Results:
     def metric_rows(self) -> list[tuple[str, str, str]]:
         """(name, before, after) of every metric as text. `before` is – if the initial model was not tested."""
         return [
-            (NAMES.get(k, k), show(k, self.before[k]) if k in self.before else "–", show(k, value))
-            for k, value in self.test.items()
+            (m.title, m.in_words(self.before[name]) if name in self.before else "–", m.in_words(value))
+            for name, value in self.test.items()
+            for m in [get_metric(name)]
         ]
 
     def sentence(self) -> str:
         """A sentence to try the run on, with a [MASK] for masked-lm."""
         if self.examples:
             return self.examples[0]["text"]
-        return "This is a great [MASK]!" if self.task == "masked-lm" else "This is a great movie!"
+        return task_for(self.task, self.num_labels).example
 
     def example_rows(self) -> Iterator[tuple[str, str, str]]:
         """(sentence, answers before, answers after) of every example, the answers as text with probabilities."""
@@ -101,19 +104,13 @@ class Results:
             yield example["text"], _words(example["before"]), _words(example["after"])
 
 
-NAMES = {"accuracy": "accuracy", "loss": "loss", "perplexity": "perplexity", "f1": "F1", "matthews": "Matthews correlation",
-         "pearson": "Pearson correlation", "spearman": "Spearman correlation", "pseudo_perplexity": "pseudo-perplexity"}  # fmt: skip
-"""The metrics' names for readers."""
-
-
-def show(metric: str, value: float) -> str:
-    """A metric's value as text: 1 digit for perplexities, 4 for other metrics."""
-    return f"{value:,.1f}" if "perplexity" in metric else f"{value:.4f}"
-
-
 def measure(
     *,
-    config: RunConfig,
+    name: str,
+    task: str,
+    method: str,
+    best_metric: str,
+    evaluation: EvaluationConfig,
     model: Model,
     splits: Splits,
     outcome: Outcome,
@@ -139,16 +136,16 @@ def measure(
     entries = sum(leaf.size for leaf in jax.tree.leaves(adapters["sites"]))
     kept = sum(int((leaf != 0).sum()) for leaf in jax.tree.leaves(adapters["sites"]))
     return Results(
-        name=config.run_name,
-        task=config.task,
-        method=config.adapter.method,
+        name=name,
+        task=task,
+        method=method,
         base=model.source.hub_id or model.source.name,
         base_source=model.source.description,
         torch_class=model.torch_class,
         num_labels=splits.num_labels,
         label_names=list(splits.label_names) if splits.label_names else None,
         data=splits.source,
-        data_notes=[*splits.notes, *_limits(config.evaluation)],
+        data_notes=[*splits.notes, *_limits(evaluation)],
         parameters_total=num_total,
         parameters_trainable=num_trainable,
         adapter_entries=entries,
@@ -160,9 +157,9 @@ def measure(
         test_split="test" if splits.test else "validation",
         before=before,
         test=test,
-        best_metric=config.training.metric or next(iter(test)),
-        best_step=outcome.progress.best_update or outcome.progress.update,  # the last one without a validation
-        steps=outcome.progress.update,
+        best_metric=best_metric,
+        best_step=outcome.progress.best_step or outcome.progress.step,
+        steps=outcome.progress.step,
         seconds=outcome.progress.seconds,
         tokens_per_second=outcome.tokens_per_second,
         peak_memory_bytes=memory,
@@ -173,7 +170,7 @@ def measure(
         seconds_per_step=outcome.seconds_per_step,
         compile_seconds=compile_seconds,
         trained_together=trained_together,
-        examples=_examples(config, examples),
+        examples=_examples(evaluation.examples, examples),
     )
 
 
@@ -198,14 +195,11 @@ def read_results(path: Path) -> Results:
     return Results(**json.loads(path.read_text()))
 
 
-def _examples(config: RunConfig, answers: tuple[list | None, list | None]) -> list[dict[str, Any]]:
+def _examples(texts: Sequence[str], answers: tuple[list | None, list | None]) -> list[dict[str, Any]]:
     before, after = answers
     if not after:
         return []
-    return [
-        {"text": text, "before": before[i] if before else [], "after": after[i]}
-        for i, text in enumerate(config.evaluation.examples)
-    ]
+    return [{"text": text, "before": before[i] if before else [], "after": after[i]} for i, text in enumerate(texts)]
 
 
 def _words(masks: list) -> str:

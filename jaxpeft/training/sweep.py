@@ -22,10 +22,12 @@ from flax import struct
 from jaxpeft.adapters import Method
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.allocation import Allocation
+from jaxpeft.pruning.masks import keep_counts
 from jaxpeft.training.input_pipeline import Data, InputPipeline, in_program
+from jaxpeft.training.loop import Holding, RunState
 from jaxpeft.training.objective import Batch, Objective
 from jaxpeft.training.sharding import DataParallel
-from jaxpeft.training.step import Metrics, TrainState, allocate_step, count_trace, prune_step, train_pass
+from jaxpeft.training.step import Metrics, TrainState, allocate_step, count_trace, micro_step, prune_step
 from jaxpeft.trees import Params
 
 Settings = Mapping[str, np.ndarray]
@@ -151,7 +153,7 @@ def make_sweep_step(
     def one(settings: Any, state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         count_trace(traces, batch)
         optimizer = make_optimizer(settings["learning_rate"])
-        return train_pass(
+        return micro_step(
             with_settings(objective, settings), optimizer, state, frozen, batch, allocation, max_grad_norm
         )
 
@@ -201,3 +203,28 @@ def _where_due(due: jax.Array, after: TrainState, before: TrainState) -> TrainSt
 
     adapters, masks = jax.tree.map(chosen, (after.adapters, after.masks), (before.adapters, before.masks))
     return replace(before, adapters=adapters, masks=masks)
+
+
+def _prune(replicas: Replicas, runs: Sequence[RunState], step: int) -> Replicas:
+    schedules, state = [run.plan.pruning for run in runs], replicas.state
+    due = np.asarray([schedule is not None and schedule.due(step) for schedule in schedules])
+    if not due.any():
+        return replicas
+    allocations = [schedule for schedule in schedules if isinstance(schedule, Allocation)]
+    if allocations:
+        budgets = [schedule.budget_at(step, len(state.adapters["sites"])) for schedule in allocations]
+        last = [step == schedule.last_step for schedule in allocations]
+        return replace(replicas, state=allocate_replicas(state, np.asarray(budgets), np.asarray(last), due))
+    num_keep = [
+        keep_counts(
+            run.state.adapters["sites"],
+            0.0 if isinstance(s := run.plan.pruning, Allocation | None) else s.sparsity_at(step),
+        )
+        for run in runs
+    ]
+    counts = jax.tree.map(lambda *counts: jnp.asarray(counts), *num_keep)
+    return replace(replicas, state=prune_replicas(state, counts, due))
+
+
+STACKED = Holding(prune=_prune, states=lambda replicas, runs: unstack(replicas.state, [run.state for run in runs]))
+"""Several runs, whose states are stacked."""

@@ -49,7 +49,7 @@ TRAINED = {
 def answers(model, method, data):
     """`(adapters, batch) → logits` of a model with an adapter, and its packed and unpacked batch."""
     frozen, adapters = tiny.adapted(model, method)
-    objective = Objective(model, method, 2)
+    objective = Objective(model, method, tiny.task_of(model))
     packed, alone = both_ways(data, 2, step=2)
     assert len(packed["input_ids"]) < len(alone["labels"])
     assert (packed["weights"] == 0).any()
@@ -128,7 +128,7 @@ def test_flash_stands_in_where_it_pays(tiny_models, monkeypatch):
     for length, rng, expected in ((12, None, 0), (16, None, 2), (16, jax.random.key(0), 0)):
         calls.clear()
         batch = tiny.batch(2, length=length)
-        objective = Objective(model, Lora(rank=4), 0, flash)
+        objective = Objective(model, Lora(rank=4), tiny.task_of(model), flash)
         jax.eval_shape(partial(objective.logits, frozen, adapters, {}, batch, rng))
         assert len(calls) == expected
 
