@@ -98,15 +98,16 @@ def _groups(config: CompareConfig, runs: Sequence[RunConfig]) -> list[list[RunCo
     groups: dict[Any, list[RunConfig]] = {}
     for number, run in enumerate(runs):
         key = sweep_key(run)
+        # A run without a key shares no program: its number makes a group of its own.
         groups.setdefault((key, RunDirectory.of(run).newest_step) if key else number, []).append(run)
     return [piece for group in groups.values() for piece in chunked(group, config.together)]
 
 
 def _do_training(runs: Sequence[RunConfig], *, by_itself: bool = False, **environment: str) -> None:
-    """Train `runs` in one process, or one by one if that fails as a whole; a failure is left in its run's directory."""
+    """Train `runs` in one process or, if that fails as a whole, one by one. Writes failures to the runs' directories."""
     log(f"── {', '.join(run.run_name for run in runs)}")
     directories = [RunDirectory.of(run) for run in runs]
-    for directory in directories:
+    for directory in directories:  # the failure of an earlier attempt must not be read as this one's
         directory.failure.unlink(missing_ok=True)
     job = {
         "do": "train",
@@ -146,6 +147,7 @@ def _measure_costs(config: CompareConfig, cells: Sequence[Cell]) -> None:
             continue
         if not directory.is_finished or directory.differences(run.resolved()):
             shutil.rmtree(directory.path, ignore_errors=True)
+            # Without the cache, because compile time is one of the costs.
             _do_training([run], by_itself=True, JAX_ENABLE_COMPILATION_CACHE="false")
 
 

@@ -27,9 +27,9 @@ from jaxpeft.trees import SHARED, Adapters, Params, by_leaf, leaf_paths, nest, u
 
 
 def head_for(config: RunConfig) -> Path | None:
-    """The directory of the finished run that `config` describes, a head on the frozen base, which is trained now if it is not there yet.
+    """Train the masked-LM head of `config` on the frozen base, if it is not trained yet, and return the run's directory.
 
-    None if the base's checkpoint has a masked-LM head of its own.
+    Returns None if the base's checkpoint has a masked-LM head of its own.
 
     Raises:
         InputError: as `runs.train.run`.
@@ -45,7 +45,9 @@ def head_for(config: RunConfig) -> Path | None:
 
 
 def measure(run: Path, data: DataConfig, head: Path | None, max_rows: int) -> dict[str, float]:
-    """Masked-LM perplexity on `data`'s test rows (validation rows, if it has none) of a finished run's encoder, and of its base.
+    """Masked-LM perplexity of a finished run's encoder and of its base, on the test rows of `data`.
+
+    If `data` has no test rows, the validation rows are read.
 
     Args:
         run: the run's directory.
@@ -57,12 +59,12 @@ def measure(run: Path, data: DataConfig, head: Path | None, max_rows: int) -> di
         `before` (the base) and `after` (the run).
 
     Raises:
-        InputError: if there is no head.
+        InputError: there is no head.
     """
     finished = load_run(run)
     config = RunDirectory(run).read_config()
     task, splits = load_data(data, MaskedLM.name)
-    # With everything frozen: the run's base as it was.
+    # Method head freezes the whole base, so it is loaded as it was before the run.
     frozen, length = AdapterConfig(method="head"), data.max_length
     model, tokenizer = load_base(config.model, task, None, frozen, max_length=length, seed=config.seed)
     leaves = leaf_paths(model.params)

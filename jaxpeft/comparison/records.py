@@ -31,7 +31,7 @@ class Record:
 
     @property
     def curve(self) -> list[dict[str, Any]]:
-        """The validations, in order: `step` and metrics."""
+        """The validations in order, each with `step` and metrics."""
         return [row for row in read_metrics(self.directory.metrics) if row["split"] == "validation"]
 
     def validation(self) -> float:
@@ -42,26 +42,26 @@ class Record:
 
     @property
     def forgetting(self) -> dict[str, Any] | None:
-        """Perplexity of general text, `before` and `after`, where it was measured, and the `settings` that it was measured with."""
+        """Perplexity of general text, `before` and `after`, with the `settings` of the measurement. None if not measured."""
         file = self.directory.forgetting
         return json.loads(file.read_text()) if file.is_file() else None
 
     @property
     def failures(self) -> list[str]:
-        """What went wrong with it."""
+        """The reasons for which the run, or the measurement of its forgetting, failed."""
         file = self.directory.forgetting_failure
-        forgetting = [f"forgetting is not measured: {file.read_text()}"] if file.is_file() else []
+        forgetting = [f"forgetting was not measured: {file.read_text()}"] if file.is_file() else []
         return [*([self.failure] if self.failure else []), *forgetting]
 
 
 def read_record(config: CompareConfig, cell: Cell) -> Record:
-    """The record of a cell's run, as far as there is one."""
+    """The record of a cell's run. The run need not have ended, or even started."""
     directory = RunDirectory(config.directory / "runs" / cell.name)
     return Record(cell, directory, *_outcome(directory))
 
 
 def read_cost(config: CompareConfig, task: str, method: str) -> tuple[Results | None, str | None]:
-    """What a method's short run by itself measured, where it was done, or why it failed."""
+    """The results of a method's short run for costs, or the reason of its failure. Both are None before it ended."""
     return _outcome(RunDirectory(config.directory / "costs" / f"{task}-{method}"))
 
 

@@ -42,7 +42,8 @@ def _train(runs: list[dict[str, Any]], resume: list[bool], by_itself: bool) -> i
     configs = [_config(values, again) for values, again in zip(runs, resume, strict=True)]
 
     def train() -> None:
-        # A run that may have company is trained the same way without it: no result depends on what was left to do beside it.
+        # A run that may share a program is trained by `run_together` even if it is the only one left. So its result does not
+        # depend on which other runs were left.
         if by_itself or sweep_key(configs[0]) is None:
             from jaxpeft.runs.train import run
 
@@ -52,11 +53,11 @@ def _train(runs: list[dict[str, Any]], resume: list[bool], by_itself: bool) -> i
 
         for config, outcome in zip(configs, run_together(configs), strict=True):
             if isinstance(outcome, InputError):
-                _note(RunDirectory.of(config), str(outcome))
+                _write_failure(RunDirectory.of(config), str(outcome))
 
     failed = _attempt(train)
     if failed and len(configs) == 1:
-        _note(RunDirectory.of(configs[0]), failed)
+        _write_failure(RunDirectory.of(configs[0]), failed)
     return int(failed is not None and len(configs) > 1)
 
 
@@ -64,7 +65,7 @@ def _config(values: dict[str, Any], resume: bool) -> RunConfig:
     return replace(run_config(values, values["name"]), resume=resume)
 
 
-def _note(directory: RunDirectory, failure: str) -> None:
+def _write_failure(directory: RunDirectory, failure: str) -> None:
     directory.path.mkdir(parents=True, exist_ok=True)
     directory.failure.write_text(failure)
 

@@ -94,7 +94,7 @@ def check_combinations(config: RunConfig) -> None:
         )
     if config.data.packing and not TASKS[config.task].can_pack:
         raise InputError(
-            f"data.packing is for classification, and a row of {config.task} is full already; set it to false"
+            f"data.packing is only for classification, since rows of {config.task} are already full; set it to false"
         )
     if config.data.packing and config.adapter.method == "prompt-tuning":
         raise InputError(
@@ -113,4 +113,4 @@ def check_combinations(config: RunConfig) -> None:
 
 
 PRUNABLE = ("lora", "hira", "loha", "lokr")
-"""Methods whose matrices can be pruned; AdaLoRA allocates its ranks itself."""
+"""Methods whose matrices can be pruned. AdaLoRA is not one of them: it allocates its ranks itself."""

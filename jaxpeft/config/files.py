@@ -37,12 +37,12 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def write_config(values: Mapping[str, Any], path: Path) -> None:
-    """Write a configuration's `resolved()` values as YAML that `--config` reads back."""
+    """Write the `resolved()` values of a configuration to `path`, as YAML that `--config` reads back."""
     path.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys in which two configurations' `resolved()` values differ, each as `key: old, now new`."""
+    """The keys that differ between the `resolved()` values of two configurations, each as `key: old, now new`."""
     before, after = flat(old), flat(new)
     return [f"{key}: {before[key]}, now {after[key]}" for key in before if before[key] != after[key]]
 

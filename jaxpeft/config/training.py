@@ -31,9 +31,9 @@ class TrainingConfig:
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay; biases and norms are not decayed."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this global norm; 0: not at all."""
+    """Global norm to which gradients are clipped; 0: no clipping."""
     micro_steps_per_dispatch: int = 10
-    """Maximum micro-steps per compiled call. Fewer are used if a call would exceed 20 s, since stop signals are handled between calls."""
+    """Maximum micro-steps per compiled call. Fewer are used if a call would exceed 20 s, since a stop signal waits for two calls."""
     steps_per_dispatch: int | None = None
     """Old name of micro_steps_per_dispatch."""
     log_every_steps: int = 10

@@ -36,9 +36,8 @@ from jaxpeft.training.sharding import DataParallel
 from jaxpeft.training.step import TrainState, make_eval_step, make_train_step, make_train_steps
 from jaxpeft.trees import size_bytes
 
-_MANY_BATCHES = (
-    1_000_000  # an epoch's, so that warm-up and pruning fit although the data that says how many is not read
-)
+# Batches per epoch. The real number is in the data, which may not be read; warm-up and pruning must fit in any case.
+_MANY_BATCHES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,16 @@ class AbstractRun:
     """The parts of a run's steps and the shapes of their arguments, on the devices of `parallel`.
 
     Attributes:
-        batch_sizes: texts a batch, of "training" and "evaluation".
-        rows: how texts become rows.
+        batch_sizes: texts per batch, of "training" and "evaluation".
+        rows: the options that turn texts into rows.
         parallel: the devices.
-        objective: what is minimised.
-        optimizer: what updates the adapters.
-        max_grad_norm: the norm it clips to.
-        plan: when what happens.
+        objective: the loss to minimise.
+        optimizer: the optimizer of the adapters.
+        max_grad_norm: global norm to which gradients are clipped; 0: no clipping.
+        plan: the steps at which the run logs, validates and prunes.
         frozen: the base, as shapes.
-        state: the state, as shapes.
-        training_data: texts a batch → the training rows in such batches. Dummies, if the shapes do not depend on them.
+        state: the training state, as shapes.
+        training_data: maps a batch size in texts to the training rows. These are dummies if the shapes do not depend on the data.
     """
 
     batch_sizes: Mapping[str, int]
@@ -76,22 +75,22 @@ class AbstractRun:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens a row of the batches that training may see, ascending; each is a program of its own."""
+        """Possible tokens per row of training batches, ascending. Each length is a program of its own."""
         return self.task.lengths(self.rows)
 
     @property
     def is_packed(self) -> bool:
-        """Whether training rows hold several texts: then they are all alike, and training has one program."""
+        """True if training rows hold several texts. Then they all have one length, so training has one program."""
         return isinstance(self.training_data(self.batch_sizes["training"]), PackedData)
 
     def training_shape(self, batch_size: int, length: int) -> tuple[int, int]:
-        """(rows, tokens a row) of a training batch of `batch_size` texts whose bucket has `length` tokens: packing changes both."""
+        """(rows, tokens per row) of a training batch: `batch_size` and the bucket's `length`, unless texts are packed."""
         data = self.training_data(batch_size)
         return (data.layout.num_rows, data.layout.length) if isinstance(data, PackedData) else (batch_size, length)
 
     @property
     def num_texts(self) -> int | None:
-        """Training texts, if a batch of more needs no more than they do; else None."""
+        """Number of training texts if texts are packed: a batch of more texts needs no more memory. Else None."""
         data = self.training_data(self.batch_sizes["training"])
         return len(data.unpacked.labels) if isinstance(data, PackedData) else None
 
@@ -104,7 +103,8 @@ class AbstractRun:
 def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
     """The steps of the run that `config` describes, on the devices of `parallel`.
 
-    The data is read if the program depends on it: the number of labels is in it, of tokens, and with `data.packing` that of rows.
+    The data is read if the task's programs depend on it. It decides the number of labels and of tokens, and with
+    `data.packing` the number of rows.
 
     Raises:
         InputError: as `runs.train.run` for the configuration, the model's files and the data.
@@ -163,7 +163,7 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
 
 
 def _of_any_batch_size(data: Any) -> Callable[[int], Any]:
-    """With packing it depends on the texts' lengths, and on how many devices share them, how many rows hold a batch."""
+    """The training data by batch size. With packing, the rows per batch depend on the texts' lengths and on the devices."""
 
     def of(batch_size: int) -> Any:
         if isinstance(data, PackedData):
@@ -174,7 +174,7 @@ def _of_any_batch_size(data: Any) -> Callable[[int], Any]:
 
 
 def _adapted(adapter: AdapterConfig, task: Task, model: Model, tokenizer: Any, tokenizer_name: str | None) -> Adapted:
-    """The run's adapters as shapes. An initialisation from data or weights has the shapes of LoRA's own: it is not computed."""
+    """The run's adapters as shapes. Initialisations from data or weights are skipped, since they do not change the shapes."""
     if adapter.init_lora_weights == "eva":
         raise InputError(
             "adapter.init_lora_weights 'eva' chooses ranks from the training data, which preflight does not do; "
@@ -182,7 +182,7 @@ def _adapted(adapter: AdapterConfig, task: Task, model: Model, tokenizer: Any, t
         )
     plain = replace(adapter, init_lora_weights=None, loftq_config=None, eva_config=None, lora_ga_config=None)
     method: Method | None = build_method(plain)
-    found = []
+    found = []  # eval_shape returns only arrays, so the rest of `Adapted` comes out through this list
 
     def trees(params: Any) -> Any:
         with_params = replace(model, params=params)
@@ -200,7 +200,7 @@ def _adapted(adapter: AdapterConfig, task: Task, model: Model, tokenizer: Any, t
 def lower_training(run: AbstractRun, batch_size: int, length: int) -> jax.stages.Lowered:
     """Lower the program of the training loop for batches of `length` tokens, assembled inside it or sent to it whole.
 
-    It turns as often as it is told, so that the compiler counts FLOPs and bytes of one micro-step.
+    The number of iterations is an argument, so the compiler counts the FLOPs and bytes of one micro-step.
     """
     norm, number = run.max_grad_norm, run.plan.micro_steps_per_dispatch
     step = make_train_step(run.objective, run.optimizer, allocation=run.plan.allocation, max_grad_norm=norm)

@@ -17,12 +17,12 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, tensorboard: Path, resumed_at: int, *, writes: bool = True) -> None:
-        """Open the file `path` and the directory `tensorboard`; rows after the step `resumed_at` are dropped."""
+        """Open the file `path` and the directory `tensorboard` for writing."""
         self._writes = writes
         if not writes:
             return
         self.path = path
-        # What an interrupted run wrote after its last checkpoint will be measured again.
+        # Drop rows after the checkpoint: the resumed run measures those steps again.
         rows = [row for row in read_metrics(self.path) if row["step"] <= resumed_at] if resumed_at else []
         self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a")

@@ -158,7 +158,7 @@ def measure(
         before=before,
         test=test,
         best_metric=best_metric,
-        best_step=outcome.progress.best_step or outcome.progress.step,
+        best_step=outcome.progress.best_step or outcome.progress.step,  # the last one without a validation
         steps=outcome.progress.step,
         seconds=outcome.progress.seconds,
         tokens_per_second=outcome.tokens_per_second,

@@ -24,7 +24,15 @@ from jaxpeft.training.step import TrainState
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run knows besides its state: steps done, the best validation so far, and validations since."""
+    """A run's progress besides its state.
+
+    Attributes:
+        step: steps done.
+        best_step: step of the best validation so far, or None.
+        best_score: its score, larger is better.
+        since_best: validations since then.
+        seconds: training time so far.
+    """
 
     step: int = 0
     best_step: int | None = None
@@ -33,7 +41,7 @@ class Progress:
     seconds: float = 0.0
 
 
-# Names in the files, which are older than the names in the code.
+# Names in the files. They are older than the names in the code, and old checkpoints must stay readable.
 _ON_DISK = {"step": "update", "best_step": "best_update", "micro_step": "step"}
 
 
@@ -75,20 +83,20 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Save after `progress.step`; the best so far is kept until `progress` names a better one."""
+        """Save the checkpoint of step `progress.step`. The best one is kept until `progress` names a better one."""
         meta = {
             "base_hash": self._base_hash,
             **{_ON_DISK.get(key, key): value for key, value in vars(progress).items()},
         }
         args = ocp.args.Composite(state=ocp.args.StandardSave(_to_disk(state)), meta=ocp.args.JsonSave(meta))
-        # Orbax keeps the largest number, and of equal ones the newest: only what `progress` calls the best has one.
-        # force: the last update is off the interval.
+        # Orbax keeps the largest score, and of equal ones the newest. So only the best checkpoint gets a real score.
+        # force: the last step need not be on the interval.
         is_best = progress.best_step == progress.step
         metrics = {"score": progress.best_score if is_best else float("-inf")}
         self._manager.save(progress.step, args=args, metrics=metrics, force=True)
 
     def restore(self, state: TrainState, step: int) -> tuple[TrainState, Progress]:
-        """Read the checkpoint of `step` into the shape of `state`.
+        """Read the checkpoint of `step`, placed and shaped like `state`.
 
         Raises:
             InputError: the checkpoint belongs to another base or another adapter.
@@ -122,14 +130,14 @@ class Checkpoints:
         self._manager.close()
 
     def _key_of(self, step: int, key: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """`key`, of the generator that the checkpoint was trained with: a run may go on on another kind of device."""
+        """`key` with the generator of the checkpoint: a run may resume on another kind of device than it was trained on."""
         num_words = self._manager.item_metadata(step)["state"].tree["rng"].shape[-1]
         dtypes = [jax.eval_shape(lambda g=generator: jax.random.key(0, impl=g)).dtype for generator in GENERATORS]
         (dtype,) = [dtype for dtype in dtypes if dtype.itemsize == 4 * num_words]
         return jax.ShapeDtypeStruct(key.shape, dtype, sharding=key.sharding)
 
     def _compare(self, state: TrainState, step: int, where: str) -> None:
-        # Orbax casts a checkpoint of another dtype in silence: compare with what is on disk first.
+        # Orbax would silently cast a checkpoint of another dtype, so compare with the metadata on disk first.
         saved = self._manager.item_metadata(step)["state"].tree["adapters"]
         shapes = {
             jax.tree_util.keystr(p): (tuple(m.shape), str(m.dtype))

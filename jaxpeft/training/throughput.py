@@ -13,13 +13,14 @@ from jaxpeft.training.step import Metrics
 
 
 class ThroughputMeter:
-    """Keeps metrics on the device between log points, and the time and tokens of the micro-steps.
+    """Keeps metrics on the device between log points, and counts the time and tokens of micro-steps.
 
-    A metric has one value a pass, or, where runs train together, one for each of them: `[micro-steps]` or `[micro-steps, replicas]`.
+    A metric has one value per micro-step, `[micro-steps]`, or if runs train together one for each of them,
+    `[micro-steps, replicas]`.
     """
 
     def __init__(self, start: int) -> None:
-        """`start` is the step that is done already."""
+        """`start` is the number of steps done already."""
         self._pending: list[tuple[Metrics, int]] = []
         self._all_tokens: np.ndarray = np.zeros(())
         self._all_seconds, self._all_steps = 0.0, 0
@@ -29,7 +30,7 @@ class ThroughputMeter:
         """Seconds per step in the newest log interval."""
 
     def add(self, metrics: Metrics, num_micro_steps: int) -> None:
-        """Take in the metrics of one dispatch, `[num_micro_steps or more]` each, and wait for the dispatch before it.
+        """Add the metrics of one dispatch, `[num_micro_steps or more]` each, and wait for the dispatch before it.
 
         So the devices have exactly one dispatch queued. A stop signal, which takes effect behind the queue, thus need not
         wait for a whole log interval, and batches do not pile up on the devices. The metrics stay on the devices.
@@ -39,7 +40,7 @@ class ThroughputMeter:
         self._pending.append((metrics, num_micro_steps))
 
     def pending(self) -> dict[str, np.ndarray]:
-        """Wait for the micro-steps since the last log point; their metrics, one micro-step after the other. Empty if there are none."""
+        """Wait for the micro-steps since the last log point and return their metrics, in order. Empty if there are none."""
         fetched = jax.device_get([metrics for metrics, _ in self._pending])
         counts = [count for _, count in self._pending]
         return {
@@ -48,7 +49,7 @@ class ThroughputMeter:
         }
 
     def flush(self, step: int) -> dict[str, np.ndarray]:
-        """The means of the metrics since the last log point, and `tokens_per_second`; `step` is the step reached."""
+        """The means of the metrics since the last log point, and `tokens_per_second`. `step` is the number of steps done."""
         values = self.pending()
         seconds, steps = time.monotonic() - self._since, step - self._last
         tokens = values.pop("tokens").sum(axis=0)
@@ -76,7 +77,7 @@ class ThroughputMeter:
 
     @property
     def mean_seconds_per_step(self) -> float:
-        """Seconds a step, over the same intervals."""
+        """Seconds per step over the same intervals, or 0.0 if there are none."""
         return self._all_seconds / self._all_steps if self._all_steps else 0.0
 
 
@@ -98,6 +99,6 @@ def _listened() -> list[float]:
 
 
 def first_bad_step(losses: np.ndarray, step: int, accumulation_steps: int) -> int | None:
-    """The step of the first loss of `losses: [micro-steps]` that is not finite, if the last micro-step ended `step`; or None."""
+    """The step of the first loss of `losses: [micro-steps]` that is not finite, or None. The last loss belongs to `step`."""
     bad = np.flatnonzero(~np.isfinite(losses))
     return step - (len(losses) - 1 - int(bad[0])) // accumulation_steps if len(bad) else None
