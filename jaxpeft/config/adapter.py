@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from jaxpeft.pruning import SCHEDULES, SCORES
+
+# `--help` lists the names of the tables. The test is negated, because jsonargparse executes the block of a plain
+# `if TYPE_CHECKING` and would then accept any string.
+if not TYPE_CHECKING:
+    CriterionName = Literal[*SCORES]
+    ScheduleName = Literal[*SCHEDULES]
+else:
+    CriterionName = str
+    ScheduleName = str
 
 
 @dataclass(frozen=True)
@@ -105,15 +116,22 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Which adapter entries exist (Sparse LoRA): magnitude pruning, per tensor, exact."""
+    """Which adapter entries exist (Sparse LoRA): pruning per tensor, with exact counts."""
 
     sparsity: float = 0.0
-    """Share of each adapter tensor that is pruned, 0 (dense) to below 1."""
-    schedule: Literal["one-shot", "cubic"] = "one-shot"
-    """Prune once at begin, or in growing steps from begin to end (Zhu & Gupta 2017)."""
+    """Share of each adapter matrix that is pruned, from 0 (dense) to below 1."""
+    criterion: CriterionName = "magnitude"
+    """How entries are scored; those with the lowest scores are pruned. magnitude: by absolute value."""
+    schedule: ScheduleName = "one-shot"
+    """When to prune. one-shot: once, at begin; cubic: in growing amounts from begin to end (Zhu & Gupta 2017)."""
     begin: float | None = None
-    """Share of all updates after which pruning starts; null: 0.1, but not before the warm-up ends."""
+    """Share of all steps after which pruning starts; null: 0.1, but not before the warm-up ends."""
     end: float = 0.6
-    """Share of all updates at which the cubic schedule reaches the sparsity."""
+    """Share of all steps at which the cubic schedule reaches the sparsity."""
     every_steps: int = 50
-    """Updates between two prunings of the cubic schedule."""
+    """Steps between two prunings of the cubic schedule."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that are in no table."""
+        SCORES.check(self.criterion)
+        SCHEDULES.check(self.schedule)

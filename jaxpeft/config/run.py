@@ -6,13 +6,21 @@ A config file holds the same keys as YAML. This module imports nothing heavy, so
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxpeft.config.adapter import AdapterConfig, PruningConfig
 from jaxpeft.config.checks import check_combinations, check_ranges
 from jaxpeft.config.data import DataConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
+from jaxpeft.tasks import FLAG_VALUES
+
+# `--help` lists the names of the table. The test is negated, because jsonargparse executes the block of a plain
+# `if TYPE_CHECKING` and would then accept any string.
+if not TYPE_CHECKING:  # noqa: SIM108
+    TaskName = Literal[FLAG_VALUES]
+else:
+    TaskName = str
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class RunConfig:
     """Name of the run. Its files go to output_dir/name; null: made from model, data and method."""
     output_dir: str = "runs"
     """Directory of all runs."""
-    task: Literal["masked-lm", "classification"] = "masked-lm"
+    task: TaskName = "masked-lm"
     """Task: masked language modelling, or classification of sentences and pairs."""
     seed: int = 0
     """Seed of every random draw: new weights, order, masks, dropout."""

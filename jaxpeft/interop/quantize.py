@@ -13,7 +13,7 @@ import numpy as np
 from jaxpeft.errors import InputError
 from jaxpeft.interop.transformers_files import new_directory
 from jaxpeft.models.build import TASKS, AbstractModel, Task, build_abstract_model, checked, read_config
-from jaxpeft.models.quantized_files import quantization_config, stored_tensors
+from jaxpeft.models.quantized_files import check_storable, quantization_config, stored_tensors
 from jaxpeft.models.sources import TOKENIZER_FILES, Source, resolve
 from jaxpeft.models.weights import Checkpoint, open_checkpoint, to_torch_layout, torch_name
 from jaxpeft.quantization import Quantization, is_quantized, quantize
@@ -46,10 +46,12 @@ def quantize_model(name: str, output: Path | str, quantization: Quantization, *,
             `AutoModelForMaskedLM`.
 
     Raises:
-        InputError: as `load_model`; for an output that is not empty, and a model that is quantised already.
+        InputError: as `load_model`; if bitsandbytes lacks the number format, the output is not empty, or the model is
+            quantised already.
     """
     from safetensors.numpy import save_file
 
+    check_storable(quantization)
     directory = new_directory(output)
     source = resolve(name)
     config = read_config(source)

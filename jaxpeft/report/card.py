@@ -11,7 +11,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jaxpeft.adapters import Method
 from jaxpeft.config import RunConfig
 from jaxpeft.models.build import Model
-from jaxpeft.report.methods import DATA_TYPES, citations, method_name, options
+from jaxpeft.quantization import NUMBER_FORMATS
+from jaxpeft.report.methods import citations, method_name, options
 from jaxpeft.report.results import Results
 from jaxpeft.targets import default_targets
 from jaxpeft.tasks import TASKS
@@ -112,7 +113,7 @@ def _configuration(run: CardSubject) -> list[tuple[str, str]]:
         if targets := a.target_modules or default_targets(method.name, model.model_type):
             rows.append(("target modules", targets if isinstance(targets, str) else ", ".join(targets)))
     if p.sparsity:
-        rows.append(("sparsity", f"{100 * p.sparsity:g} %, magnitude-based, per tensor, {p.schedule}"))
+        rows.append(("sparsity", f"{100 * p.sparsity:g} %, {p.criterion}-based, per tensor, {p.schedule}"))
     return [
         *rows,
         ("frozen base stored as", f"linear layers in {model.quantization}" if model.quantization else m.dtype),
@@ -162,7 +163,7 @@ def _usage(run: CardSubject) -> str:
     sentence = results.sentence()
     note = ""
     if config.model.quantization != "none":
-        data_type = DATA_TYPES[config.model.quantization]
+        data_type = NUMBER_FORMATS[config.model.quantization].title
         note = (
             f"\nIt was trained on an {data_type} base. On the full-precision base below its outputs differ slightly.\n"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxpeft.adapters import Method
 from jaxpeft.config import RunConfig
+from jaxpeft.quantization import NUMBER_FORMATS
 
 
 @dataclass(frozen=True)
@@ -144,16 +145,13 @@ DESCRIPTIONS: dict[str, Description] = {
 }
 """Name of a method, or of a combination that has one → what to say of it; in the order of the README's table."""
 
-DATA_TYPES = {"nf4": "NF4", "fp4": "FP4", "int8": "int8"}
-"""A quantised base's data type as it is written."""
-
 
 def method_name(config: RunConfig) -> str:
     """A run's method in words: `Sparse LoRA`, `QLoRA`, `DoRA on an int8 base`, …"""
     name = DESCRIPTIONS["dora" if config.adapter.use_dora else config.adapter.method].title
     if config.model.quantization != "none":
         qlora = name == "LoRA" and config.model.quantization == "nf4"
-        name = "QLoRA" if qlora else f"{name} on an {DATA_TYPES[config.model.quantization]} base"
+        name = "QLoRA" if qlora else f"{name} on an {NUMBER_FORMATS[config.model.quantization].title} base"
     return f"Sparse {name}" if config.pruning.sparsity else name
 
 
@@ -162,9 +160,8 @@ def citations(config: RunConfig) -> list[str]:
     keys: list[str] = [config.adapter.method]
     keys += ["dora"] if config.adapter.use_dora else []
     keys += ["sparse-lora"] if config.pruning.sparsity else []
-    keys += ["qlora"] if config.model.quantization in ("nf4", "fp4") else []
     lines = [f"{DESCRIPTIONS[key].title}: {DESCRIPTIONS[key].source}" for key in keys if DESCRIPTIONS[key].source]
-    lines += ["LLM.int8(): Dettmers et al. 2022, arXiv 2208.07339"] if config.model.quantization == "int8" else []
+    lines += [NUMBER_FORMATS[config.model.quantization].citation] if config.model.quantization != "none" else []
     start = config.adapter.init_lora_weights
     lines += [f"{title}: {source}" for name, (title, source) in _STARTS.items() if str(start).startswith(name)]
     return lines

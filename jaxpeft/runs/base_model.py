@@ -9,6 +9,7 @@ from jaxpeft.config import AdapterConfig, ModelConfig
 from jaxpeft.errors import InputError
 from jaxpeft.models.build import Model, Quantization, load_model, load_tokenizer
 from jaxpeft.models.inputs import max_tokens
+from jaxpeft.models.quantized_files import check_storable
 from jaxpeft.models.shapes import model_shapes
 from jaxpeft.models.sources import resolve
 from jaxpeft.runs.adapters import fully_trained
@@ -62,14 +63,17 @@ def tokenizer_of(model: ModelConfig, loaded: Model) -> Any:
 
 
 def _options(model: ModelConfig, task: Task, adapter: AdapterConfig) -> dict[str, Any]:
-    scheme = Quantization(model.quantization, model.quantization_block_size, model.double_quantization)  # type: ignore[arg-type]
+    block_size, double = model.quantization_block_size, model.double_quantization
+    scheme = Quantization(model.quantization, block_size, double) if model.quantization != "none" else None
+    if scheme and model.weights == "random":
+        check_storable(scheme)  # the run writes its random base to files at the end, because nobody else has it
     return {
         "weights": model.weights,
         "num_labels": task.num_labels,
         "dtype": model.dtype,
         "dropout": model.dropout,
         "gradient_checkpointing": model.gradient_checkpointing,
-        "quantization": scheme if model.quantization != "none" else None,
+        "quantization": scheme,
         "trained_leaves": lambda leaves, base_prefix: fully_trained(adapter, task, leaves, base_prefix),
     }
 

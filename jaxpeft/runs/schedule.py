@@ -8,7 +8,7 @@ from dataclasses import replace
 from jaxpeft.adapters import AdaLora, Method
 from jaxpeft.config import PruningConfig, TrainingConfig
 from jaxpeft.errors import InputError
-from jaxpeft.pruning import Cubic, OneShot, Schedule
+from jaxpeft.pruning import SCHEDULES, SCORES, Schedule
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.training.optimizer import learning_rate_schedule
 from jaxpeft.training.plan import Plan
@@ -47,6 +47,7 @@ def make_plan(
         pruning=_allocation(method, num_steps)
         if isinstance(method, AdaLora)
         else _pruning(pruning, t.warmup_steps, num_steps),
+        criterion=SCORES[pruning.criterion],
         patience=t.early_stopping_patience,
         micro_steps_per_dispatch=t.micro_steps_per_dispatch,
         # Several processes must dispatch alike, and each has a clock of its own.
@@ -54,21 +55,18 @@ def make_plan(
     )
 
 
-def _pruning(p: PruningConfig, warmup: int, num_steps: int) -> Schedule | None:
+def _pruning(p: PruningConfig, warmup_steps: int, num_steps: int) -> Schedule | None:
     if not p.sparsity:
         return None
-    # Not before the warm-up ends: B starts at zero, and until it has grown its magnitudes mean nothing.
-    begin = max(1, round(p.begin * num_steps)) if p.begin else max(1, warmup, round(0.1 * num_steps))
-    if p.schedule == "one-shot":
-        if begin >= num_steps:
-            raise InputError(f"pruning begins at step {begin}, not below the run's {num_steps}; lower pruning.begin")
-        return OneShot(p.sparsity, begin)
-    end = round(p.end * num_steps)
-    if end <= begin:
-        raise InputError(
-            f"pruning begins at step {begin} and ends at {end} of {num_steps}; raise pruning.end or lower pruning.begin"
-        )
-    return Cubic(p.sparsity, begin, end, p.every_steps)
+    schedule: type[Schedule] = SCHEDULES[p.schedule]
+    return schedule.plan(
+        sparsity=p.sparsity,
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        begin=p.begin,
+        end=p.end,
+        every_steps=p.every_steps,
+    )
 
 
 def _allocation(method: AdaLora, num_steps: int) -> Allocation:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from jaxpeft.pruning import Schedule
 from jaxpeft.pruning.allocation import Allocation
+from jaxpeft.pruning.scores import Criterion, magnitude
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Plan:
         metric: the validation metric that decides which adapter is best.
         learning_rate: step → learning rate.
         pruning: None for a dense adapter; an `Allocation` for AdaLoRA.
+        criterion: scores the entries when a `Schedule` prunes; an `Allocation` has its own scores.
         patience: validations without a better metric after which the run stops; None: never.
         micro_steps_per_dispatch: how many one call runs at most.
         seconds_per_dispatch: how long one call may take, as far as is known; a signal waits for it. It must be infinite if several
@@ -35,6 +37,7 @@ class Plan:
     metric: str
     learning_rate: Callable[[int], float]
     pruning: Schedule | Allocation | None = None
+    criterion: Criterion = magnitude
     patience: int | None = None
     micro_steps_per_dispatch: int = 1
     seconds_per_dispatch: float = math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ import optax
 from flax import struct
 
 from jaxpeft.pruning.allocation import Allocation, Importance, fresh_importance, keep_important, update_importance
-from jaxpeft.pruning.masks import apply_masks, magnitude_masks
+from jaxpeft.pruning.masks import apply_masks, tighten
+from jaxpeft.pruning.scores import Criterion, magnitude
 from jaxpeft.tasks.base import Batch
 from jaxpeft.training.dropout import for_drawing
 from jaxpeft.training.objective import Objective
@@ -185,10 +187,10 @@ def make_eval_step(objective: Objective, traces: Counter | None = None) -> Calla
     return jax.jit(eval_step)
 
 
-@jax.jit
-def prune_step(state: TrainState, num_keep: Layers) -> TrainState:
-    """Tighten the masks to the `num_keep` largest entries of every tensor, and set what they prune to zero."""
-    masks = magnitude_masks(state.adapters["sites"], state.masks, num_keep)
+@partial(jax.jit, static_argnames="criterion")
+def prune_step(state: TrainState, num_keep: Layers, *, criterion: Criterion = magnitude) -> TrainState:
+    """Tighten the masks to the `num_keep` entries of every tensor that `criterion` scores highest; set the others to zero."""
+    masks = tighten(state.masks, criterion(state.adapters["sites"]), num_keep)
     return replace(
         state, masks=masks, adapters={**state.adapters, "sites": apply_masks(state.adapters["sites"], masks)}
     )

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from jaxpeft.adapters import Method
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import keep_counts
+from jaxpeft.pruning.scores import Criterion, magnitude
 from jaxpeft.training.input_pipeline import Data, InputPipeline, in_program
 from jaxpeft.training.loop import Holding, RunState
 from jaxpeft.training.objective import Batch, Objective
@@ -185,10 +187,10 @@ def sweep_input_pipeline(data: Sequence[Data], parallel: DataParallel) -> InputP
     return InputPipeline(draw_at, assemble, parallel.replicate(dict(first.device_data)), parallel.replicate)
 
 
-@jax.jit
-def prune_replicas(state: TrainState, num_keep: Any, due: jax.Array) -> TrainState:
+@partial(jax.jit, static_argnames="criterion")
+def prune_replicas(state: TrainState, num_keep: Any, due: jax.Array, *, criterion: Criterion = magnitude) -> TrainState:
     """`prune_step` for the members that are `due`, `[replicas]` bool; `num_keep` has a first axis `[replicas]`."""
-    return _where_due(due, jax.vmap(prune_step)(state, num_keep), state)
+    return _where_due(due, jax.vmap(partial(prune_step, criterion=criterion))(state, num_keep), state)
 
 
 @jax.jit
@@ -222,8 +224,12 @@ def _prune(replicas: Replicas, runs: Sequence[RunState], step: int) -> Replicas:
         )
         for run in runs
     ]
-    counts = jax.tree.map(lambda *counts: jnp.asarray(counts), *num_keep)
-    return replace(replicas, state=prune_replicas(state, counts, due))
+    stacked = jax.tree.map(lambda *counts: jnp.asarray(counts), *num_keep)
+    # Runs of different criteria may train together, and each criterion is a program of its own.
+    for criterion in dict.fromkeys(run.plan.criterion for run in runs):
+        own = due & np.asarray([run.plan.criterion is criterion for run in runs])
+        state = prune_replicas(state, stacked, own, criterion=criterion) if own.any() else state
+    return replace(replicas, state=state)
 
 
 STACKED = Holding(prune=_prune, states=lambda replicas, runs: unstack(replicas.state, [run.state for run in runs]))

@@ -12,7 +12,7 @@ from test_loop import Recorder, saved_updates
 
 from jaxpeft.adapters import Lora
 from jaxpeft.errors import InputError
-from jaxpeft.pruning import Cubic, OneShot
+from jaxpeft.pruning import Cubic, OneShot, magnitude
 from jaxpeft.tasks.masked_lm import MaskedLM
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.loop import Outcome, RunState, fit
@@ -140,12 +140,18 @@ def assert_same_lines(ours, theirs):
             assert own[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_every_run_is_what_it_would_be_alone(tmp_path, accumulation_steps):
+def smallest(sites, **context):
+    """Another criterion than magnitude: its opposite."""
+    return jax.tree.map(lambda leaf: -abs(leaf), sites)
+
+
+@pytest.mark.parametrize(("accumulation_steps", "criterion"), [(1, magnitude), (2, smallest)])
+def test_every_run_is_what_it_would_be_alone(tmp_path, accumulation_steps, criterion):
+    """Two of them are pruned after the same step, by one criterion or by two."""
     plans = [
         replace(PLAN, accumulation_steps=accumulation_steps),
         replace(PLAN, accumulation_steps=accumulation_steps, pruning=OneShot(0.5, 3)),
-        replace(PLAN, accumulation_steps=accumulation_steps, pruning=Cubic(0.75, 1, 5, 1)),
+        replace(PLAN, accumulation_steps=accumulation_steps, pruning=Cubic(0.75, 1, 5, 1), criterion=criterion),
     ]
     trial = Trial(tmp_path, plans, scores=[(0.1, 0.3, 0.2), (0.1, 0.2, 0.3), (0.4, 0.2, 0.1)], rates=[1e-2, 1e-3, 3e-2])
     for i, outcome in enumerate(trial.together()):

@@ -252,6 +252,17 @@ def test_only_an_adapter_that_is_pruned_to_the_end_may_be_best(tmp_path, schedul
     assert saved_updates(tmp_path) == [6, 8]
 
 
+def smallest(sites, **context):
+    """Another criterion than magnitude: its opposite."""
+    return jax.tree.map(lambda leaf: -jnp.abs(leaf), sites)
+
+
+def test_the_plan_s_criterion_chooses_what_is_pruned(tmp_path):
+    plan = replace(PLAN, num_steps=2, eval_every_steps=2, pruning=OneShot(0.5, step=1), criterion=smallest)
+    outcome = scripted(tmp_path, plan, scores=[0.1])
+    np.testing.assert_array_equal(outcome.state.adapters["sites"]["layer"]["a"], [[1, 2, 3, 4, 0, 0, 0, 0]])
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize(("position", "step"), [(0, 1), (5, 2), (6, 3), (13, 5)])
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path, bad, position, step):
