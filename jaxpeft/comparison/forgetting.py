@@ -1,7 +1,7 @@
-"""Forgetting: what fine-tuning left of the encoder's masked language modelling, on text that it was not trained on.
+"""Forgetting: how well a fine-tuned encoder still models masked words, on text that it was not trained on.
 
-The head is not what is asked about. It is the checkpoint's own where that has one; else a head that was trained on the frozen base, the
-same for all. Only what was trained inside the encoder is put in front of it.
+All runs are measured with the same masked-LM head: the checkpoint's own or, if it has none, a head trained on the frozen
+base. Only the trained parameters inside the encoder are used with it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from jaxpeft.trees import SHARED, Adapters, Params, by_leaf, leaf_paths, nest, u
 
 
 def head_for(config: RunConfig) -> Path | None:
-    """The directory of the finished run that `config` describes, a head on the frozen base, which is trained now if it is not there yet.
+    """Train the masked-LM head of `config` on the frozen base, if it is not trained yet, and return the run's directory.
 
-    None if the base's checkpoint has a masked-LM head of its own.
+    Returns None if the base's checkpoint has a masked-LM head of its own.
 
     Raises:
         InputError: as `runs.train.run`.
@@ -45,24 +45,26 @@ def head_for(config: RunConfig) -> Path | None:
 
 
 def measure(run: Path, data: DataConfig, head: Path | None, max_rows: int) -> dict[str, float]:
-    """Masked-LM perplexity on `data`'s test rows (validation rows, if it has none) of a finished run's encoder, and of its base.
+    """Masked-LM perplexity of a finished run's encoder and of its base, on the test rows of `data`.
+
+    If `data` has no test rows, the validation rows are read.
 
     Args:
         run: the run's directory.
         data: general text.
-        head: a finished masked-LM run with adapter.method head on the same base; None: the checkpoint has a head.
-        max_rows: rows of `data.max_length` tokens that are read.
+        head: a finished masked-LM run with adapter.method head on the same base; None if the checkpoint has a head.
+        max_rows: maximum rows of `data.max_length` tokens to read.
 
     Returns:
-        `before` and `after`.
+        `before` (the base) and `after` (the run).
 
     Raises:
-        InputError: if there is no head.
+        InputError: there is no head.
     """
     finished = load_run(run)
     config = RunDirectory(run).read_config()
     task, splits = load_data(data, MaskedLM.name)
-    # With everything frozen: the run's base as it was.
+    # Method head freezes the whole base, so it is loaded as it was before the run.
     frozen, length = AdapterConfig(method="head"), data.max_length
     model, tokenizer = load_base(config.model, task, None, frozen, max_length=length, seed=config.seed)
     leaves = leaf_paths(model.params)
@@ -87,7 +89,7 @@ def measure(run: Path, data: DataConfig, head: Path | None, max_rows: int) -> di
 
 
 def _with_encoder(finished: TrainedRun, model: Model, leaves: dict[str, Any]) -> tuple[Params, Adapters]:
-    """The masked-LM `leaves` with what `finished` has of the encoder, and its adapters there."""
+    """The masked-LM `leaves` with the encoder of `finished` in them, and its adapters inside the encoder."""
     encoder = [model.base_prefix]
     frozen, shared = without_shared(finished.frozen)
     own = leaf_paths(frozen) | by_leaf(finished.adapters["modules"])

@@ -1,4 +1,4 @@
-"""The pictures of a comparison, SVG files: every method has its own marker, dash and hatch, so that they can be told apart in print."""
+"""The pictures of a comparison, as SVG. Each method has its own marker, dash and hatch, so that black-and-white prints are clear."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIZE = (6.4, 4.4)
 
 
 def draw(rows: Sequence[Row], directory: Path, task: str) -> dict[str, Path]:
-    """Draw a task's pictures into `directory`; caption → file. A picture that lacks its figures is left out."""
+    """Draw a task's pictures into `directory`. Returns caption → file, without pictures for which there are no figures."""
     directory.mkdir(parents=True, exist_ok=True)
     metric = rows[0].kind.reported_metrics[0]
     name = get_metric(metric).title
@@ -46,6 +46,7 @@ def _draw(onto: Callable[[Any], bool], caption: str, path: Path) -> bool:
     import matplotlib
     from matplotlib.figure import Figure
 
+    # hashsalt and the missing date make the same figures give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "jaxpeft", "font.size": 10}):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
@@ -77,7 +78,7 @@ def _against(axes: Any, rows: Sequence[Row], metric: str, x_of: Callable[[Row], 
     axes.set(
         xscale="log", xlabel=label, ylabel=f"{_label(metric, rows[0].any.test_split)}\n± standard deviation over seeds"
     )
-    # Within a decade, powers of ten would label next to nothing.
+    # Within one decade, labels at powers of ten only would leave the axis nearly empty.
     if shown and max(x for _, _, x in shown) < 10 * min(x for _, _, x in shown):
         _plain_numbers(axes.xaxis, subs=(1, 2, 3, 4, 5, 6, 8))
     _scale(axes, metric, [row.quality(metric).mean for _, row, _ in shown])
@@ -87,13 +88,13 @@ def _against(axes: Any, rows: Sequence[Row], metric: str, x_of: Callable[[Row], 
 
 
 def _curves(axes: Any, rows: Sequence[Row], metric: str) -> bool:
-    """The mean over the seeds, and a band from the smallest to the largest."""
+    """Draw the mean over the seeds, and a band from the smallest to the largest."""
     values: list[float] = []
     for i, row in enumerate(rows):
         curves = [
             {each["step"]: each[metric] for each in record.curve if metric in each} for record in row.runs.values()
         ]
-        # Where one run stopped early, the others go on without it.
+        # Only steps that all seeds reached: beyond an early stop the mean would be of fewer runs.
         steps = sorted(set.intersection(*(set(curve) for curve in curves)) - {0})
         if not steps:
             continue
@@ -130,7 +131,7 @@ def _scale(axes: Any, metric: str, values: Sequence[float]) -> None:
 
 
 def _plain_numbers(axis: Any, *, subs: Sequence[int]) -> None:
-    """Label a logarithmic axis with numbers as they are read, at `subs` times the powers of ten."""
+    """Label a logarithmic axis with plain numbers, at `subs` times the powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=subs))

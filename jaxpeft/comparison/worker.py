@@ -1,11 +1,11 @@
-"""A process that does one job of a comparison: so that memory is a job's own, and a crash ends no other.
+"""A process that does one job of a comparison, so that each job has its own memory and a crash ends no other job.
 
     python -m jaxpeft.comparison.worker < JOB
 
-A job is JSON: `{"do": "train", "runs": [a run's configuration, …], "resume": […], "by_itself": …}`, or `{"do": "forgetting", "runs":
-[directories], "head": the run that trains a masked-LM head where the base has none, "resume": …, "settings": ForgettingConfig}`. What
-failed of a run is written into its directory. The exit status is 0; 1 where several runs failed as a whole, of which nothing is
-written; and 128 + signal where one stopped it.
+A job is JSON: `{"do": "train", "runs": [a run's configuration, …], "resume": […], "by_itself": …}`, or `{"do": "forgetting",
+"runs": [directories], "head": the run that trains a masked-LM head if the base has none, "resume": …, "settings":
+ForgettingConfig}`. The reason of a run's failure is written to the run's directory. The exit status is 0; 1 if several runs
+failed as a whole, in which case nothing is written; and 128 + signal if a signal stopped the process.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from jaxpeft.runs.sweep_key import sweep_key
 
 
 def main() -> None:
-    """Do the job on standard input; exit with its status."""
+    """Do the job on standard input, and exit with its status."""
     sys.exit(do(json.load(sys.stdin)))
 
 
 def do(job: dict[str, Any]) -> int:
-    """Do a job; its exit status."""
+    """Do a job and return its exit status: 0, or 1 if several runs failed as a whole."""
     arguments = {key: value for key, value in job.items() if key != "do"}
     kinds: dict[str, Callable[..., int]] = {"train": _train, "forgetting": _forgetting}
     return kinds[job["do"]](**arguments)
@@ -42,7 +42,8 @@ def _train(runs: list[dict[str, Any]], resume: list[bool], by_itself: bool) -> i
     configs = [_config(values, again) for values, again in zip(runs, resume, strict=True)]
 
     def train() -> None:
-        # A run that may have company is trained the same way without it: no result depends on what was left to do beside it.
+        # A run that may share a program is trained by `run_together` even if it is the only one left. So its result does not
+        # depend on which other runs were left.
         if by_itself or sweep_key(configs[0]) is None:
             from jaxpeft.runs.train import run
 
@@ -52,11 +53,11 @@ def _train(runs: list[dict[str, Any]], resume: list[bool], by_itself: bool) -> i
 
         for config, outcome in zip(configs, run_together(configs), strict=True):
             if isinstance(outcome, InputError):
-                _note(RunDirectory.of(config), str(outcome))
+                _write_failure(RunDirectory.of(config), str(outcome))
 
     failed = _attempt(train)
     if failed and len(configs) == 1:
-        _note(RunDirectory.of(configs[0]), failed)
+        _write_failure(RunDirectory.of(configs[0]), failed)
     return int(failed is not None and len(configs) > 1)
 
 
@@ -64,7 +65,7 @@ def _config(values: dict[str, Any], resume: bool) -> RunConfig:
     return replace(run_config(values, values["name"]), resume=resume)
 
 
-def _note(directory: RunDirectory, failure: str) -> None:
+def _write_failure(directory: RunDirectory, failure: str) -> None:
     directory.path.mkdir(parents=True, exist_ok=True)
     directory.failure.write_text(failure)
 
@@ -94,12 +95,12 @@ def _measure(run: Path, data: DataConfig, head: Path | None, settings: dict[str,
 
 
 def _attempt(action: Callable[[], None]) -> str | None:
-    """Why `action` failed, in one line; None where it did not."""
+    """Run `action`. Returns None, or in one line why it failed."""
     try:
         action()
     except InputError as error:
         return str(error)
-    except Exception as error:
+    except Exception as error:  # a bug of ours: the next run may succeed, but the traceback must be seen
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Configurations in YAML files, and what differs between two."""
+"""Read and write configurations as YAML, and compare two of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from jaxpeft.errors import InputError
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration in the YAML file at `path`.
+    """Read the configuration in the YAML file at `path`. Wrong keys exit with status 2.
 
     Raises:
-        InputError: where there is no such file; a file with wrong keys exits with status 2.
+        InputError: the file does not exist, or its values cannot be combined.
     """
     if not path.is_file():
         raise InputError(f"no {path.name} in '{path.parent}': it is not a run's directory")
@@ -26,10 +26,10 @@ def read_config(path: Path) -> RunConfig:
 
 
 def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
-    """The configuration with these nested keys, as in a YAML file.
+    """The configuration with the nested keys of `values`, as in a YAML file.
 
     Raises:
-        InputError: for a key or a value that a run's configuration cannot have; `where` says whose it is.
+        InputError: a key or a value is invalid. The message names its origin, `where`.
     """
     parser = ValuesParser(prog=where)
     parser.add_class_arguments(RunConfig)
@@ -37,12 +37,12 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def write_config(values: Mapping[str, Any], path: Path) -> None:
-    """Write a configuration's `resolved()` values as YAML that `--config` reads back."""
+    """Write the `resolved()` values of a configuration to `path`, as YAML that `--config` reads back."""
     path.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys in which two configurations' `resolved()` values differ, each as `key: old, now new`."""
+    """The keys that differ between the `resolved()` values of two configurations, each as `key: old, now new`."""
     before, after = flat(old), flat(new)
     return [f"{key}: {before[key]}, now {after[key]}" for key in before if before[key] != after[key]]
 

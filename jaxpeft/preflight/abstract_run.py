@@ -1,6 +1,7 @@
-"""A run's training and evaluation steps with shapes for arguments: the functions that `runs.train.run` calls, ready to lower.
+"""A run's training and evaluation steps with abstract arguments: the functions that `runs.train.run` calls, ready to lower.
 
-No weight is loaded and nothing of the model is computed. How long a run is, and where its adapters start, change no program.
+No weights are loaded, and the model is not run. The length of a run and the initialisation of its adapters do not change
+the programs.
 """
 
 from __future__ import annotations
@@ -35,26 +36,25 @@ from jaxpeft.training.sharding import DataParallel
 from jaxpeft.training.step import TrainState, make_eval_step, make_train_step, make_train_steps
 from jaxpeft.trees import size_bytes
 
-_MANY_BATCHES = (
-    1_000_000  # an epoch's, so that warm-up and pruning fit although the data that says how many is not read
-)
+# Batches per epoch. The real number is in the data, which may not be read; warm-up and pruning must fit in any case.
+_MANY_BATCHES = 1_000_000
 
 
 @dataclass(frozen=True)
 class AbstractRun:
-    """What a run's steps are made of, and the shapes of what they are given, on the devices of `parallel`.
+    """The parts of a run's steps and the shapes of their arguments, on the devices of `parallel`.
 
     Attributes:
-        batch_sizes: texts a batch, of "training" and "evaluation".
-        rows: how texts become rows.
+        batch_sizes: texts per batch, of "training" and "evaluation".
+        rows: the options that turn texts into rows.
         parallel: the devices.
-        objective: what is minimised.
-        optimizer: what updates the adapters.
-        max_grad_norm: the norm it clips to.
-        plan: when what happens.
+        objective: the loss to minimise.
+        optimizer: the optimizer of the adapters.
+        max_grad_norm: global norm to which gradients are clipped; 0: no clipping.
+        plan: the steps at which the run logs, validates and prunes.
         frozen: the base, as shapes.
-        state: the state, as shapes.
-        training_data: texts a batch → the training rows in such batches. Dummies, if the shapes do not depend on them.
+        state: the training state, as shapes.
+        training_data: maps a batch size in texts to the training rows. These are dummies if the shapes do not depend on the data.
     """
 
     batch_sizes: Mapping[str, int]
@@ -75,38 +75,39 @@ class AbstractRun:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens a row of the batches that training may see, ascending; each is a program of its own."""
+        """Possible tokens per row of training batches, ascending. Each length is a program of its own."""
         return self.task.lengths(self.rows)
 
     @property
     def is_packed(self) -> bool:
-        """Whether training rows hold several texts: then they are all alike, and training has one program."""
+        """True if training rows hold several texts. Then they all have one length, so training has one program."""
         return isinstance(self.training_data(self.batch_sizes["training"]), PackedData)
 
     def training_shape(self, batch_size: int, length: int) -> tuple[int, int]:
-        """(rows, tokens a row) of a training batch of `batch_size` texts whose bucket has `length` tokens: packing changes both."""
+        """(rows, tokens per row) of a training batch: `batch_size` and the bucket's `length`, unless texts are packed."""
         data = self.training_data(batch_size)
         return (data.layout.num_rows, data.layout.length) if isinstance(data, PackedData) else (batch_size, length)
 
     @property
     def num_texts(self) -> int | None:
-        """Training texts, if a batch of more needs no more than they do; else None."""
+        """Number of training texts if texts are packed: a batch of more texts needs no more memory. Else None."""
         data = self.training_data(self.batch_sizes["training"])
         return len(data.unpacked.labels) if isinstance(data, PackedData) else None
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of the gradients of all that trains, in fp32: what data parallelism must add up over the chips."""
+        """Bytes of the gradients of all trained parameters in fp32, which data parallelism sums over the chips."""
         return size_bytes(self.state.adapters)
 
 
 def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
     """The steps of the run that `config` describes, on the devices of `parallel`.
 
-    The data is read if the program depends on it: the number of labels is in it, of tokens, and with `data.packing` that of rows.
+    The data is read if the task's programs depend on it. It decides the number of labels and of tokens, and with
+    `data.packing` the number of rows.
 
     Raises:
-        InputError: as `runs.train.run` does for its configuration, its model's files and its data.
+        InputError: as `runs.train.run` for the configuration, the model's files and the data.
     """
     rows, t = row_options(config.data), config.training
     method = build_method(config.adapter)
@@ -162,7 +163,7 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
 
 
 def _of_any_batch_size(data: Any) -> Callable[[int], Any]:
-    """With packing it depends on the texts' lengths, and on how many devices share them, how many rows hold a batch."""
+    """The training data by batch size. With packing, the rows per batch depend on the texts' lengths and on the devices."""
 
     def of(batch_size: int) -> Any:
         if isinstance(data, PackedData):
@@ -173,15 +174,15 @@ def _of_any_batch_size(data: Any) -> Callable[[int], Any]:
 
 
 def _adapted(adapter: AdapterConfig, task: Task, model: Model, tokenizer: Any, tokenizer_name: str | None) -> Adapted:
-    """The run's adapters as shapes. An initialisation from data or weights has the shapes of LoRA's own: it is not computed."""
+    """The run's adapters as shapes. Initialisations from data or weights are skipped, since they do not change the shapes."""
     if adapter.init_lora_weights == "eva":
         raise InputError(
-            "adapter.init_lora_weights 'eva' chooses ranks by the training data, and preflight computes nothing; "
-            "set it to null, with adapter.eva_config: the cost is about the same"
+            "adapter.init_lora_weights 'eva' chooses ranks from the training data, which preflight does not do; "
+            "set it and adapter.eva_config to null: the cost is about the same"
         )
     plain = replace(adapter, init_lora_weights=None, loftq_config=None, eva_config=None, lora_ga_config=None)
     method: Method | None = build_method(plain)
-    found = []
+    found = []  # eval_shape returns only arrays, so the rest of `Adapted` comes out through this list
 
     def trees(params: Any) -> Any:
         with_params = replace(model, params=params)
@@ -197,16 +198,17 @@ def _adapted(adapter: AdapterConfig, task: Task, model: Model, tokenizer: Any, t
 
 
 def lower_training(run: AbstractRun, batch_size: int, length: int) -> jax.stages.Lowered:
-    """The program of the training loop, lowered: ready to compile. Batches of `length` tokens are assembled in it, or sent to it whole.
+    """Lower the program of the training loop for batches of `length` tokens, assembled inside it or sent to it whole.
 
-    It turns as often as it is told, so that the compiler counts FLOPs and bytes of one micro-step.
+    The number of iterations is an argument, so the compiler counts the FLOPs and bytes of one micro-step.
     """
     norm, number = run.max_grad_norm, run.plan.micro_steps_per_dispatch
     step = make_train_step(run.objective, run.optimizer, allocation=run.plan.allocation, max_grad_norm=norm)
     data = run.training_data(batch_size)
     device_data, draw = dict(data.device_data), data.draw(0)
     if isinstance(data, ClassificationData):
-        draw = {**draw, "columns": np.arange(length, dtype=np.int32)}
+        draw = {**draw, "columns": np.arange(length, dtype=np.int32)}  # the wanted bucket, not the first batch's
+    # The same choice as in training: data that fits stays on the devices, and batches are assembled there.
     if fits(device_data):
         program: Any = make_train_steps(step, in_program(data, run.parallel))
         draws = run.parallel.replicated_shapes(_stacked(draw, number))
@@ -224,7 +226,7 @@ def _stacked(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, jax.Sha
 
 
 def lower_evaluation(run: AbstractRun, batch_size: int, length: int) -> jax.stages.Lowered:
-    """The evaluation step, likewise."""
+    """Lower the evaluation step for batches of `batch_size` rows of `length` tokens."""
     step: Any = make_eval_step(run.objective)
     frozen, adapters, masks = run.parallel.replicated_shapes((run.frozen, run.state.adapters, run.state.masks))
     return step.lower(

@@ -1,6 +1,7 @@
-"""The process that compiles: it alone loads libtpu. `python -m jaxpeft.preflight.child REQUEST`, started by `command.py`.
+"""The process that compiles, and the only one that loads libtpu: `python -m jaxpeft.preflight.child REQUEST`.
 
-It reads the request, a JSON file, prints a line for each program, and writes its answer beside it: a `Report`, or an error.
+`command.py` starts it. It reads the request (a JSON file), prints a line for each program, and writes its answer beside the
+request: a `Report` or an error.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from jaxpeft.trees import size_bytes
 
 
 def main() -> None:
-    """Answer the request in the file that the command line names."""
+    """Answer the request in the file that is the first argument."""
     file = Path(sys.argv[1])
     request = json.loads(file.read_text())
     config = read_config(Path(request["config"]))
@@ -56,7 +57,7 @@ def preflight(
 ) -> Report:
     """Compile the run's steps of `kinds` ("training" first) for `topology`; see `report.Report`."""
     lengths = run.lengths if every_bucket else run.lengths[-1:]
-    # Packed rows are all alike, so their training has one program.
+    # Packed rows have one length, so training has one program.
     wanted = [
         (kind, length)
         for length in reversed(lengths)
@@ -78,7 +79,7 @@ def preflight(
 
 
 def _devices(topology: Topology) -> Any:
-    # A machine has four chips or eight; one chip must be asked for.
+    # libtpu's default is a host of four or eight chips, so a single chip must be requested.
     hosts = {"chips_per_host_bounds": (1, 1, 1)} if topology.num_chips == 1 else {}
     devices = topologies.get_topology_desc(topology.name, platform="tpu", **hosts).devices
     assert len(devices) == topology.num_chips, (topology, len(devices))
@@ -102,7 +103,7 @@ def _fixed_bytes(run: AbstractRun) -> int:
 
 
 def _largest(run: AbstractRun, topology: Topology, training: Program) -> Largest:
-    """The most rows of the longest training batch that a chip has room for."""
+    """The largest number of rows of the longest length that fits on a chip in training."""
 
     def attempt(rows: int) -> Attempt:
         batch_size = rows * topology.num_chips
@@ -122,7 +123,7 @@ def _largest(run: AbstractRun, topology: Topology, training: Program) -> Largest
 def _libtpu_version() -> str:
     try:
         return metadata.version("libtpu")
-    except metadata.PackageNotFoundError:  # a file that TPU_LIBRARY_PATH names
+    except metadata.PackageNotFoundError:  # libtpu is a file named by TPU_LIBRARY_PATH, not a package
         return "of unknown version"
 
 

@@ -1,4 +1,4 @@
-"""The model card beside an adapter: Hugging Face's metadata block, and only numbers that were measured."""
+"""The model card of an adapter: Hugging Face's metadata block, and only measured numbers."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _BERT = "BERT: Devlin et al. 2018, arXiv 1810.04805"
 
 @dataclass(frozen=True)
 class CardSubject:
-    """What a card is about.
+    """The finished run that a card describes.
 
     Attributes:
-        export: the directory of the exported files, which the card is written into.
+        export: the directory of the exported files, where the card is written.
         config: the run's configuration.
         task: the run's task.
         model: the base.
         method: the adapter method as configured; None for the baselines.
-        results: what the run measured.
+        results: the run's measurements.
     """
 
     export: Path
@@ -43,7 +43,7 @@ class CardSubject:
 
 
 def write_card(run: CardSubject) -> None:
-    """Write the card of a run."""
+    """Write the model card of a finished run as `README.md`, in the directory of the exported files."""
     results = run.results
     sections = [
         f"# {results.name}",
@@ -119,10 +119,10 @@ def _configuration(run: CardSubject) -> list[tuple[str, str]]:
     return [
         *rows,
         ("frozen base stored as", f"linear layers in {model.quantization}" if model.quantization else m.dtype),
-        ("dropout in the base", "the checkpoint's own" if m.dropout is None else f"{m.dropout:g}"),
+        ("dropout in the base", "as in the checkpoint" if m.dropout is None else f"{m.dropout:g}"),
         ("steps", f"{results.steps}"),
         ("batch size", f"{t.batch_size} × {t.accumulation_steps}" if t.accumulation_steps > 1 else f"{t.batch_size}"),
-        ("tokens a row", f"{config.data.max_length}"),
+        ("tokens per row", f"{config.data.max_length}"),
         ("optimizer", f"AdamW, weight decay {t.weight_decay:g}, gradients clipped to norm {t.max_grad_norm:g}"),
         ("learning rate", f"{t.learning_rate:g}, {t.schedule}, {t.warmup_steps} warm-up steps"),
         ("seed", f"{config.seed}"),
@@ -151,7 +151,9 @@ def _results(results: Results) -> str:
         "|---|---:|---:|",
         *(f"| {name} | {was} | {now} |" for name, was, now in results.metric_rows()),
     ]
-    text = "\n".join(lines) + f"\n\nThe adapter of step {results.best_step} of {results.steps}, the best on validation."
+    text = (
+        "\n".join(lines) + f"\n\nThe adapter after step {results.best_step} of {results.steps}, the best on validation."
+    )
     if results.examples:
         examples = [f"- {text}\n  - before: {was}\n  - after: {now}" for text, was, now in results.example_rows()]
         text += "\n\nMasks filled in:\n\n" + "\n".join(examples)
@@ -165,7 +167,7 @@ def _usage(run: CardSubject) -> str:
     if config.model.quantization != "none":
         data_type = NUMBER_FORMATS[config.model.quantization].title
         note = (
-            f"\nIt was trained on an {data_type} base; on the full-precision base below its outputs differ slightly.\n"
+            f"\nIt was trained on an {data_type} base. On the full-precision base below its outputs differ slightly.\n"
         )
     here = f"""In JAX:
 
@@ -179,9 +181,11 @@ print(run.predict([{sentence!r}]))
     if not in_peft(config):
         return here
     if config.adapter.method == "prompt-tuning" and run.task.fills_masks:
-        return f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models and does not load it."
+        return (
+            f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models, so it cannot load these files."
+        )
     if config.adapter.init_lora_weights == "loftq":
-        note += "\ntorch PEFT (0.21) runs LoftQ at every load, and on an accelerator only.\n"
+        note += "\ntorch PEFT (0.21) runs LoftQ at every load, which needs an accelerator.\n"
     return f"""{here}{note}
 In torch, with {"transformers" if config.adapter.method == "full" else "PEFT"}:
 
@@ -209,7 +213,7 @@ def _torch_lines(run: CardSubject, sentence: str) -> str:
 def _base_lines(run: CardSubject) -> list[str]:
     model = run.model
     packaged = model.source.packaged_as
-    if run.config.model.weights == "random":
+    if run.config.model.weights == "random":  # only this run has the base, which was saved beside the adapter
         return [f"base = {str(run.export.parent / 'base')!r}"]
     if packaged:
         package, _, folder = packaged.removeprefix("package:").partition("/")
@@ -223,10 +227,10 @@ def _measured(run: CardSubject) -> str:
     config, results = run.config, run.results
     peak = f"{results.peak_memory_bytes / 1e6:,.0f} MB peak memory of the {results.peak_memory_of}"
     others = results.trained_together - 1
-    company = f", in one program with {others} other runs, whose time and memory these are too" if others else ""
+    company = f" (in one program with {others} other runs, which share this time and memory)" if others else ""
     lines = [
         f"{results.steps} steps in {results.seconds:.0f} s on {results.device}{company}: "
-        f"{results.tokens_per_second:,.0f} tokens a second, {peak}, "
+        f"{results.tokens_per_second:,.0f} tokens per second, {peak}, "
         f"{len(results.compiled_shapes)} compiled training programs ({', '.join(results.compiled_shapes)}).",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in results.versions.items()) + ".",
     ]

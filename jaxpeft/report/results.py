@@ -1,4 +1,4 @@
-"""What a run measured, as `results.json`, as the table it prints, and as the numbers of its card."""
+"""The measurements of a run, for `results.json`, for the printed table and for the model card."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from jaxpeft.trees import Adapters, Layers, Params, size_bytes
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a run measured. Sizes in bytes, times in seconds; `before` and `test` are metrics on `test_split`.
+    """All measurements of a run. Sizes are in bytes and times in seconds.
 
-    `trained_together` runs shared a program: `seconds`, `seconds_per_step` and `peak_memory_bytes` are of all of them, `tokens_per_second`
-    its own share.
+    `before` and `test` are metrics on `test_split`. `trained_together` is the number of runs that shared the program:
+    `seconds`, `seconds_per_step` and `peak_memory_bytes` cover all of them, `tokens_per_second` only this run.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Results:
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     def table(self) -> list[tuple[str, str, str]]:
-        """Rows of (what, before, after) for the terminal."""
+        """Rows of (name, before, after) for the terminal."""
         rows = [(f"{self.test_split} {name}", was, now) for name, was, now in self.metric_rows()]
         share = 100 * self.parameters_trainable / self.parameters_total
         rows += [
@@ -85,7 +85,7 @@ class Results:
         ]
 
     def metric_rows(self) -> list[tuple[str, str, str]]:
-        """(metric, before, after) of every metric, in words; – where it was not tested before."""
+        """(name, before, after) of every metric as text. `before` is – if the initial model was not tested."""
         return [
             (m.title, m.in_words(self.before[name]) if name in self.before else "–", m.in_words(value))
             for name, value in self.test.items()
@@ -93,13 +93,13 @@ class Results:
         ]
 
     def sentence(self) -> str:
-        """A sentence to try the run on: with a mask where it fills masks."""
+        """A sentence to try the run on, with a [MASK] for masked-lm."""
         if self.examples:
             return self.examples[0]["text"]
         return task_for(self.task, self.num_labels).example
 
     def example_rows(self) -> Iterator[tuple[str, str, str]]:
-        """(sentence, answers before, answers after), the answers in words."""
+        """(sentence, answers before, answers after) of every example, the answers as text with probabilities."""
         for example in self.examples:
             yield example["text"], _words(example["before"]), _words(example["after"])
 
@@ -127,7 +127,11 @@ def measure(
     compile_seconds: float,
     trained_together: int,
 ) -> Results:
-    """Collect what a finished run measured."""
+    """Collect the measurements of a finished run as `Results`.
+
+    `exported` is the weights file whose size is reported. `traces` counts the compiled training programs by
+    (batch, length). `examples` are the answers to the example sentences before and after training, or None.
+    """
     memory, whose = _peak_memory()
     entries = sum(leaf.size for leaf in jax.tree.leaves(adapters["sites"]))
     kept = sum(int((leaf != 0).sum()) for leaf in jax.tree.leaves(adapters["sites"]))
@@ -154,7 +158,7 @@ def measure(
         before=before,
         test=test,
         best_metric=best_metric,
-        best_step=outcome.progress.best_step or outcome.progress.step,
+        best_step=outcome.progress.best_step or outcome.progress.step,  # the last one without a validation
         steps=outcome.progress.step,
         seconds=outcome.progress.seconds,
         tokens_per_second=outcome.tokens_per_second,
@@ -176,18 +180,18 @@ def _limits(evaluation: EvaluationConfig) -> list[str]:
 
 
 def describe_devices() -> str:
-    """The devices of the run: `4 x TPU v5 lite`, or `16 x TPU v5 lite on 4 hosts`."""
+    """The devices of the run as text: `4 x TPU v5 lite`, or `16 x TPU v5 lite on 4 hosts`."""
     devices, hosts = jax.devices(), jax.process_count()
     return f"{len(devices)} x {devices[0].device_kind}" + (f" on {hosts} hosts" if hosts > 1 else "")
 
 
 def write_results(results: Results, path: Path) -> None:
-    """Write `results.json`."""
+    """Write `results` as JSON, which `read_results` reads back."""
     path.write_text(json.dumps(asdict(results), indent=2) + "\n")
 
 
 def read_results(path: Path) -> Results:
-    """Read a `results.json` back."""
+    """Read the `results.json` at `path`."""
     return Results(**json.loads(path.read_text()))
 
 
@@ -203,9 +207,9 @@ def _words(masks: list) -> str:
 
 
 def _peak_memory() -> tuple[int, str]:
-    """Bytes at the peak: the device's where the backend reports it, else the process's."""
-    stats = jax.local_devices()[0].memory_stats() or {}
+    """Peak memory in bytes and whose it is: the device's if the backend reports it, else the process's."""
+    stats = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"], "device"
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"

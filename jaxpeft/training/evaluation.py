@@ -1,4 +1,4 @@
-"""Evaluation: a whole data set through the jitted step, summed on the host."""
+"""Evaluation: run the jitted step on a whole data set, and sum the statistics on the host."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from jaxpeft.trees import Adapters, Layers, Params
 
 EvalStep = Callable[..., tuple[dict, jax.Array | None]]
 
-# Sums stay on the devices until the end of a data set, but only so many batches are queued: enough to keep a device busy. Several CPU
-# devices, or processes of them, wait for each other for ever if many more programs are queued that do not need each other's results
+# Sums stay on the devices until the end of a data set. At most so many batches are queued, which is enough to keep a device
+# busy: several CPU devices or processes deadlock if many more programs are queued that do not need each other's results
 # (jax 0.10.2; some thirty in two processes).
 _MAX_QUEUED = 8
 
@@ -30,7 +30,7 @@ def evaluate(
     masks: Layers,
     batches: Iterable[Batch],
 ) -> dict[str, float]:
-    """`loss` and the task's metrics over all rows of `batches` that have a weight."""
+    """Mean `loss` and the task's metrics over the rows of `batches` whose weight is not 0."""
     sums, outputs, labels = [], [], []
     for batch in batches:
         statistics, out = step(frozen, adapters, masks, parallel.shard(_without_row_numbers(batch)))
@@ -48,7 +48,7 @@ def evaluate(
 def pseudo_perplexity(
     step: EvalStep, parallel: DataParallel, frozen: Params, adapters: Adapters, masks: Layers, batches: Iterable[Batch]
 ) -> float:
-    """exp of the mean loss of every token masked by itself (Salazar et al. 2020, section 2.3); not the same figure as perplexity."""
+    """exp of the mean loss over tokens that are masked one at a time (Salazar et al. 2020, section 2.3). Not the perplexity."""
     sums: list[dict[str, jax.Array]] = []
     for batch in batches:
         sums.append(step(frozen, adapters, masks, parallel.shard(_without_row_numbers(batch)))[0])
@@ -59,10 +59,11 @@ def pseudo_perplexity(
 
 
 def _without_row_numbers(batch: Batch) -> dict[str, Any]:
+    # `rows` restores the order on the host; the step does not read it.
     return {key: value for key, value in batch.items() if key != "rows"}
 
 
 def _total(results: Sequence[dict[str, jax.Array]]) -> dict[str, float]:
     fetched = jax.device_get(list(results))
-    # In double precision: a long data set's fp32 sum would lose digits.
+    # In double precision: an fp32 sum over a long data set would lose digits.
     return {key: float(np.sum([r[key] for r in fetched], dtype=np.float64)) for key in fetched[0]}

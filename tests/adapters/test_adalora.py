@@ -362,7 +362,9 @@ def test_a_run_s_plan_has_the_allocation():
         planned(configured(steps=7), method=method)
     with pytest.raises(InputError, match=r"adapter\.total_step 30 exceeds the run's 20 steps"):
         planned(configured(), method=replace(method, total_step=30))
-    with pytest.raises(InputError, match=r"pruning\.sparsity 0\.5 needs an adapter of matrices .* 'adalora' is not"):
+    with pytest.raises(
+        InputError, match=r"pruning\.sparsity 0\.5 needs adapter\.method to be one of .*, not 'adalora'"
+    ):
         configured(sparsity=0.5)
 
 

@@ -94,7 +94,7 @@ def test_a_run_s_shapes_are_a_run_s(config, options, standard_promotion):
 
 
 def test_ranks_that_data_chooses_are_refused(config):
-    with pytest.raises(InputError, match=r"eva.*set it to null"):
+    with pytest.raises(InputError, match=r"eva.*set it and adapter\.eva_config to null"):
         abstract_run(config(init_lora_weights="eva"), data_parallel())
 
 

@@ -208,7 +208,7 @@ def test_an_error_of_one_is_everyones(second_of_three, tmp_path):
 def test_what_must_be_equal(second_of_three):
     multihost.check_equal({"data": lambda: "a", "base": lambda: "b"})
     second_of_three[:] = ["another", "another"]
-    with pytest.raises(InputError, match="process 1 has another data than process 0"):
+    with pytest.raises(InputError, match="process 1 differs from process 0 in its data"):
         multihost.check_equal({"data": lambda: "a"})
 
 
