@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from jaxpeft.adapters import METHODS, Description, Method, dora
-from jaxpeft.config import RunConfig
+from jaxpeft.config import AdapterConfig, ModelConfig, PruningConfig
 from jaxpeft.quantization import NUMBER_FORMATS
 
 # Combinations of LoRA, in the order of the table and behind LoRA; each with the file that holds it.
@@ -76,29 +76,29 @@ def describe(name: str) -> Description:
     return own[name][0] if name in own else METHODS[name].description
 
 
-def in_peft(config: RunConfig) -> bool:
+def in_peft(method: str) -> bool:
     """True if torch PEFT can load the files of this run's method, or transformers those of full fine-tuning."""
-    return bool(describe(config.adapter.method).peft)
+    return bool(describe(method).peft)
 
 
-def method_name(config: RunConfig) -> str:
+def method_name(adapter: AdapterConfig, pruning: PruningConfig, model: ModelConfig) -> str:
     """A run's method in words: `Sparse LoRA`, `QLoRA`, `DoRA on an int8 base`, …"""
-    name = describe("dora" if config.adapter.use_dora else config.adapter.method).title
-    if config.model.quantization != "none":
-        qlora = name == "LoRA" and config.model.quantization == "nf4"
-        name = "QLoRA" if qlora else f"{name} on an {NUMBER_FORMATS[config.model.quantization].title} base"
-    return f"Sparse {name}" if config.pruning.sparsity else name
+    name = describe("dora" if adapter.use_dora else adapter.method).title
+    if model.quantization != "none":
+        qlora = name == "LoRA" and model.quantization == "nf4"
+        name = "QLoRA" if qlora else f"{name} on an {NUMBER_FORMATS[model.quantization].title} base"
+    return f"Sparse {name}" if pruning.sparsity else name
 
 
-def citations(config: RunConfig) -> list[str]:
+def citations(adapter: AdapterConfig, pruning: PruningConfig, model: ModelConfig) -> list[str]:
     """One line for every method in a run's combination."""
-    keys: list[str] = [config.adapter.method]
-    keys += ["dora"] if config.adapter.use_dora else []
-    keys += ["sparse-lora"] if config.pruning.sparsity else []
+    keys: list[str] = [adapter.method]
+    keys += ["dora"] if adapter.use_dora else []
+    keys += ["sparse-lora"] if pruning.sparsity else []
     found = [describe(key) for key in keys]
     lines = [f"{description.title}: {description.source}" for description in found if description.source]
-    lines += [NUMBER_FORMATS[config.model.quantization].citation] if config.model.quantization != "none" else []
-    chosen = str(config.adapter.init_lora_weights)
+    lines += [NUMBER_FORMATS[model.quantization].citation] if model.quantization != "none" else []
+    chosen = str(adapter.init_lora_weights)
     lines += [f"{title}: {source}" for name, (title, source) in _INITIALISATIONS.items() if chosen.startswith(name)]
     return lines
 

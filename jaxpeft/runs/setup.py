@@ -260,7 +260,9 @@ def log_setup(setup: RunSetup) -> None:
     if adapted.method:
         said = ", ".join(f"{name} {value}" for name, value in options(adapted.method))
         where = f"{len(adapted.adapters['sites'])} layers with " if adapted.adapters["sites"] else ""
-        log(f"adapts {where}{method_name(config)}" + (f": {said}" if said else ""))
+        log(
+            f"adapts {where}{method_name(config.adapter, config.pruning, config.model)}" + (f": {said}" if said else "")
+        )
     log(f"device {describe_devices()}")
     num_truncated = getattr(without_packing(setup.train_data), "num_truncated", 0)
     if num_truncated:

@@ -24,7 +24,7 @@ from jaxpeft.runs.compilation_cache import enable_compilation_cache
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.export import finalize
 from jaxpeft.runs.setup import RunSetup, log_setup, make_optimizer, setup_replica, setup_run
-from jaxpeft.runs.sweep_key import check_shared_key
+from jaxpeft.runs.sweep_key import SweepKey, check_shared_key
 from jaxpeft.runs.train import restored, run_state
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.dropout import dropout_key
@@ -49,7 +49,10 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
             base, a directory that holds another run, or runs at different steps.
         SystemExit: 128 + signal, after a checkpoint of each, if SIGTERM or Ctrl-C came.
     """
-    check_shared_key(configs)
+    keys = {config.run_name: SweepKey.of(config) for config in configs}
+    if len(keys) < len(configs):
+        raise InputError("two of these runs have one name; give each its own name")
+    check_shared_key(keys)
     enable_compilation_cache(configs[0].compilation_cache)
     compiled_before = seconds_compiling()
     for config in configs:
