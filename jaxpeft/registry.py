@@ -27,11 +27,23 @@ class Registry(Mapping[str, Any]):
         Raises:
             InputError: if there is none, with the names there are.
         """
+        self.check(name)
+        module, _, attribute = self._places[name].partition(":")
+        return getattr(import_module(module), attribute)
+
+    def check(self, name: str) -> None:
+        """Refuse an unknown `name` without importing anything: a configuration is checked before jax is loaded.
+
+        Raises:
+            InputError: as `registry[name]`.
+        """
         if name not in self._places:
             hint = did_you_mean(name, self._places) or f"; choose from {', '.join(self._places)}"
             raise InputError(f"there is no {self._kind} '{name}'{hint}")
-        module, _, attribute = self._places[name].partition(":")
-        return getattr(import_module(module), attribute)
+
+    def get(self, name: str, default: Any = None) -> Any:  # a Mapping's expects KeyError
+        """The object called `name`, or `default`."""
+        return self[name] if name in self else default  # noqa: SIM401
 
     def __contains__(self, name: object) -> bool:
         return name in self._places

@@ -134,8 +134,8 @@ class SiteMethod(Method):
 
     embeddings: ClassVar[bool] = False
     """True if embeddings can be adapted too."""
-    fixed_targets: ClassVar[tuple[str, ...]] = ()
-    """The modules it adapts whatever `target_modules` says, if only one place is possible."""
+    word_embeddings_only: ClassVar[bool] = False
+    """True if it adapts the word embeddings and nothing else, so that there are no `target_modules` to choose."""
 
     def at(self, path: str) -> Self:
         """The method as it is at the layer `path`, with the rank and alpha that a pattern gives that layer."""

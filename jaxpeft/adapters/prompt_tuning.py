@@ -38,7 +38,7 @@ class PromptTuning(SiteMethod):
         peft="`PROMPT_TUNING`",
     )
     embeddings: ClassVar[bool] = True
-    fixed_targets: ClassVar[tuple[str, ...]] = ("word_embeddings",)
+    word_embeddings_only: ClassVar[bool] = True
     num_virtual_tokens: int = 20
     prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = "RANDOM"
     prompt_tuning_init_text: str | None = None

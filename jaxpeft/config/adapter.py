@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxpeft.adapters import METHODS
 from jaxpeft.errors import InputError, did_you_mean
+from jaxpeft.pruning import SCHEDULES, SCORES
 
 _BASELINES = ("full", "head")
 
-# The names in the registry: `--help` lists them, and the parser refuses any other. A `str` for type checkers under TYPE_CHECKING
-# is not possible: jsonargparse runs such blocks too, and would then accept every name.
-MethodName: TypeAlias = Literal[(*METHODS, *_BASELINES)]  # type: ignore[valid-type]
+# `--help` lists the names of the tables. The test is negated, because jsonargparse executes the block of a plain
+# `if TYPE_CHECKING` and would then accept any string.
+if not TYPE_CHECKING:
+    MethodName = Literal[(*METHODS, *_BASELINES)]
+    CriterionName = Literal[*SCORES]
+    ScheduleName = Literal[*SCHEDULES]
+else:
+    MethodName = str
+    CriterionName = str
+    ScheduleName = str
 
 
 @dataclass(frozen=True)
@@ -120,15 +128,22 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Which adapter entries exist (Sparse LoRA): magnitude pruning, per tensor, with exact counts."""
+    """Which adapter entries exist (Sparse LoRA): pruning per tensor, with exact counts."""
 
     sparsity: float = 0.0
-    """Pruned share of each adapter matrix, from 0 (dense) to below 1."""
-    schedule: Literal["one-shot", "cubic"] = "one-shot"
-    """Prune once at begin, or more and more from begin to end (cubic, Zhu & Gupta 2017)."""
+    """Share of each adapter matrix that is pruned, from 0 (dense) to below 1."""
+    criterion: CriterionName = "magnitude"
+    """How entries are scored; those with the lowest scores are pruned. magnitude: by absolute value."""
+    schedule: ScheduleName = "one-shot"
+    """When to prune. one-shot: once, at begin; cubic: in growing amounts from begin to end (Zhu & Gupta 2017)."""
     begin: float | None = None
-    """Share of all steps after which pruning begins; null: 0.1, but not before the warm-up ends."""
+    """Share of all steps after which pruning starts; null: 0.1, but not before the warm-up ends."""
     end: float = 0.6
-    """Share of all steps after which the cubic schedule reaches the sparsity."""
+    """Share of all steps at which the cubic schedule reaches the sparsity."""
     every_steps: int = 50
     """Steps between two prunings of the cubic schedule."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that are in no table."""
+        SCORES.check(self.criterion)
+        SCHEDULES.check(self.schedule)

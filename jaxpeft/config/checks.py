@@ -1,4 +1,4 @@
-"""What a configuration is checked for before anything is loaded: ranges, and options that exclude each other."""
+"""Check a configuration before anything is loaded: ranges, and options that exclude each other."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jaxpeft.adapters import METHODS
 from jaxpeft.errors import InputError
+from jaxpeft.tasks import TASKS
 
 if TYPE_CHECKING:
     from jaxpeft.config.run import RunConfig
@@ -16,6 +17,7 @@ def check_ranges(config: RunConfig) -> None:
     """Raise InputError for a number out of its range."""
     t, p, a, d, m, e = config.training, config.pruning, config.adapter, config.data, config.model, config.evaluation
     block, c = m.quantization_block_size, config.cluster
+    # (flag, value, whether it is in range, description of the range)
     checks = [
         ("adapter.rank", a.rank, a.rank is None or a.rank >= 1, "at least 1, or null"),
         ("adapter.alpha", a.alpha, a.alpha is None or a.alpha > 0, "above 0, or null"),
@@ -44,7 +46,7 @@ def check_ranges(config: RunConfig) -> None:
         ("training.warmup_steps", t.warmup_steps, t.warmup_steps >= 0, "at least 0"),
         ("training.weight_decay", t.weight_decay, t.weight_decay >= 0, "at least 0"),
         ("training.max_grad_norm", t.max_grad_norm, t.max_grad_norm >= 0, "at least 0"),
-        ("training.steps_per_dispatch", t.steps_per_dispatch, t.steps_per_dispatch >= 1, "at least 1"),
+        ("training.micro_steps_per_dispatch", t.micro_steps_per_dispatch, t.micro_steps_per_dispatch >= 1, "at least 1"),
         ("training.log_every_steps", t.log_every_steps, t.log_every_steps >= 1, "at least 1"),
         ("training.eval_every_steps", t.eval_every_steps, (t.eval_every_steps or 1) >= 1, "at least 1, or null"),
         ("training.early_stopping_patience", t.early_stopping_patience, (t.early_stopping_patience or 1) >= 1, "at least 1, or null"),
@@ -67,8 +69,8 @@ def check_ranges(config: RunConfig) -> None:
 
 
 def check_combinations(config: RunConfig) -> None:
-    """Raise InputError for options that exclude each other, or that miss what they need."""
-    if "://" in config.output_dir:
+    """Raise InputError for options that exclude each other, or that need an option that is not set."""
+    if "://" in config.output_dir:  # pathlib would take it as a relative path
         raise InputError(
             f"output_dir '{config.output_dir}' is a URL; give a directory (a bucket can be mounted with gcsfuse)"
         )
@@ -84,29 +86,32 @@ def check_combinations(config: RunConfig) -> None:
     # A method is imported, and jax with it, only if one of these two options is set.
     if config.pruning.sparsity and not _has("prunable", config.adapter.method):
         raise InputError(
-            f"pruning.sparsity {config.pruning.sparsity} needs an adapter of matrices ({_those_with('prunable')}), which adapter.method "
-            f"'{config.adapter.method}' is not; set it to 0"
+            f"pruning.sparsity {config.pruning.sparsity} needs adapter.method to be one of {_those_with('prunable')}, not "
+            f"'{config.adapter.method}'; set it to 0"
         )
     if config.training.loraplus_lr_ratio and not _has("loraplus", config.adapter.method):
         raise InputError(
-            f"training.loraplus_lr_ratio {config.training.loraplus_lr_ratio:g} is an option of {_those_with('loraplus')}, and "
-            f"adapter.method is '{config.adapter.method}'; set it to null"
+            f"training.loraplus_lr_ratio {config.training.loraplus_lr_ratio:g} needs adapter.method to be one of "
+            f"{_those_with('loraplus')}, not '{config.adapter.method}'; set it to null"
         )
-    if config.data.packing and config.task != "classification":
-        raise InputError("data.packing is for classification, and a row of masked-lm is full already; set it to false")
+    if config.data.packing and not TASKS[config.task].can_pack:
+        raise InputError(
+            f"data.packing is only for classification, since rows of {config.task} are already full; set it to false"
+        )
     if config.data.packing and config.adapter.method == "prompt-tuning":
         raise InputError(
-            "data.packing cannot be had with prompt-tuning, whose tokens stand in front of a row; set it to false"
+            "data.packing cannot be used with prompt-tuning, which puts its tokens in front of a row; set it to false"
         )
     if config.adapter.method == "full" and config.model.quantization != "none":
         raise InputError(
-            "adapter.method 'full' trains every weight and cannot train a quantised base: set model.quantization to none"
+            "adapter.method 'full' trains every weight, which a quantised base does not allow: set model.quantization to none"
         )
-    allowed = METRICS[config.task]
-    if config.training.metric and config.training.metric not in allowed:
-        raise InputError(
-            f"training.metric '{config.training.metric}' is not measured for {config.task}; choose from {', '.join(allowed)}"
-        )
+    if config.training.metric:
+        allowed = TASKS[config.task].known_metrics
+        if config.training.metric not in allowed:
+            raise InputError(
+                f"training.metric '{config.training.metric}' is not measured for {config.task}; choose from {', '.join(allowed)}"
+            )
 
 
 def _has(group: str, method: str) -> bool:
@@ -116,10 +121,3 @@ def _has(group: str, method: str) -> bool:
 
 def _those_with(group: str) -> str:
     return ", ".join(method for method in METHODS if _has(group, method))
-
-
-METRICS = {
-    "masked-lm": ("loss", "perplexity", "accuracy"),
-    "classification": ("loss", "accuracy", "f1", "matthews", "pearson", "spearman"),
-}
-"""Validation metrics by task."""

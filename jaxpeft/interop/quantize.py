@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxpeft.errors import InputError
 from jaxpeft.interop.transformers_files import new_directory
-from jaxpeft.models.build import TASKS, AbstractModel, Task, build_abstract_model, checked, read_config
-from jaxpeft.models.quantized_files import quantization_config, stored_tensors
+from jaxpeft.models.build import HEADS, AbstractModel, build_abstract_model, checked, read_config
+from jaxpeft.models.quantized_files import check_storable, quantization_config, stored_tensors
 from jaxpeft.models.sources import TOKENIZER_FILES, Source, resolve
 from jaxpeft.models.weights import Checkpoint, open_checkpoint, to_torch_layout, torch_name
 from jaxpeft.quantization import Quantization, is_quantized, quantize
@@ -30,7 +30,7 @@ class Sizes:
     file_bytes: int
 
 
-def quantize_model(name: str, output: Path | str, quantization: Quantization, *, task: Task | None = None) -> Sizes:
+def quantize_model(name: str, output: Path | str, quantization: Quantization, *, task: str | None = None) -> Sizes:
     """Write the model `name` with the encoder's linear layers quantised: weights, config and the tokenizer's files.
 
     Leaves are read one at a time, so only one kernel at a time is in full precision. Embeddings, norms, biases and heads stay in full
@@ -46,10 +46,12 @@ def quantize_model(name: str, output: Path | str, quantization: Quantization, *,
             `AutoModelForMaskedLM`.
 
     Raises:
-        InputError: as `load_model`; also if the output is not empty, or the model is quantised already.
+        InputError: as `load_model`; if bitsandbytes lacks the number format, the output is not empty, or the model is
+            quantised already.
     """
     from safetensors.numpy import save_file
 
+    check_storable(quantization)
     directory = new_directory(output)
     source = resolve(name)
     config = read_config(source)
@@ -97,7 +99,7 @@ def quantize_model(name: str, output: Path | str, quantization: Quantization, *,
 def _abstract_models(config: Any) -> list[AbstractModel]:
     """The models for all tasks that the architecture has: together they have every leaf that is used here."""
     found, refused = [], []
-    for task in TASKS:
+    for task in HEADS:
         try:
             found.append(build_abstract_model(config, task))
         except InputError as error:

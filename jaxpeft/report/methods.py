@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxpeft.adapters import METHODS, Description, Method, dora
 from jaxpeft.config import RunConfig
+from jaxpeft.quantization import NUMBER_FORMATS
 
 # Combinations of LoRA, in the order of the table and behind LoRA; each with the file that holds it.
 _COMBINATIONS: dict[str, tuple[Description, str]] = {
@@ -45,7 +46,7 @@ _BASELINES: dict[str, tuple[Description, str]] = {
             advice="the reference, where memory allows",
             peft="a whole model",
         ),
-        "runs/prepare.py",
+        "runs/adapters.py",
     ),
     "head": (
         Description(
@@ -55,7 +56,7 @@ _BASELINES: dict[str, tuple[Description, str]] = {
             advice="the floor that an adapter must beat",
             peft="`LORA` without layers",
         ),
-        "runs/prepare.py",
+        "runs/adapters.py",
     ),
 }
 
@@ -80,16 +81,12 @@ def in_peft(config: RunConfig) -> bool:
     return bool(describe(config.adapter.method).peft)
 
 
-DATA_TYPES = {"nf4": "NF4", "fp4": "FP4", "int8": "int8"}
-"""Data types of a quantised base, as they are written in prose."""
-
-
 def method_name(config: RunConfig) -> str:
     """A run's method in words: `Sparse LoRA`, `QLoRA`, `DoRA on an int8 base`, …"""
     name = describe("dora" if config.adapter.use_dora else config.adapter.method).title
     if config.model.quantization != "none":
         qlora = name == "LoRA" and config.model.quantization == "nf4"
-        name = "QLoRA" if qlora else f"{name} on an {DATA_TYPES[config.model.quantization]} base"
+        name = "QLoRA" if qlora else f"{name} on an {NUMBER_FORMATS[config.model.quantization].title} base"
     return f"Sparse {name}" if config.pruning.sparsity else name
 
 
@@ -98,10 +95,9 @@ def citations(config: RunConfig) -> list[str]:
     keys: list[str] = [config.adapter.method]
     keys += ["dora"] if config.adapter.use_dora else []
     keys += ["sparse-lora"] if config.pruning.sparsity else []
-    keys += ["qlora"] if config.model.quantization in ("nf4", "fp4") else []
     found = [describe(key) for key in keys]
     lines = [f"{description.title}: {description.source}" for description in found if description.source]
-    lines += ["LLM.int8(): Dettmers et al. 2022, arXiv 2208.07339"] if config.model.quantization == "int8" else []
+    lines += [NUMBER_FORMATS[config.model.quantization].citation] if config.model.quantization != "none" else []
     chosen = str(config.adapter.init_lora_weights)
     lines += [f"{title}: {source}" for name, (title, source) in _INITIALISATIONS.items() if chosen.startswith(name)]
     return lines

@@ -54,7 +54,7 @@ class InputPipeline:
         draw_at: pass → draw, on the host.
         assemble: `(device_data, draw) → batch`, inside the program.
         device_data: what all batches are made of, on the devices.
-        place: puts stacked draws, `[passes, …]`, on the devices.
+        place: puts stacked draws, `[micro-steps, …]`, on the devices.
     """
 
     draw_at: Callable[[int], Draw]
@@ -74,8 +74,10 @@ class InputPipeline:
         return run
 
 
-def feed(data: Data, parallel: DataParallel, *, limit_bytes: int = DEVICE_DATA_LIMIT_BYTES) -> InputPipeline:
-    """A feed of `data`, which is kept on the devices where it has at most `limit_bytes`; else whole batches are sent."""
+def make_input_pipeline(
+    data: Data, parallel: DataParallel, *, limit_bytes: int = DEVICE_DATA_LIMIT_BYTES
+) -> InputPipeline:
+    """The pipeline of `data`, which is kept on the devices if it has at most `limit_bytes`; else whole batches are sent."""
     device_data = data.device_data
     if not fits(device_data, limit_bytes):
         return InputPipeline(data.train_batch, lambda device_data, batch: batch, {}, partial(parallel.shard, axis=1))
@@ -95,10 +97,10 @@ def in_program(data: Data, parallel: DataParallel) -> Callable[[Any, Any], Batch
 
 
 class Prefetched:
-    """The draws of `passes`, made by a thread up to `depth` ahead of where they are taken: a context manager."""
+    """The draws of `micro_steps`, made by a thread up to `depth` ahead of where they are taken: a context manager."""
 
-    def __init__(self, draw_at: Callable[[int], Draw], passes: range, *, depth: int) -> None:
-        self._draw_at, self._left = draw_at, iter(passes)
+    def __init__(self, draw_at: Callable[[int], Draw], micro_steps: range, *, depth: int) -> None:
+        self._draw_at, self._left = draw_at, iter(micro_steps)
         self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draws")
         self._made: deque[Future[Draw]] = deque()
         for _ in range(depth):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +14,11 @@ import optax
 from flax import struct
 
 from jaxpeft.pruning.allocation import Allocation, Importance, fresh_importance, keep_important, update_importance
-from jaxpeft.pruning.masks import apply_masks, magnitude_masks
+from jaxpeft.pruning.masks import apply_masks, tighten
+from jaxpeft.pruning.scores import Criterion, magnitude
+from jaxpeft.tasks.base import Batch
 from jaxpeft.training.dropout import for_drawing
-from jaxpeft.training.objective import Batch, Objective
+from jaxpeft.training.objective import Objective
 from jaxpeft.trees import Adapters, Layers, Params
 
 
@@ -23,11 +26,16 @@ from jaxpeft.trees import Adapters, Layers, Params
 class TrainState:
     """All that changes in training, and all that a checkpoint holds.
 
-    `step` counts passes (an update takes `accumulation_steps` of them); `masks` is {} or bool, True = keep; `rng` is the
-    run's typed key, from which every pass folds its own; `importance` is {} but where ranks are allocated (AdaLoRA).
+    Attributes:
+        micro_step: micro-steps done; a step takes `accumulation_steps` of them.
+        adapters: all that trains.
+        masks: {} or bool, True = keep.
+        opt_state: the optimizer's.
+        rng: the run's typed key, from which every micro-step folds its own.
+        importance: {} unless ranks are allocated (AdaLoRA).
     """
 
-    step: jax.Array
+    micro_step: jax.Array
     adapters: Adapters
     masks: Layers
     opt_state: Any
@@ -79,12 +87,12 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         count_trace(traces, batch)
-        return train_pass(objective, optimizer, state, frozen, batch, allocation, max_grad_norm)
+        return micro_step(objective, optimizer, state, frozen, batch, allocation, max_grad_norm)
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def train_pass(
+def micro_step(
     objective: Objective,
     optimizer: optax.GradientTransformationExtraArgs,
     state: TrainState,
@@ -93,8 +101,8 @@ def train_pass(
     allocation: Allocation | None = None,
     max_grad_norm: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
-    """One pass, as `make_train_step` compiles it: loss, gradients of what trains, update."""
-    dropout_rng = for_drawing(jax.random.fold_in(state.rng, state.step))
+    """One micro-step, as `make_train_step` compiles it: loss, gradients of what trains, update."""
+    dropout_rng = for_drawing(jax.random.fold_in(state.rng, state.micro_step))
 
     def mean_loss(adapters: Adapters) -> jax.Array:
         logits = objective.logits(frozen, adapters, state.masks, batch, dropout_rng)
@@ -107,7 +115,7 @@ def train_pass(
     adapters = optax.apply_updates(state.adapters, updates)
     tokens = (batch["attention_mask"] > 0).sum(dtype=jnp.int32)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
-    after = replace(state, step=state.step + 1, adapters=adapters, opt_state=opt_state)
+    after = replace(state, micro_step=state.micro_step + 1, adapters=adapters, opt_state=opt_state)
     if allocation is not None:
         after = replace(after, importance=_importance(state, after, grads, allocation, max_grad_norm))
     return after, metrics
@@ -116,10 +124,10 @@ def train_pass(
 def make_train_steps(
     step: TrainStep, assemble: Callable[[Any, Any], Batch]
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Return the jitted `(state, frozen, device_data, draws, count) → (state, metrics)`: `count` passes in one program.
+    """Return the jitted `(state, frozen, device_data, draws, count) → (state, metrics)`: `count` micro-steps in one program.
 
-    The host is asked for nothing between them, and what a pass needs for a moment is allocated once for all. `count` is data,
-    so that one program serves any number of passes, and each of them computes what it would have computed alone.
+    The host is asked for nothing between them, and their temporaries are allocated once for all. `count` is data,
+    so that one program serves any number of micro-steps, and each computes what it would have computed alone.
 
     Args:
         step: as `make_train_step` returns it.
@@ -151,39 +159,38 @@ def make_train_steps(
 def _importance(
     before: TrainState, after: TrainState, grads: Adapters, allocation: Allocation, max_grad_norm: float
 ) -> Importance:
-    """The importance after a pass: of the parameters after the update, and the gradients that it was made of."""
-    update, done = after.step, jnp.asarray(True)
+    """The importance after a micro-step: of the parameters after the update, and the gradients that it was made of."""
+    step, done = after.micro_step, jnp.asarray(True)
     if isinstance(before.opt_state, optax.MultiStepsState):
-        # Passes are averaged: the update is made of their mean, in the last of them.
+        # Micro-steps are averaged: the update is made of their mean, in the last of them.
         n = (before.opt_state.mini_step + 1).astype(jnp.float32)
         grads = jax.tree.map(lambda mean, grad: mean + (grad - mean) / n, before.opt_state.acc_grads, grads)
-        update, done = after.opt_state.gradient_step, after.opt_state.mini_step == 0
+        step, done = after.opt_state.gradient_step, after.opt_state.mini_step == 0
     if max_grad_norm:
         grads, _ = optax.clip_by_global_norm(max_grad_norm).update(grads, optax.EmptyState())
     updated = update_importance(
         before.importance, after.adapters["sites"], grads["sites"], beta1=allocation.beta1, beta2=allocation.beta2
     )
     # The last allocation is made by what was known before it.
-    done &= update < allocation.last_step
+    done &= step < allocation.last_step
     return jax.tree.map(lambda new, old: jnp.where(done, new, old), updated, before.importance)
 
 
-def make_eval_step(objective: Objective, traces: Counter | None = None) -> Callable[..., tuple[dict, jax.Array]]:
-    """Return the jitted `(frozen, adapters, masks, batch) → (statistics, logits)`."""
+def make_eval_step(objective: Objective, traces: Counter | None = None) -> Callable[..., tuple[dict, jax.Array | None]]:
+    """Return the jitted `(frozen, adapters, masks, batch) → (statistics, outputs)`; what `outputs` are, the task says."""
 
-    def eval_step(frozen: Params, adapters: Adapters, masks: Layers, batch: Batch) -> tuple[dict, jax.Array]:
+    def eval_step(frozen: Params, adapters: Adapters, masks: Layers, batch: Batch) -> tuple[dict, jax.Array | None]:
         count_trace(traces, batch)
         logits = objective.logits(frozen, adapters, masks, batch)
-        # A vocabulary's logits are not worth carrying to the host; a classifier's are the prediction.
-        return objective.statistics(logits, batch), logits if logits.ndim == 2 else jnp.zeros(())
+        return objective.statistics(logits, batch), objective.task.outputs(logits)
 
     return jax.jit(eval_step)
 
 
-@jax.jit
-def prune_step(state: TrainState, num_keep: Layers) -> TrainState:
-    """Tighten the masks to the `num_keep` largest entries of every tensor, and set what they prune to zero."""
-    masks = magnitude_masks(state.adapters["sites"], state.masks, num_keep)
+@partial(jax.jit, static_argnames="criterion")
+def prune_step(state: TrainState, num_keep: Layers, *, criterion: Criterion = magnitude) -> TrainState:
+    """Tighten the masks to the `num_keep` entries of every tensor that `criterion` scores highest; set the others to zero."""
+    masks = tighten(state.masks, criterion(state.adapters["sites"]), num_keep)
     return replace(
         state, masks=masks, adapters={**state.adapters, "sites": apply_masks(state.adapters["sites"], masks)}
     )

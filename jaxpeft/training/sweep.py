@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,10 +23,13 @@ from flax import struct
 from jaxpeft.adapters import Method
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.allocation import Allocation
+from jaxpeft.pruning.masks import keep_counts
+from jaxpeft.pruning.scores import Criterion, magnitude
 from jaxpeft.training.input_pipeline import Data, InputPipeline, in_program
+from jaxpeft.training.loop import Holding, RunState
 from jaxpeft.training.objective import Batch, Objective
 from jaxpeft.training.sharding import DataParallel
-from jaxpeft.training.step import Metrics, TrainState, allocate_step, count_trace, prune_step, train_pass
+from jaxpeft.training.step import Metrics, TrainState, allocate_step, count_trace, micro_step, prune_step
 from jaxpeft.trees import Params
 
 Settings = Mapping[str, np.ndarray]
@@ -151,7 +155,7 @@ def make_sweep_step(
     def one(settings: Any, state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         count_trace(traces, batch)
         optimizer = make_optimizer(settings["learning_rate"])
-        return train_pass(
+        return micro_step(
             with_settings(objective, settings), optimizer, state, frozen, batch, allocation, max_grad_norm
         )
 
@@ -183,10 +187,10 @@ def sweep_input_pipeline(data: Sequence[Data], parallel: DataParallel) -> InputP
     return InputPipeline(draw_at, assemble, parallel.replicate(dict(first.device_data)), parallel.replicate)
 
 
-@jax.jit
-def prune_replicas(state: TrainState, num_keep: Any, due: jax.Array) -> TrainState:
+@partial(jax.jit, static_argnames="criterion")
+def prune_replicas(state: TrainState, num_keep: Any, due: jax.Array, *, criterion: Criterion = magnitude) -> TrainState:
     """`prune_step` for the members that are `due`, `[replicas]` bool; `num_keep` has a first axis `[replicas]`."""
-    return _where_due(due, jax.vmap(prune_step)(state, num_keep), state)
+    return _where_due(due, jax.vmap(partial(prune_step, criterion=criterion))(state, num_keep), state)
 
 
 @jax.jit
@@ -201,3 +205,32 @@ def _where_due(due: jax.Array, after: TrainState, before: TrainState) -> TrainSt
 
     adapters, masks = jax.tree.map(chosen, (after.adapters, after.masks), (before.adapters, before.masks))
     return replace(before, adapters=adapters, masks=masks)
+
+
+def _prune(replicas: Replicas, runs: Sequence[RunState], step: int) -> Replicas:
+    schedules, state = [run.plan.pruning for run in runs], replicas.state
+    due = np.asarray([schedule is not None and schedule.due(step) for schedule in schedules])
+    if not due.any():
+        return replicas
+    allocations = [schedule for schedule in schedules if isinstance(schedule, Allocation)]
+    if allocations:
+        budgets = [schedule.budget_at(step, len(state.adapters["sites"])) for schedule in allocations]
+        last = [step == schedule.last_step for schedule in allocations]
+        return replace(replicas, state=allocate_replicas(state, np.asarray(budgets), np.asarray(last), due))
+    num_keep = [
+        keep_counts(
+            run.state.adapters["sites"],
+            0.0 if isinstance(s := run.plan.pruning, Allocation | None) else s.sparsity_at(step),
+        )
+        for run in runs
+    ]
+    stacked = jax.tree.map(lambda *counts: jnp.asarray(counts), *num_keep)
+    # Runs of different criteria may train together, and each criterion is a program of its own.
+    for criterion in dict.fromkeys(run.plan.criterion for run in runs):
+        own = due & np.asarray([run.plan.criterion is criterion for run in runs])
+        state = prune_replicas(state, stacked, own, criterion=criterion) if own.any() else state
+    return replace(replicas, state=state)
+
+
+STACKED = Holding(prune=_prune, states=lambda replicas, runs: unstack(replicas.state, [run.state for run in runs]))
+"""Several runs, whose states are stacked."""

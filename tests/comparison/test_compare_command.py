@@ -138,7 +138,7 @@ def test_runs_that_cannot_train_together_train_one_by_one(root, monkeypatch, cap
         command._do_training(runs)
         good, bad = (root / "runs/tiny/runs" / run.run_name for run in runs)
     assert [len(names) for names in done.trained] == [2, 1, 1]
-    assert "these did not train together" in capsys.readouterr().out
+    assert "these runs did not train together" in capsys.readouterr().out
     assert (good / "results.json").is_file()
     assert not (good / "failure.txt").exists()
     assert (bad / "failure.txt").is_file()
@@ -192,7 +192,7 @@ def test_one_comparison_at_a_time(root, capsys):
     with jobs.alone_in(directory), pytest.raises(SystemExit) as refused:
         compare(root, Jobs())
     assert refused.value.code == 2
-    assert "another process is at the comparison in 'runs/tiny'" in capsys.readouterr().err
+    assert "another process is working on the comparison in 'runs/tiny'" in capsys.readouterr().err
 
 
 def test_help_names_every_key(root):

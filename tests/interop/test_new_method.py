@@ -16,7 +16,7 @@ from jaxpeft import BaseInfo, InputError, RunConfig, apply, load_adapter, load_r
 from jaxpeft.adapters import METHODS
 from jaxpeft.config import AdapterConfig, DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from jaxpeft.report.methods import descriptions, methods_table
-from jaxpeft.runs.prepare import build_method
+from jaxpeft.runs.adapters import build_method
 
 
 @pytest.fixture
@@ -123,13 +123,13 @@ def test_damaged_files(damage, message, bases, tmp_path):
 
 @pytest.mark.usefixtures("toy")
 def test_its_options_and_its_place_in_the_table():
-    assert build_method(config_of(options={"gamma": 3})) == Toy(gamma=3)
+    assert build_method(config_of(options={"gamma": 3}).adapter) == Toy(gamma=3)
     for options, message in {
         "gama": "adapter.options: the method toy-rank-one has no option 'gama'; did you mean 'gamma'",
         "rank": "adapter.options has 'rank', which has a flag of its own: set adapter.rank 4",
     }.items():
         with pytest.raises(InputError, match=message):
-            build_method(config_of(options={options: 4}))
+            build_method(config_of(options={options: 4}).adapter)
     assert list(descriptions())[-3:] == ["toy-rank-one", "full", "head"]
     row = "| [Toy](jaxpeft/toy_method.py) | W = W₀ + γ·uv | Nobody 2026 | 7 | – | – | never |"
     assert row in methods_table({"toy-rank-one": 7}, {})

@@ -58,7 +58,7 @@ def test_without_libtpu_one_line_says_how_to_get_it(root, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ("--topology v5e:3x3", "v5e comes in 1x1, 2x2"),
+        ("--topology v5e:3x3", "unknown shape; v5e comes in 1x1, 2x2"),
         ("--topology v7", "v5e, v5p, v6e"),
         ("--adapter.rank 0 --topology v5e:2x2", "adapter.rank is 0"),
         ("", "topology"),

@@ -27,6 +27,7 @@ import numpy as np
 from jaxpeft.adapters import Lora, Method, ModifiesBase, SharesFactors, Site, SiteMethod
 from jaxpeft.adapters.build import with_adjusted_base
 from jaxpeft.errors import InputError, did_you_mean
+from jaxpeft.families import family_of, known
 from jaxpeft.interop.peft import FORMATS
 from jaxpeft.interop.peft.format import NO_TARGETS, Format
 from jaxpeft.interop.peft.generic import PREFIX, GenericFormat
@@ -135,7 +136,7 @@ def save_adapter(
         "peft_type": form.peft_type,
         "task_type": base.task_type,
         **(targets if form.names_layers else base.sizes),
-        **form.to_config(method if method is not None else Lora()),
+        **form.to_config(Lora() if method is None else form.for_family(method, family_of(base.model_type))),
     }
     config = form.beside_targets(config, sorted(path.replace("/", ".") for path in sites))
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -232,7 +233,8 @@ def _is_quantized_at(frozen: Params, sites: Layers) -> bool:
 
 
 def _is_embedding(path: str) -> bool:
-    return path.rpartition("/")[2].endswith("embeddings")
+    name = path.rpartition("/")[2]
+    return name.endswith("embeddings") or name in known("word_embeddings").values()
 
 
 def _module_key(path: str, form: Format, sites: Layers, own: set[str]) -> str:
@@ -302,14 +304,24 @@ def _without_prefix(key: str, form: Format) -> str:
 def _site_key(name: str, form: Format, leaves: Mapping[str, Any]) -> tuple[str, str | None]:
     """`("bert/…/query", "a")` for a site's key, `(…, None)` for any other."""
     if name in form.alone_keys:
-        embeddings = next(path for path in leaves if path.endswith("word_embeddings/embedding"))
-        return embeddings.rpartition("/")[0], form.alone_keys[name]
+        if (layer := _word_embeddings(leaves)) is None:
+            raise InputError(
+                f"'{name}' belongs to the word embeddings, and jaxpeft does not know which ones are this model's"
+            )
+        return layer, form.alone_keys[name]
     for keys, leaf in ((form.keys, "kernel"), (form.embedding_keys, "embedding")):
         for key, parameter in keys.items():
             layer = name.removesuffix("." + key).replace(".", "/")
             if name.endswith("." + key) and f"{layer}/{leaf}" in leaves:
                 return layer, parameter
     return name, None
+
+
+def _word_embeddings(leaves: Mapping[str, Any]) -> str | None:
+    """Path of the word embeddings, by the names that the families give them: a file is read without the model's config."""
+    names = set(known("word_embeddings").values())
+    layers = (path.removesuffix("/embedding") for path in leaves if path.endswith("/embedding"))
+    return next((layer for layer in layers if layer.rpartition("/")[2] in names), None)
 
 
 def _module_name(name: str, form: Format) -> str:
@@ -349,8 +361,8 @@ def _is_copy(name: str, tensor: np.ndarray, tensors: Mapping[str, np.ndarray], l
     head, _, leaf = name.rpartition(".decoder.")
     if leaf == "bias":
         return f"{head}.bias" in tensors and np.array_equal(tensor, tensors[f"{head}.bias"])
-    embeddings = (value for path, value in leaves.items() if path.endswith("word_embeddings/embedding"))
-    return any(np.array_equal(tensor, np.asarray(value, np.float32)) for value in embeddings)
+    layer = _word_embeddings(leaves)
+    return layer is not None and np.array_equal(tensor, np.asarray(leaves[f"{layer}/embedding"], np.float32))
 
 
 def _no_place(file: Path, name: str, known: Mapping[str, str]) -> str:

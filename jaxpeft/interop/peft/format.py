@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from jaxpeft.adapters import Method
 from jaxpeft.errors import InputError
+from jaxpeft.families.base import Family
 from jaxpeft.trees import Layers
 
 Config = Mapping[str, Any]
@@ -49,6 +50,14 @@ class Format(ABC):
     @abstractmethod
     def from_config(self, config: Config) -> Method:
         """The method that `config` describes; a missing key has PEFT's default."""
+
+    def for_family(self, method: Any, family: Family) -> Any:
+        """Return `method` with layers named that PEFT must be told of and that depend on the base's architecture.
+
+        Raises:
+            InputError: if the family does not say what they are called.
+        """
+        return method
 
     def exported(self, method: Any, sites: Layers, start: Layers | None) -> tuple[Any, Layers]:
         """The method and the sites' parameters in a form that PEFT can hold.

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from jaxpeft.adapters import LnTuning
+from jaxpeft.families import known, required
+from jaxpeft.families.base import Family
 from jaxpeft.interop.peft.format import Config, Format
-
-# PEFT has no default for BERTs. These are the names of all norms in the Flax models of transformers.
-_EVERY_NORM = r".*(LayerNorm|layer_norm)"
 
 
 class LnTuningFormat(Format):
-    """The only tensors are those of the norms; `target_modules` names them."""
+    """The only tensors are the norms' own; `target_modules` names the norms."""
 
     peft_type = "LN_TUNING"
     module_infix = "ln_tuning_layers."
 
+    def for_family(self, method: LnTuning, family: Family) -> LnTuning:
+        """Return `method` with the family's expression for all norms if it names none: PEFT has no word for all of them."""
+        if method.target_modules is not None:
+            return method
+        return replace(
+            method, target_modules=required(family, "norms", "ln-tuning without target_modules, in PEFT's files")
+        )
+
     def to_config(self, method: LnTuning) -> dict[str, Any]:
         """PEFT's options."""
-        targets = _EVERY_NORM if method.target_modules is None else method.target_modules
-        return {"target_modules": _plain(targets), "exclude_modules": _plain(method.exclude_modules)}
+        return {
+            "target_modules": _plain(method.target_modules),
+            "exclude_modules": _plain(method.exclude_modules),
+        }
 
     def from_config(self, config: Config) -> LnTuning:
-        """A missing target_modules means every norm. PEFT's default for the BERTs is no norm at all."""
+        """Without target_modules, and with a family's expression for all norms, every norm trains.
+
+        PEFT's default would be no norm at all for the BERTs.
+        """
         targets = config.get("target_modules")
-        return LnTuning(None if targets == _EVERY_NORM else targets, config.get("exclude_modules"))
+        return LnTuning(None if targets in known("norms").values() else targets, config.get("exclude_modules"))
 
 
 def _plain(names: Any) -> Any:
