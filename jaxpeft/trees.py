@@ -64,7 +64,7 @@ def join(params: Params, layers: Mapping[str, Mapping[str, Any]]) -> Params:
 
 
 SHARED = "+shared"
-"""Key in `frozen`, beside the model's modules, of the arrays that a method shares among all sites (`Method.init_shared`).
+"""Key in `frozen`, beside the model's modules, of the arrays that a method shares among all sites (`SharesFactors.init_shared`).
 
 No Flax module can have this name.
 """

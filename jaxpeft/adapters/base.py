@@ -125,7 +125,7 @@ class Method(ABC):
     """Options in which runs that train in one program may differ (`jaxpeft.runs.sweep_key`)."""
 
     def fully_trained(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
-        """Which of the model's `leaves` (paths) this method trains whole; `adapted_layers` are the layers with an adapter."""
+        """Which of the model's `leaves` (paths) the method trains fully; `adapted_layers` are the layers with an adapter."""
         return set()
 
 

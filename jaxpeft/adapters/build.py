@@ -32,19 +32,19 @@ def init_adapters(
         method: the adapter method at the `targets`; None for a baseline without adapters.
         targets: the adapted layers, by path (`match_targets`).
         rng: key of the initial values. Each layer folds in its own path, so its values do not depend on the other adapted layers.
-        fully_trained: leaf paths that train whole, in fp32: a new head, or everything.
+        fully_trained: paths of the fully trained leaves, in fp32: a new head, or everything.
         statistics: by layer, the result of `jaxpeft.calibration.calibrate`, for an initialisation from data (LoRA's eva and lora_ga).
 
     Raises:
         InputError: if the rank exceeds a layer's width, the method cannot adapt an embedding, its initialisation lacks statistics or
-            needs a base in full precision, or a quantised leaf should train whole.
+            needs a base in full precision, or a fully trained leaf is stored quantised.
     """
     whole = set(fully_trained)
     leaves = leaf_paths(params)
     for path, leaf in leaves.items():
         if path in whole and is_quantized(leaf):
             raise InputError(
-                f"{path} is stored quantised and cannot train whole; keep it out of the quantised base, or do not train it"
+                f"{path} is stored quantised and cannot be fully trained; keep it out of the quantised base, or do not train it"
             )
     sites: dict[str, dict[str, jax.Array]] = {}
     for path, site in targets.items() if isinstance(method, SiteMethod) else ():

@@ -27,7 +27,7 @@ class Format(ABC):
         embedding_keys: the same for an embedding.
         shared_keys: whole key of a factor that all layers share → our name of it.
         alone_keys: whole key → our parameter, if the method has one site and the file does not name its layer.
-        module_infix: part of a key between a layer's name and the leaf, for leaves that the method itself trains whole.
+        module_infix: part of a key between a layer's name and the leaf, for leaves that the method itself trains fully.
         module_prefix: prefix of every name of the base's parameters.
         names_layers: True if the config has target_modules; if not, it has the base's sizes instead.
         unsupported: options that change the result and that jaxpeft does not have → the value that switches them off.
