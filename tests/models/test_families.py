@@ -149,6 +149,7 @@ def test_a_dropout_rate_needs_a_family(tiny_models, monkeypatch):
         load(tiny_models, "roformer", dropout=0.5)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("task", ["masked-lm", "classification"])
 def test_a_model_with_a_decoder_is_refused(task):
     from transformers import BartConfig
