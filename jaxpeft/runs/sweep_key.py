@@ -1,4 +1,4 @@
-"""Which runs can train together, in one program (`jaxpeft.runs.sweep`). Nothing heavy is imported here."""
+"""Decide which runs can train together in one program (`jaxpeft.runs.sweep`), without importing jax."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ _STARTS_ON_ONE_BASE = (None, True, False, "gaussian", "orthogonal")
 
 
 def sweep_key(config: RunConfig) -> str | None:
-    """Runs of one key can train together; None: this one can only train by itself.
+    """A key that is equal for runs that can train together, or None if the run can only train by itself.
 
-    They may differ in name, seed, learning rate, pruning, initialisation and dropout, and for LoRA and HiRA in rank and alpha.
+    Runs with one key may differ in name, seed, learning rate, pruning, initialisation and dropout, and for LoRA and HiRA in
+    rank and alpha.
     """
     return None if _reason_to_train_alone(config) else json.dumps(_shared_values(config), sort_keys=True)
 
 
 def check_shared_key(configs: Sequence[RunConfig]) -> None:
-    """Raise InputError if `configs` cannot share a program, with the keys in which they must not differ."""
+    """Raise InputError if `configs` cannot share a program. The message names the keys in which they must not differ."""
     names = [config.run_name for config in configs]
     for config in configs:
         if reason := _reason_to_train_alone(config):
@@ -58,13 +59,13 @@ def _reason_to_train_alone(config: RunConfig) -> str:
 
 
 def _shared_values(config: RunConfig) -> dict[str, Any]:
-    """The resolved configuration without the keys in which runs of one program may differ."""
+    """The resolved configuration without the keys in which runs that share a program may differ."""
     a = config.adapter
     values = config.resolved()
     free = ["name", "pruning", "training.learning_rate", *(f"adapter.{name}" for name in _free_options(config))]
-    free += ["seed"] if config.model.weights == "pretrained" else []  # a random base is another with another seed
+    free += ["seed"] if config.model.weights == "pretrained" else []  # a random base depends on the seed
     free = [key for key in free if not (key == "pruning" and a.method == "adalora")]
-    # LoRA+'s rate for embeddings is told as a multiple of the other.
+    # LoRA+ passes the rate for embeddings as a multiple of the learning rate, and the multiple is part of the program.
     free = [key for key in free if not (key == "training.learning_rate" and config.training.loraplus_lr_ratio)]
     for key in free:
         section, _, name = key.rpartition(".")
@@ -76,13 +77,13 @@ def _free_options(config: RunConfig) -> list[str]:
     a = config.adapter
     free = ["init_lora_weights", "init_weights"] if a.method in ("lora", "hira") else []
     free += ["dropout"] if a.method in ("lora", "hira", "vera") else []
-    # A pattern's alpha is over the rank that a member has alone, and not over the one it is padded to.
+    # A pattern's alpha belongs to the rank of the run by itself, not to the rank to which it is padded.
     free += ["rank"] if a.method in ("lora", "hira") and not a.rank_pattern and not a.alpha_pattern else []
     free += ["alpha"] if a.method == "lora" and not a.alpha_pattern else []
     return free
 
 
 def chunked(runs: Sequence[T], most: int) -> list[list[T]]:
-    """`runs` in pieces of at most `most`, as equal as can be."""
+    """`runs` in pieces of at most `most` runs, with sizes as equal as possible."""
     pieces = -(-len(runs) // most)
     return [list(runs[i * len(runs) // pieces : (i + 1) * len(runs) // pieces]) for i in range(pieces)]
