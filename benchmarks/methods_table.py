@@ -37,7 +37,7 @@ def bert_base_parameters() -> dict[str, int]:
         # VeRA (rank 256) and AdaLoRA (rank 12) keep PEFT's defaults: rank 8 would make another method of them.
         method = kind() if kind in (Vera, AdaLora, Ia3) or "rank" not in kind.__dataclass_fields__ else kind(rank=8)
         if isinstance(method, SiteMethod):
-            adapted = [words] if method.fixed_targets else sites
+            adapted = [words] if method.word_embeddings_only else sites
             counts[name] = sum(math.prod(shape) for site in adapted for shape in method.shapes(site).values())
         else:
             whole = {leaf for leaf in method.fully_trained(shapes, []) if leaf.startswith(abstract.base_prefix + "/")}

@@ -19,6 +19,7 @@ LIBRARY = {
     "adapters",
     "data",
     "errors",
+    "families",
     "inject",
     "merging",
     "models",
@@ -36,10 +37,11 @@ MAY_IMPORT = {
     "quantization": {"errors", "registry", "trees"},
     "pruning": {"errors", "registry", "trees"},
     "adapters": {"errors", "quantization", "registry", "trees"},
-    "targets": {"adapters", "errors", "registry"},
+    "families": {"errors", "registry"},
+    "targets": {"adapters", "errors", "families"},
     "inject": {"adapters", "errors", "pruning", "quantization", "trees"},
     "merging": {"adapters", "errors", "pruning", "quantization", "trees"},
-    "models": {"adapters", "errors", "inject", "quantization", "registry", "trees"},
+    "models": {"adapters", "errors", "families", "inject", "quantization", "registry", "trees"},
     "calibration": {"adapters", "errors", "inject", "models", "quantization", "trees"},
     "tasks": {"data", "errors", "registry"},
     "training": {*LIBRARY, "tasks"},
@@ -80,7 +82,7 @@ def imported(path):
 
 
 def names(path):
-    """Imported modules and names, attributes and variables of a file."""
+    """Imported modules and names, attributes and variables of a file, and what a registry names (`module:attribute`)."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -90,6 +92,8 @@ def names(path):
             yield node.attr
         elif isinstance(node, ast.Name):
             yield node.id
+        elif isinstance(node, ast.Constant) and (place := re.fullmatch(r"([\w.]+):(\w+)", str(node.value))):
+            yield from place.groups()
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)

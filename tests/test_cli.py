@@ -73,9 +73,21 @@ MISTAKES = {
         f"{TEXT} --adapter.method hira --adapter.use_dora true",
         r"adapter\.use_dora True is an option of lora, and adapter\.method is 'hira'; set it to null",
     ),
+    "unknown-further-option": (
+        f"{TEXT} --adapter.method adalora --adapter.options.total_stop 4",
+        r"adapter\.options: the method adalora has no option 'total_stop'; did you mean 'total_step'\?",
+    ),
+    "further-option-with-a-flag": (
+        f"{TEXT} --adapter.options.rank 4",
+        r"adapter\.options has 'rank', which has a flag of its own: set adapter\.rank 4",
+    ),
+    "further-option-of-no-name-near": (
+        f"{TEXT} --adapter.method ia3 --adapter.options.x 1",
+        r"the method ia3 has no option 'x'; it has feedforward_modules, init_ia3_weights",
+    ),
     "lora-plus-without-lora": (
         f"{TEXT} --adapter.method ia3 --training.loraplus_lr_ratio 4",
-        r"loraplus_lr_ratio 4 needs adapter\.method 'lora', not 'ia3'",
+        r"loraplus_lr_ratio 4 needs adapter\.method to be one of lora, not 'ia3'",
     ),
     "pruned-vectors": (
         f"{TEXT} --adapter.method vera --pruning.sparsity 0.5",

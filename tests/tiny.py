@@ -13,11 +13,12 @@ from flax import linen as nn
 
 from jaxpeft.adapters import Site
 from jaxpeft.adapters.build import init_adapters
+from jaxpeft.families import family_of
 from jaxpeft.models import build
 from jaxpeft.pruning import apply_masks, prune
 from jaxpeft.quantization import dequantize, is_quantized, quantize
 from jaxpeft.runs.adapters import build_method, prepare_adapters
-from jaxpeft.targets import DEFAULT_TARGETS, match_targets
+from jaxpeft.targets import default_targets, match_targets
 from jaxpeft.tasks import task_for
 from jaxpeft.training import loop
 from jaxpeft.training.input_pipeline import InputPipeline
@@ -79,6 +80,7 @@ class Toy:
     """Stands in for a `Model` where the architecture does not matter; its steps compile in a fraction of a second."""
 
     task, behind_attention, model_type = "masked-lm", None, "toy"
+    family = family_of(model_type)
 
     class Module(nn.Module):
         dropout: float = 0.1
@@ -129,7 +131,7 @@ def batch(rows=4, *, seed=0, length=SEQUENCE, masked=3, task="masked-lm", num_la
 
 def adapted(model, method, *, target_modules=None, fully_trained=(), nonzero=True, scale=0.2, seed=1):
     """`(frozen, adapters)` for `model`; with `nonzero`, B is drawn too, as if it had been trained."""
-    names = list(target_modules or DEFAULT_TARGETS.get(model.model_type, model.sites()))
+    names = list(target_modules or default_targets("lora", model.model_type) or model.sites())
     targets = match_targets(model.sites(), names)
     frozen, adapters = init_adapters(
         model.params, method, targets, rng=jax.random.key(seed), fully_trained=fully_trained

@@ -45,12 +45,10 @@ def merge(run: str, output: str, requantize: bool) -> None:
     model, method = finished.objective.model, finished.objective.method
     if requantize and not any(map(is_quantized, leaf_paths(finished.frozen).values())):
         raise InputError(f"--requantize is true, but the base of '{run}' is not quantised; leave it out")
-    tied = finished.objective.task.fills_masks and model.config.tie_word_embeddings
-    for path in finished.adapters["sites"]:
-        if path.endswith("word_embeddings") and tied:
-            raise InputError(
-                f"the adapter of '{path}' cannot be merged: the model's decoder is tied to it and would change too; serve it as an adapter"
-            )
+    if tied := model.tied_embeddings(finished.adapters["sites"]):
+        raise InputError(
+            f"the adapter of '{tied}' cannot be merged: the model's decoder is tied to it and would change too; serve it as an adapter"
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         params = merge_trees(finished.frozen, finished.adapters, method, requantize=requantize)

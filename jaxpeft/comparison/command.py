@@ -6,8 +6,8 @@ This module uses no device. Every job is a process of its own (`jobs.py`), one a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import yaml
@@ -23,6 +23,41 @@ from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.sweep_key import chunked, sweep_key
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A run for a worker.
+
+    Attributes:
+        name: the run's name.
+        directory: where its files go.
+        values: its resolved configuration.
+        compilation_cache: where its programs are kept.
+        key: runs of one key can train together; None: it trains by itself.
+    """
+
+    name: str
+    directory: RunDirectory
+    values: Mapping[str, Any]
+    compilation_cache: str | None
+    key: str | None
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Planned:
+        """The run that `config` describes."""
+        directory = RunDirectory.of(config)
+        return cls(config.run_name, directory, config.resolved(), config.compilation_cache, sweep_key(config))
+
+    @property
+    def base(self) -> tuple[str, str]:
+        """Name and weights of its base."""
+        return self.values["model"]["name"], self.values["model"]["weights"]
+
+    @property
+    def for_worker(self) -> dict[str, Any]:
+        """Its part of a worker's job."""
+        return {**self.values, "compilation_cache": self.compilation_cache}
+
+
 def run(config: CompareConfig) -> None:
     """Train the remaining runs of the comparison and write its report.
 
@@ -33,9 +68,9 @@ def run(config: CompareConfig) -> None:
     search = search_cells(config)
     for cell in search:  # check all runs before the first one starts
         for seed in config.seeds:
-            _check_unchanged(run_of(config, Cell(cell.task, cell.method, cell.learning_rate, seed)))
+            _check_unchanged(Planned.of(run_of(config, Cell(cell.task, cell.method, cell.learning_rate, seed))))
         cost_run(config, cell.task, cell.method)
-    _check_forgetting(config, [run_of(config, cell) for cell in search])
+    _check_forgetting(config, {Planned.of(run_of(config, cell)).base for cell in search})
     config.directory.mkdir(parents=True, exist_ok=True)
     with jobs.alone_in(config.directory):
         (config.directory / "compare.yaml").write_text(
@@ -53,28 +88,27 @@ def run(config: CompareConfig) -> None:
         write_report(config)
 
 
-def _check_unchanged(run: RunConfig) -> None:
-    directory = RunDirectory.of(run)
-    if not directory.is_started:
+def _check_unchanged(run: Planned) -> None:
+    if not run.directory.is_started:
         return
-    changed = directory.differences(run.resolved())
+    changed = run.directory.differences(run.values)
     if changed:
         raise InputError(
-            f"'{directory}' was run with another configuration ({'; '.join(changed)}); give the comparison another --name"
+            f"'{run.directory}' was run with another configuration ({'; '.join(changed)}); give the comparison another --name"
         )
 
 
-def _check_forgetting(config: CompareConfig, runs: Sequence[RunConfig]) -> None:
+def _check_forgetting(config: CompareConfig, bases: Collection[tuple[str, str]]) -> None:
     """Raise InputError if the runs have several bases, since forgetting is measured with one head on one base."""
     if config.forgetting is None:
         return
-    bases = sorted({(run.model.name, run.model.weights) for run in runs})
     if len(bases) > 1:
+        names = ", ".join(name for name, _ in sorted(bases))
         raise InputError(
-            f"forgetting is measured with one masked-LM head, but the runs have several bases ({', '.join(name for name, _ in bases)}); "
+            f"forgetting is measured with one masked-LM head, but the runs have several bases ({names}); "
             "set forgetting to null"
         )
-    _check_unchanged(head_run(config))
+    _check_unchanged(Planned.of(head_run(config)))
 
 
 def _train(config: CompareConfig, cells: Sequence[Cell]) -> None:
@@ -85,7 +119,7 @@ def _train(config: CompareConfig, cells: Sequence[Cell]) -> None:
     done = len(cells) - len(left)
     if done:
         log(f"{done} of {len(cells)} runs are already done")
-    for group in _groups(config, [run_of(config, record.cell) for record in left]):
+    for group in _groups(config, [Planned.of(run_of(config, record.cell)) for record in left]):
         _do_training(group)
 
 
@@ -93,45 +127,39 @@ def _should_retry(config: CompareConfig, record: Record) -> bool:
     return record.failure is not None and config.retry_failed
 
 
-def _groups(config: CompareConfig, runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+def _groups(config: CompareConfig, runs: Sequence[Planned]) -> list[list[Planned]]:
     """Groups of at most `config.together` runs that may share a program. Interrupted runs resume with those at the same step."""
-    groups: dict[Any, list[RunConfig]] = {}
+    groups: dict[Any, list[Planned]] = {}
     for number, run in enumerate(runs):
-        key = sweep_key(run)
         # A run without a key shares no program: its number makes a group of its own.
-        groups.setdefault((key, RunDirectory.of(run).newest_step) if key else number, []).append(run)
+        groups.setdefault((run.key, run.directory.newest_step) if run.key else number, []).append(run)
     return [piece for group in groups.values() for piece in chunked(group, config.together)]
 
 
-def _do_training(runs: Sequence[RunConfig], *, by_itself: bool = False, **environment: str) -> None:
+def _do_training(runs: Sequence[Planned], *, by_itself: bool = False, **environment: str) -> None:
     """Train `runs` in one process or, if that fails as a whole, one by one. Writes failures to the runs' directories."""
-    log(f"── {', '.join(run.run_name for run in runs)}")
-    directories = [RunDirectory.of(run) for run in runs]
-    for directory in directories:  # the failure of an earlier attempt must not be read as this one's
-        directory.failure.unlink(missing_ok=True)
+    log(f"── {', '.join(run.name for run in runs)}")
+    for run in runs:  # the failure of an earlier attempt must not be read as this one's
+        run.directory.failure.unlink(missing_ok=True)
     job = {
         "do": "train",
-        "runs": [_for_worker(run) for run in runs],
-        "resume": [directory.is_started for directory in directories],
+        "runs": [run.for_worker for run in runs],
+        "resume": [run.directory.is_started for run in runs],
         "by_itself": by_itself,
     }
     why = jobs.do(job, **environment)
-    left = [run for run, directory in zip(runs, directories, strict=True) if not _has_ended(directory)]
+    left = [run for run in runs if not _has_ended(run.directory)]
     if left and len(runs) > 1:
         log(f"these runs did not train together ({why}); training them one by one:")
         for run in left:
             _do_training([run], by_itself=by_itself, **environment)
         return
-    for directory in map(RunDirectory.of, left):
-        directory.path.mkdir(parents=True, exist_ok=True)
-        directory.failure.write_text(why or "it ended without results")
-    for run, directory in zip(runs, directories, strict=True):
-        if directory.failure.is_file():
-            log(f"failed: {run.run_name}: {directory.failure.read_text()}")
-
-
-def _for_worker(run: RunConfig) -> dict[str, Any]:
-    return {**run.resolved(), "compilation_cache": run.compilation_cache}
+    for run in left:
+        run.directory.path.mkdir(parents=True, exist_ok=True)
+        run.directory.failure.write_text(why or "it ended without results")
+    for run in runs:
+        if run.directory.failure.is_file():
+            log(f"failed: {run.name}: {run.directory.failure.read_text()}")
 
 
 def _has_ended(directory: RunDirectory) -> bool:
@@ -141,11 +169,11 @@ def _has_ended(directory: RunDirectory) -> bool:
 def _measure_costs(config: CompareConfig, cells: Sequence[Cell]) -> None:
     """Train a short run of each (task, method), without company and without cached programs. A run that was cut short restarts."""
     for task, method in dict.fromkeys((cell.task, cell.method) for cell in cells):
-        run = cost_run(config, task, method)
-        directory = RunDirectory.of(run)
+        run = Planned.of(cost_run(config, task, method))
+        directory = run.directory
         if directory.failure.is_file() and not config.retry_failed:
             continue
-        if not directory.is_finished or directory.differences(run.resolved()):
+        if not directory.is_finished or directory.differences(run.values):
             shutil.rmtree(directory.path, ignore_errors=True)
             # Without the cache, because compile time is one of the costs.
             _do_training([run], by_itself=True, JAX_ENABLE_COMPILATION_CACHE="false")
@@ -153,7 +181,7 @@ def _measure_costs(config: CompareConfig, cells: Sequence[Cell]) -> None:
 
 def _measure_forgetting(config: CompareConfig, cells: Sequence[Cell]) -> None:
     assert config.forgetting
-    head = head_run(config)
+    head = Planned.of(head_run(config))
     wanted = asdict(config.forgetting)
     records = [read_record(config, cell) for cell in cells]
     left = [record for record in records if record.results and not _is_measured(config, record, wanted)]
@@ -165,8 +193,8 @@ def _measure_forgetting(config: CompareConfig, cells: Sequence[Cell]) -> None:
     job = {
         "do": "forgetting",
         "runs": [str(record.directory) for record in left],
-        "head": _for_worker(head),
-        "resume": RunDirectory.of(head).is_started,
+        "head": head.for_worker,
+        "resume": head.directory.is_started,
         "settings": wanted,
     }
     why = jobs.do(job)

@@ -136,7 +136,8 @@ def _with_unique_titles(rows: Sequence[Row]) -> list[Row]:
 
 
 def _title(config: CompareConfig, cell: Cell) -> str:
-    return method_name(run_of(config, cell))
+    run = run_of(config, cell)
+    return method_name(run.adapter, run.pruning, run.model)
 
 
 def _with_difference(row: Row, rows: Sequence[Row], baseline: str) -> Row:

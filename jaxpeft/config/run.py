@@ -13,7 +13,7 @@ from jaxpeft.config.checks import check_combinations, check_ranges
 from jaxpeft.config.data import DataConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
-from jaxpeft.tasks import FLAG_VALUES
+from jaxpeft.tasks import FLAG_VALUES, TASKS
 
 # `--help` lists the names of the table. The test is negated, because jsonargparse executes the block of a plain
 # `if TYPE_CHECKING` and would then accept any string.
@@ -51,8 +51,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError for a configuration that cannot be run, before anything is loaded."""
-        check_ranges(self)
-        check_combinations(self)
+        TASKS.check(self.task)
+        parts = vars(self)
+        ranged = ("model", "data", "adapter", "pruning", "training", "evaluation", "cluster", "seed")
+        combined = ("task", "output_dir", "distributed", "model", "data", "adapter", "pruning", "training", "cluster")
+        check_ranges(**{name: parts[name] for name in ranged})
+        check_combinations(**{name: parts[name] for name in combined})
 
     def resolved(self) -> dict[str, Any]:
         """The configuration as plain values, ready for YAML, without wishes of a single call.

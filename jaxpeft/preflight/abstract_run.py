@@ -128,7 +128,7 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
         method=adapted.method,
         distributed=config.distributed,
     )
-    optimizer = make_optimizer(t, model, plan.learning_rate)
+    optimizer = make_optimizer(t, method, model, plan.learning_rate)
     rng = dropout_key(config.seed, platform=parallel.device.platform, num_devices=parallel.mesh.size)
     state = jax.eval_shape(lambda adapters, rng: state_of(plan, optimizer, adapters, rng), adapted.adapters, rng)
 

@@ -12,7 +12,7 @@ from jaxpeft.adapters import Method
 from jaxpeft.config import RunConfig
 from jaxpeft.models.build import Model
 from jaxpeft.quantization import NUMBER_FORMATS
-from jaxpeft.report.methods import citations, method_name, options
+from jaxpeft.report.methods import citations, in_peft, method_name, options
 from jaxpeft.report.results import Results
 from jaxpeft.targets import default_targets
 from jaxpeft.tasks import TASKS
@@ -41,6 +41,16 @@ class CardSubject:
     method: Method | None
     results: Results
 
+    @property
+    def title(self) -> str:
+        """The run's method in words."""
+        return method_name(self.config.adapter, self.config.pruning, self.config.model)
+
+    @property
+    def citations(self) -> list[str]:
+        """One line for every method in the run's combination."""
+        return citations(self.config.adapter, self.config.pruning, self.config.model)
+
 
 def write_card(run: CardSubject) -> None:
     """Write the model card of a finished run as `README.md`, in the directory of the exported files."""
@@ -53,7 +63,7 @@ def write_card(run: CardSubject) -> None:
         "## Results\n\n" + _results(results),
         "## Usage\n\n" + _usage(run),
         "## How it was measured\n\n" + _measured(run),
-        "## Citations\n\n" + "\n".join(f"- {line}" for line in citations(run.config) or [_BERT]),
+        "## Citations\n\n" + "\n".join(f"- {line}" for line in run.citations or [_BERT]),
     ]
     ModelCard(f"---\n{_metadata(run).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n").save(run.export / "README.md")
 
@@ -74,9 +84,18 @@ def _metadata(run: CardSubject) -> ModelCardData:
     ]
     return ModelCardData(
         base_model=model.source.hub_id,
-        library_name="peft" if config.adapter.method != "full" else "transformers",
+        library_name="transformers"
+        if config.adapter.method == "full"
+        else "peft"
+        if in_peft(config.adapter.method)
+        else "jaxpeft",
         pipeline_tag=task.pipeline_tag,
-        tags=["jax", "flax", "jaxpeft", method_name(config).lower().replace(" ", "-")],
+        tags=[
+            "jax",
+            "flax",
+            "jaxpeft",
+            run.title.lower().replace(" ", "-"),
+        ],
         datasets=dataset,
         metrics=list(results.test),
         model_name=results.name,
@@ -95,11 +114,13 @@ def _dataset_id(name: str | None) -> str | None:
 def _description(run: CardSubject) -> str:
     config, results = run.config, run.results
     return (
-        f"{method_name(config)} of `{results.base}` for {TASKS[config.task].title} on {results.data}, trained in JAX with jaxpeft. "
+        f"{run.title} of `{results.base}` for {TASKS[config.task].title} on {results.data}, trained in JAX with jaxpeft. "
         + (
             "The files are a plain transformers model."
             if config.adapter.method == "full"
             else "The files are in PEFT's format."
+            if in_peft(config.adapter.method)
+            else "PEFT does not have this method and cannot load the files; `jaxpeft.load_adapter` can."
         )
     )
 
@@ -107,7 +128,7 @@ def _description(run: CardSubject) -> str:
 def _configuration(run: CardSubject) -> list[tuple[str, str]]:
     config, method, model, results = run.config, run.method, run.model, run.results
     a, t, p, m = config.adapter, config.training, config.pruning, config.model
-    rows = [("method", method_name(config))]
+    rows = [("method", run.title)]
     if method:
         rows += options(method)
         if targets := a.target_modules or default_targets(method.name, model.model_type):
@@ -176,6 +197,8 @@ run = jaxpeft.load_run({str(run.export.parent)!r})
 print(run.predict([{sentence!r}]))
 ```
 """
+    if not in_peft(config.adapter.method):
+        return here
     if config.adapter.method == "prompt-tuning" and run.task.fills_masks:
         return (
             f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models, so it cannot load these files."

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, Method, PromptTuning, Site, SiteMethod
-from jaxpeft.adapters.build import init_adapters
+from jaxpeft.adapters.build import checked_options, init_adapters
 from jaxpeft.calibration import calibrate
 from jaxpeft.config import AdapterConfig
 from jaxpeft.errors import InputError
+from jaxpeft.families import FAMILIES, known, required
 from jaxpeft.models.build import Model
 from jaxpeft.targets import (
-    CLASSIFIER_HEADS,
     check_patterns,
     default_feedforward,
     default_targets,
@@ -41,17 +41,18 @@ def build_method(adapter: AdapterConfig) -> Method | None:
         InputError: an option is set that the method does not have, or that does not fit another option.
     """
     a = adapter
-    kind: Any = METHODS.get(a.method)
+    kind: Any = METHODS.get(a.method)  # the baselines have none
     options = {field.name for field in fields(kind)} if kind else set()
-    given = {name: value for name, value in vars(a).items() if value is not None}
+    given = {name: value for name, value in vars(a).items() if value is not None and name != "options"}
     for name, value in given.items():
         if name not in options and name not in _OF_ANY_METHOD:
-            owners = [other for other, cls in METHODS.items() if name in {field.name for field in fields(cls)}]  # type: ignore[arg-type]
+            owners = [other for other, cls in METHODS.items() if name in {field.name for field in fields(cls)}]
             raise InputError(
                 f"adapter.{name} {value!r} is an option of {', '.join(owners)}, and adapter.method is '{a.method}'; set it to null"
             )
     _check_places(a, kind, options)
-    method = kind(**{name: value for name, value in given.items() if name in options}) if kind else None
+    arguments = {name: value for name, value in given.items() if name in options}
+    method = kind(**arguments, **_further_options(a, kind)) if kind else None
     if isinstance(method, AdaLora) and method.target_r > method.init_r:
         raise InputError(
             f"adapter.target_r is {method.target_r}; for AdaLoRA it must be from 0 to init_r ({method.init_r})"
@@ -66,12 +67,24 @@ def build_method(adapter: AdapterConfig) -> Method | None:
     return method
 
 
+def _further_options(a: AdapterConfig, kind: Any) -> dict[str, Any]:
+    """The checked values of `adapter.options`, which sets the options that have no flag of their own."""
+    for name, value in (a.options or {}).items():
+        if kind is None:
+            raise InputError(
+                f"adapter.options has '{name}', but adapter.method '{a.method}' has no options; set it to null"
+            )
+        if hasattr(a, name):
+            raise InputError(f"adapter.options has '{name}', which has a flag of its own: set adapter.{name} {value}")
+    return checked_options(kind, a.options, "adapter.options") if a.options else {}
+
+
 def _check_places(a: AdapterConfig, kind: Any, options: set[str]) -> None:
     """Raise InputError if layers are chosen for a method that has no such choice.
 
     The baselines accept a choice and ignore it, because they share their configs with other methods.
     """
-    chooses = kind is None or (issubclass(kind, SiteMethod) and not kind.fixed_targets)
+    chooses = kind is None or (issubclass(kind, SiteMethod) and not kind.word_embeddings_only)
     for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"):
         value = getattr(a, name)
         if value is not None and not chooses and name not in options:
@@ -81,13 +94,23 @@ def _check_places(a: AdapterConfig, kind: Any, options: set[str]) -> None:
 
 
 def fully_trained(adapter: AdapterConfig, task: Task, leaves: Sequence[str], base_prefix: str) -> set[str]:
-    """The paths of the fully trained leaves: those of `modules_to_save`, the task's head (as in PEFT), and the baselines' own."""
+    """The paths of the fully trained leaves: those of `modules_to_save`, the task's head (as in PEFT), and the baselines' own.
+
+    Raises:
+        InputError: the head of a classifier is not known.
+    """
     if adapter.method == "full":
         return set(leaves)
     chosen = match_modules(leaves, adapter.modules_to_save or [])
     outside = {leaf for leaf in leaves if not leaf.startswith(base_prefix + "/")}
     if task.trains_head:
-        heads = [head for head in CLASSIFIER_HEADS if any(head in leaf for leaf in outside)]
+        names = {name for heads in known("classifier_heads").values() for name in heads}
+        heads = sorted(name for name in names if any(name in leaf for leaf in outside))
+        if not heads and not chosen & outside:
+            raise InputError(
+                f"none of {', '.join(sorted(outside))} is a classifier's head that jaxpeft knows ({', '.join(sorted(names))}); "
+                "name the head with adapter.modules_to_save"
+            )
         return chosen | match_modules(outside, heads)
     return chosen | outside if adapter.method == "head" else chosen
 
@@ -138,12 +161,14 @@ def prepare_adapters(
     a, method = adapter, _completed(method, adapter, model, tokenizer, tokenizer_name)
     sites, leaves = model.sites(), list(leaf_paths(model.params))
     whole = fully_trained(a, task, leaves, model.base_prefix) | set(model.missing)
-    names = _target_names(a, method, model.model_type)
+    names = _target_names(a, method, model)
     targets: dict[str, Site] = {}
     if isinstance(method, SiteMethod):
         if not names:
             raise InputError(
-                f"{method.name} has no default target modules for '{model.model_type}'; name some with adapter.target_modules"
+                f"{method.name} has no default target modules for '{model.model_type}', only for "
+                f"{', '.join(name for name in FAMILIES if default_targets(method.name, name))}; "
+                "name some with adapter.target_modules"
             )
         targets = match_targets(
             sites,
@@ -181,10 +206,10 @@ def _base_loss(model: Model, task: Task) -> Callable[[Params, Batch], jax.Array]
     return loss
 
 
-def _target_names(adapter: AdapterConfig, method: Method | None, model_type: str) -> str | list[str]:
-    fixed = list(method.fixed_targets) if isinstance(method, SiteMethod) else []
-    chosen = fixed or adapter.target_modules
-    return chosen or list(default_targets(method.name, model_type) if method else ())
+def _target_names(adapter: AdapterConfig, method: Method | None, model: Model) -> str | list[str]:
+    if isinstance(method, SiteMethod) and method.word_embeddings_only:
+        return [required(model.family, "word_embeddings", method.name)]
+    return adapter.target_modules or list(default_targets(method.name, model.model_type) if method else ())
 
 
 def _completed(

@@ -162,7 +162,7 @@ def setup_run(config: RunConfig) -> RunSetup:
             config.evaluation, splits, tokenizer, objective, parallel, rows=rows, seed=config.seed
         ),
         plan=plan,
-        optimizer=make_optimizer(t, model, plan.learning_rate),
+        optimizer=make_optimizer(t, method, model, plan.learning_rate),
     )
 
 
@@ -218,23 +218,25 @@ def setup_replica(first: RunSetup, config: RunConfig) -> RunSetup:
         objective=objective,
         evaluator=evaluator,
         plan=plan,
-        optimizer=make_optimizer(t, model, plan.learning_rate),
+        optimizer=make_optimizer(t, method, model, plan.learning_rate),
     )
 
 
 def make_optimizer(
-    training: TrainingConfig, model: Model, learning_rate: optax.Schedule
+    training: TrainingConfig, method: Method | None, model: Model, learning_rate: optax.Schedule
 ) -> optax.GradientTransformationExtraArgs:
     """The run's optimizer. `learning_rate` is the schedule of the run's plan."""
     t, plus = training, None
     if t.loraplus_lr_ratio:
         embeddings = frozenset(path for path, site in model.sites().items() if site.kind == "embedding")
-        plus = LoraPlus(t.loraplus_lr_ratio, t.loraplus_lr_embedding / t.learning_rate, embeddings)
+        parameters = method.loraplus if method else ()
+        plus = LoraPlus(t.loraplus_lr_ratio, parameters, t.loraplus_lr_embedding / t.learning_rate, embeddings)
     return build_optimizer(
         learning_rate,
         weight_decay=t.weight_decay,
         max_grad_norm=t.max_grad_norm,
         accumulation_steps=t.accumulation_steps,
+        undecayed=method.undecayed if method else (),
         lora_plus=plus,
     )
 
@@ -258,7 +260,9 @@ def log_setup(setup: RunSetup) -> None:
     if adapted.method:
         said = ", ".join(f"{name} {value}" for name, value in options(adapted.method))
         where = f"{len(adapted.adapters['sites'])} layers with " if adapted.adapters["sites"] else ""
-        log(f"adapts {where}{method_name(config)}" + (f": {said}" if said else ""))
+        log(
+            f"adapts {where}{method_name(config.adapter, config.pruning, config.model)}" + (f": {said}" if said else "")
+        )
     log(f"device {describe_devices()}")
     num_truncated = getattr(without_packing(setup.train_data), "num_truncated", 0)
     if num_truncated:

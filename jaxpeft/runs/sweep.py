@@ -25,7 +25,7 @@ from jaxpeft.runs.compilation_cache import enable_compilation_cache
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.export import finalize
 from jaxpeft.runs.setup import RunSetup, log_setup, make_optimizer, setup_replica, setup_run
-from jaxpeft.runs.sweep_key import check_shared_key
+from jaxpeft.runs.sweep_key import SweepKey, check_shared_key
 from jaxpeft.runs.train import restored, run_state
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.dropout import dropout_key
@@ -56,7 +56,10 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
             or the base, a directory that holds another run, or runs that stopped at different steps.
         SystemExit: 128 + signal, after SIGTERM or Ctrl-C. Each run has then saved a checkpoint.
     """
-    check_shared_key(configs)
+    keys = {config.run_name: SweepKey.of(config) for config in configs}
+    if len(keys) < len(configs):
+        raise InputError("two of these runs have one name; give each its own name")
+    check_shared_key(keys)
     enable_compilation_cache(configs[0].compilation_cache)
     compiled_before = seconds_compiling()
     for config in configs:
@@ -130,7 +133,7 @@ def assemble(
 
     def optimizer(learning_rate: jax.Array) -> optax.GradientTransformationExtraArgs:
         schedule = learning_rate_schedule(learning_rate, first.plan.num_steps, t.warmup_steps, t.schedule)
-        return make_optimizer(t, first.model, schedule)
+        return make_optimizer(t, first.method, first.model, schedule)
 
     objective = first.objective if method == first.adapted.method else replace(first.objective, method=method)
     step = make_sweep_step(

@@ -30,7 +30,11 @@ def run(config: RunConfig) -> Results:
         InputError: the configuration or its files are invalid, or the directory holds another run. Nothing is overwritten.
         SystemExit: 128 + signal, after SIGTERM or Ctrl-C. A checkpoint has then been saved.
     """
-    _start(config)
+    if config.distributed:
+        log("joining the other hosts; jax gives up after five minutes")
+        multihost.start(**vars(config.cluster))
+    _start(config.compilation_cache, several_hosts=config.distributed)
+    multihost.check_equal({"configuration": lambda: f"{config.resolved()} {config.resume}"})
     compiled_before = seconds_compiling()
     directory = RunDirectory.of(config)
     multihost.on_process_0(lambda: directory.check(config.resolved(), resume=config.resume))
@@ -105,15 +109,11 @@ def restored(setup: RunSetup, checkpoints: Checkpoints, state: TrainState) -> tu
     return checkpoints.restore(state, checkpoints.latest)
 
 
-def _start(config: RunConfig) -> None:
-    """Join the other processes, if there are any, and enable the compilation cache, before anything touches a device."""
-    if config.distributed:
-        log("joining the other hosts; jax gives up after five minutes")
-        multihost.start(**vars(config.cluster))
+def _start(compilation_cache: str | None, *, several_hosts: bool) -> None:
+    """Prepare the process before anything touches a device: check the other processes, and enable the compilation cache."""
     multihost.check_started()
     with multihost.all_or_none():
-        enable_compilation_cache(config.compilation_cache, several_hosts=config.distributed)
-    multihost.check_equal({"configuration": lambda: f"{config.resolved()} {config.resume}"})
+        enable_compilation_cache(compilation_cache, several_hosts=several_hosts)
     if not multihost.is_process_0():
         set_quiet()
 

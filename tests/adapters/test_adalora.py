@@ -386,5 +386,5 @@ def test_a_broken_pattern_is_refused(bases, tmp_path):
     file = tmp_path / "adapter_config.json"
     pattern = {"bert.encoder.layer.0.attention.self.query.lora_E": [True, False, True, True, True, True]}
     file.write_text(json.dumps({**json.loads(file.read_text()), "rank_pattern": pattern}))
-    with pytest.raises(InputError, match=r"query has shape \(6, 32\), where .* ask for \(5, 32\)"):
+    with pytest.raises(InputError, match=r"query has shape \(6, 32\), and .* ask for \(5, 32\)"):
         load_adapter(tmp_path, model.params)

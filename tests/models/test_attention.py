@@ -12,6 +12,7 @@ import tiny
 from jaxpeft.adapters import Hira, Lora
 from jaxpeft.data import ClassificationData, Encoded, PackedData
 from jaxpeft.errors import InputError
+from jaxpeft.families import family_of
 from jaxpeft.models import attention
 from jaxpeft.models.attention import Flash, check_packing, choose_flash
 from jaxpeft.quantization import Quantization
@@ -160,9 +161,9 @@ def test_where_flash_can_be(tiny_models):
 
 
 def test_packing_needs_a_known_attention(tiny_models):
-    unknown = SimpleNamespace(model_type="albert")
-    with pytest.raises(InputError, match=r"data\.packing: the attention of 'albert' is not known"):
-        check_packing(unknown)
-    sines = SimpleNamespace(model_type="distilbert", config=SimpleNamespace(sinusoidal_pos_embds=True))
+    message = r"data\.packing: jaxpeft does not know the attention of 'albert'; it is known for bert, .*, distilbert$"
+    with pytest.raises(InputError, match=message):
+        check_packing(SimpleNamespace(family=family_of("albert")))
+    sines = SimpleNamespace(family=family_of("distilbert"), config=SimpleNamespace(sinusoidal_pos_embds=True))
     with pytest.raises(InputError, match="needs position embeddings"):
         check_packing(sines)

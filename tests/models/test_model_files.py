@@ -289,7 +289,7 @@ SPOILT = {
     ),
     "another-width": (
         lambda d: set_config(d, intermediate_size=40),
-        r"layer/0/intermediate/dense/bias has shape \(48,\) where the config asks for \(40,\)",
+        r"layer/0/intermediate/dense/bias has shape \(48,\), and the config asks for \(40,\)",
     ),
 }
 
@@ -304,7 +304,7 @@ def test_what_cannot_be_loaded_is_refused(name, copied):
 
 
 def test_a_classifier_of_another_size_is_refused(saved):
-    with pytest.raises(InputError, match=r"classifier/bias has shape \(2,\) where the config asks for \(3,\)"):
+    with pytest.raises(InputError, match=r"classifier/bias has shape \(2,\), and the config asks for \(3,\)"):
         load_model(str(saved("bert", "classification")), "classification", num_labels=3)
 
 

@@ -63,7 +63,10 @@ def real(config):
     plan = make_plan(config.training, config.pruning, batches_per_epoch=10, metric="loss", method=adapted.method)
     kinds = {"pruned": bool(config.pruning.sparsity), "allocated": config.adapter.method == "adalora"}
     state = init_state(
-        adapted.adapters, make_optimizer(config.training, model, plan.learning_rate), dropout_key(0), **kinds
+        adapted.adapters,
+        make_optimizer(config.training, adapted.method, model, plan.learning_rate),
+        dropout_key(0),
+        **kinds,
     )
     return adapted.frozen, state
 

@@ -86,7 +86,7 @@ def test_what_is_not_asked_for_is_not_computed(tiny_models, task):
 
 def test_an_architecture_that_is_not_known_gives_the_same_logits(bert):
     class Unknown(type(bert)):
-        model_type, behind_attention = "unknown", None
+        model_type = "unknown"
 
     frozen, adapters = tiny.adapted(bert, Lora(rank=2))
     batch = tiny.batch(2)
