@@ -20,7 +20,7 @@ def main(argv: Sequence[str], *, prog: str) -> None:
         "--pseudo_perplexity", type=bool, default=False, help="Also mask every token one at a time (masked-lm)."
     )
     rows = EvaluationConfig.pseudo_perplexity_rows
-    parser.add_argument("--pseudo_perplexity_rows", type=int, default=rows, help="Rows that pseudo-perplexity reads.")
+    parser.add_argument("--pseudo_perplexity_rows", type=int, default=rows, help="Rows used for pseudo-perplexity.")
     values = parser.parse_args(list(argv))
     guarded(lambda: evaluate(**values.as_dict()), prog)
 
@@ -39,7 +39,7 @@ def evaluate(run: str, split: str, pseudo_perplexity: bool, pseudo_perplexity_ro
     finished = load_run(run)
     config = finished.config
     if pseudo_perplexity and not finished.objective.task.fills_masks:
-        raise InputError(f"pseudo-perplexity is a masked-lm figure, and '{run}' is a {config.task} run")
+        raise InputError(f"pseudo-perplexity is a figure of masked-lm, but '{run}' is a {config.task} run")
     options = replace(
         config.evaluation, pseudo_perplexity=pseudo_perplexity, pseudo_perplexity_rows=pseudo_perplexity_rows
     )

@@ -26,7 +26,11 @@ def main(argv: Sequence[str], *, prog: str) -> None:
 
 
 def merge(run: str, output: str, requantize: bool) -> None:
-    """Merge the run in the directory `run` into the new directory `output`: in fp32, or quantised again as the base was."""
+    """Merge the run in the directory `run`, and write the model to the new directory `output`: in fp32, or quantised as the base.
+
+    Raises:
+        InputError: `output` is not new, there is no finished run, or its adapter cannot be merged.
+    """
     from jaxpeft.interop.transformers_files import new_directory, save_model
     from jaxpeft.merging import merge as merge_trees
     from jaxpeft.quantization import is_quantized
@@ -40,7 +44,7 @@ def merge(run: str, output: str, requantize: bool) -> None:
     finished = load_run(run)
     model, method = finished.objective.model, finished.objective.method
     if requantize and not any(map(is_quantized, leaf_paths(finished.frozen).values())):
-        raise InputError(f"--requantize true, and the base of '{run}' is not quantised; leave it out")
+        raise InputError(f"--requantize is true, but the base of '{run}' is not quantised; leave it out")
     if tied := model.tied_embeddings(finished.adapters["sites"]):
         raise InputError(
             f"the adapter of '{tied}' cannot be merged: the model's decoder is tied to it and would change too; serve it as an adapter"

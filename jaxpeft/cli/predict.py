@@ -32,7 +32,7 @@ def predict(run: str, texts: Sequence[str], top: int) -> None:
     answers: list[Any] = load_run(run).predict(texts, top=top)
     for text, found in zip(texts, answers, strict=True):
         log(text)
-        groups = found if found and isinstance(found[0], list) else [found]  # a list for each mask, or one
+        groups = found if found and isinstance(found[0], list) else [found]  # a list of answers per mask, or only one
         for i, group in enumerate(groups):
             place = f"mask {i + 1}: " if len(groups) > 1 else ""
             log("  " + place + ", ".join(_in_words(name, value) for name, value in group))

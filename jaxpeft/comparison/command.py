@@ -25,14 +25,14 @@ from jaxpeft.runs.sweep_key import chunked, sweep_key
 
 @dataclass(frozen=True)
 class Planned:
-    """A run for a worker.
+    """A run to be trained by a worker.
 
     Attributes:
         name: the run's name.
-        directory: where its files go.
+        directory: the run's directory.
         values: its resolved configuration.
-        compilation_cache: where its programs are kept.
-        key: runs of one key can train together; None: it trains by itself.
+        compilation_cache: the directory of compiled programs, as in the configuration.
+        key: equal for runs that can train together; None: the run trains by itself.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Planned:
 
     @property
     def base(self) -> tuple[str, str]:
-        """Name and weights of its base."""
+        """The name and the weights (pretrained or random) of the run's base."""
         return self.values["model"]["name"], self.values["model"]["weights"]
 
     @property
     def for_worker(self) -> dict[str, Any]:
-        """Its part of a worker's job."""
+        """The run's configuration as part of a worker's job."""
         return {**self.values, "compilation_cache": self.compilation_cache}
 
 

@@ -57,7 +57,7 @@ class Row:
 
     @property
     def kind(self) -> Task:
-        """What was asked: a classification of numbers is a regression."""
+        """The task, for the labels of the data: a classification whose labels are numbers is a regression."""
         return task_for(self.any.task, self.any.num_labels)
 
     @property

@@ -25,7 +25,7 @@ else:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What is learned, and where. Names are PEFT's, except rank (PEFT's r), alpha (lora_alpha) and dropout (lora_dropout).
+    """The adapter and its layers. Names are PEFT's, except rank (PEFT's r), alpha (lora_alpha) and dropout (lora_dropout).
 
     Null means the method's own default, which is PEFT's. Setting an option the method lacks is an error, except rank, alpha
     and dropout, which are then ignored.

@@ -89,7 +89,7 @@ def check_combinations(
     training: TrainingConfig,
     cluster: ClusterConfig,
 ) -> None:
-    """Raise InputError for options that exclude each other, or that miss what they need."""
+    """Raise InputError for options that exclude each other, or that need an option that is not set."""
     if "://" in output_dir:  # pathlib would take it as a relative path
         raise InputError(f"output_dir '{output_dir}' is a URL; give a directory (a bucket can be mounted with gcsfuse)")
     if not data.name and not data.train_file:
@@ -133,7 +133,7 @@ def check_combinations(
 
 
 def _has(group: str, method: str) -> bool:
-    """True if `method` declares parameters in `group`; the baselines are no methods and declare none."""
+    """True if `method` declares anything in its field `group`. The baselines are not in the table and declare nothing."""
     return method in METHODS and bool(getattr(METHODS[method], group))
 
 

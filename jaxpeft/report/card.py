@@ -48,7 +48,7 @@ class CardSubject:
 
     @property
     def citations(self) -> list[str]:
-        """One line for every method in the run's combination."""
+        """One line for every published method that the run uses."""
         return citations(self.config.adapter, self.config.pruning, self.config.model)
 
 

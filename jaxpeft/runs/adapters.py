@@ -1,4 +1,4 @@
-"""From the adapter's flags to a method, to the layers it adapts, and to fresh adapters."""
+"""Turn the adapter's flags into a method, the layers that it adapts, and initial adapters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jaxpeft.tasks.base import Batch, Task
 from jaxpeft.training.objective import Objective
 from jaxpeft.trees import Adapters, Params, leaf_paths
 
-# Not fields of every method, and harmless to those without them: one config serves all methods.
+# Options that a method without them ignores, so that one config serves all methods.
 _OF_ANY_METHOD = (
     *("method", "rank", "alpha", "dropout", "calibration_batches"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
@@ -35,10 +35,10 @@ _OF_ANY_METHOD = (
 
 
 def build_method(adapter: AdapterConfig) -> Method | None:
-    """The adapter method that the flags name; None for the baselines.
+    """The adapter method that the flags name, or None for the baselines.
 
     Raises:
-        InputError: for an option that is set and that the method does not have.
+        InputError: an option is set that the method does not have, or that does not fit another option.
     """
     a = adapter
     kind: Any = METHODS.get(a.method)  # the baselines have none
@@ -68,11 +68,11 @@ def build_method(adapter: AdapterConfig) -> Method | None:
 
 
 def _further_options(a: AdapterConfig, kind: Any) -> dict[str, Any]:
-    """`adapter.options`, which are for the options without a flag."""
+    """The checked values of `adapter.options`, which sets the options that have no flag of their own."""
     for name, value in (a.options or {}).items():
         if kind is None:
             raise InputError(
-                f"adapter.options has '{name}', and adapter.method '{a.method}' has no options; set it to null"
+                f"adapter.options has '{name}', but adapter.method '{a.method}' has no options; set it to null"
             )
         if hasattr(a, name):
             raise InputError(f"adapter.options has '{name}', which has a flag of its own: set adapter.{name} {value}")
@@ -80,7 +80,10 @@ def _further_options(a: AdapterConfig, kind: Any) -> dict[str, Any]:
 
 
 def _check_places(a: AdapterConfig, kind: Any, options: set[str]) -> None:
-    """Refuse a choice of layers for a method that has none; the baselines share their configs with other methods."""
+    """Raise InputError if layers are chosen for a method that has no such choice.
+
+    The baselines accept a choice and ignore it, because they share their configs with other methods.
+    """
     chooses = kind is None or (issubclass(kind, SiteMethod) and not kind.word_embeddings_only)
     for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"):
         value = getattr(a, name)
@@ -91,10 +94,10 @@ def _check_places(a: AdapterConfig, kind: Any, options: set[str]) -> None:
 
 
 def fully_trained(adapter: AdapterConfig, task: Task, leaves: Sequence[str], base_prefix: str) -> set[str]:
-    """The leaf paths of fully trained parameters: modules_to_save, the task's head (as in PEFT), the baselines' own.
+    """The paths of the fully trained leaves: those of `modules_to_save`, the task's head (as in PEFT), and the baselines' own.
 
     Raises:
-        InputError: if the head of a classifier is not known.
+        InputError: the head of a classifier is not known.
     """
     if adapter.method == "full":
         return set(leaves)
@@ -114,7 +117,14 @@ def fully_trained(adapter: AdapterConfig, task: Task, leaves: Sequence[str], bas
 
 @dataclass(frozen=True)
 class Adapted:
-    """A base with fresh adapters, and the names that its exported config will say."""
+    """A base with its initial adapters.
+
+    Attributes:
+        frozen: the base's parameters without the fully trained ones.
+        adapters: the initial adapters, with the fully trained parameters.
+        method: the method with every option set; None for the baselines.
+        target_modules: the names of the adapted layers in the exported config; None for the baselines.
+    """
 
     frozen: Params
     adapters: Adapters
@@ -133,20 +143,20 @@ def prepare_adapters(
     tokenizer_name: str | None = None,
     batches: Callable[[int], Batch] | None = None,
 ) -> Adapted:
-    """Choose the layers, and draw their adapters from the run's seed.
+    """Choose the layers, and draw their initial adapters from the run's seed.
 
     Args:
-        adapter: the flags that `method` was built from, for the choice of layers.
-        method: what is learned; None for the baselines.
-        task: the task, whose head may train whole.
+        adapter: the flags from which `method` was built. They choose the layers.
+        method: the adapter method; None for the baselines.
+        task: the task, whose head may be fully trained.
         model: the base.
-        seed: the run's.
-        tokenizer: for a prompt that starts from a text.
+        seed: the run's seed.
+        tokenizer: needed if a prompt is initialised from a text.
         tokenizer_name: its hub id or directory, if it is not the model's own.
-        batches: micro-step → training batch, for the initialisations that look at data.
+        batches: micro-step → training batch; needed if the initialisation reads data.
 
     Raises:
-        InputError: if a name matches nothing, or the rank exceeds a layer's width.
+        InputError: a name matches nothing, or the rank exceeds a layer's width.
     """
     a, method = adapter, _completed(method, adapter, model, tokenizer, tokenizer_name)
     sites, leaves = model.sites(), list(leaf_paths(model.params))
@@ -177,7 +187,7 @@ def prepare_adapters(
         found = calibrate(model, method, targets, seen, loss=_base_loss(model, task))
         method, targets, statistics = found.method, found.targets, found.statistics
         if a.init_lora_weights == "eva":
-            names = [path.replace("/", ".") for path in targets]  # it may have left layers out
+            names = [path.replace("/", ".") for path in targets]  # EVA gives some layers no rank
     if method:
         whole |= method.fully_trained(leaves, targets)
     key = jax.random.fold_in(jax.random.key(seed), 0)
@@ -205,7 +215,7 @@ def _target_names(adapter: AdapterConfig, method: Method | None, model: Model) -
 def _completed(
     method: Method | None, adapter: AdapterConfig, model: Model, tokenizer: Any, tokenizer_name: str | None
 ) -> Method | None:
-    """`method` with what only the model and its tokenizer can say."""
+    """`method` with the options that depend on the model and its tokenizer."""
     if isinstance(method, Ia3) and adapter.feedforward_modules is None:
         return replace(method, feedforward_modules=default_feedforward(model.model_type))
     if isinstance(method, PromptTuning) and method.prompt_tuning_init_text:

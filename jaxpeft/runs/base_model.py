@@ -1,4 +1,4 @@
-"""From the model's flags to the base, or to its shapes."""
+"""Load the base that the model's flags name, or only its shapes."""
 
 from __future__ import annotations
 
@@ -24,19 +24,22 @@ def load_base(
     Args:
         model: its flags.
         task: decides the head.
-        method: the adapter method, which may need positions of its own.
-        adapter: decides which parameters stay in full precision because they train.
-        max_length: tokens a row.
-        seed: draws what the checkpoint lacks.
+        method: the adapter method. Its virtual tokens take up positions of the model.
+        adapter: decides which parameters are fully trained and therefore stay in full precision.
+        max_length: tokens per row.
+        seed: initialises the parameters that the checkpoint lacks.
+
+    Returns:
+        the model and its tokenizer.
 
     Raises:
-        InputError: as `load_model`, and for rows longer than the model's positions.
+        InputError: as `load_model`; the model has too few positions for a row; or the tokenizer has more tokens than the model.
     """
     loaded = load_model(model.name, task.head, **_options(model, task, adapter), seed=seed)
     _check_length(model, loaded, method, max_length)
     tokenizer = tokenizer_of(model, loaded)
     if len(tokenizer) > loaded.config.vocab_size:
-        # An index behind the table's end would be clamped in silence.
+        # jax would silently clamp a token id beyond the table's end.
         raise InputError(
             f"the tokenizer {model.tokenizer or model.name} has {len(tokenizer)} tokens and the model embeddings for "
             f"{loaded.config.vocab_size}; name the model's own with model.tokenizer"
@@ -47,10 +50,10 @@ def load_base(
 def base_shapes(
     model: ModelConfig, task: Task, method: Method | None, adapter: AdapterConfig, *, max_length: int
 ) -> Model:
-    """The base as `load_base` loads it, with shapes instead of weights and without a tokenizer.
+    """The base as `load_base` loads it, but with shapes instead of weights and without a tokenizer.
 
     Raises:
-        InputError: as `load_base`.
+        InputError: as `load_base`, except for the tokenizer.
     """
     shapes = model_shapes(model.name, task.head, **_options(model, task, adapter))
     _check_length(model, shapes, method, max_length)
@@ -58,7 +61,7 @@ def base_shapes(
 
 
 def tokenizer_of(model: ModelConfig, loaded: Model) -> Any:
-    """The tokenizer that is named, or the model's own."""
+    """The tokenizer that `model.tokenizer` names, or else the model's own."""
     return load_tokenizer(resolve(model.tokenizer).directory if model.tokenizer else loaded.source.directory)
 
 

@@ -1,4 +1,4 @@
-"""From the data's flags to a task with its rows."""
+"""Turn the data's flags into a task and its rows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from jaxpeft.tasks.base import RowOptions, Task
 
 
 def load_data(data: DataConfig, task_name: str) -> tuple[Task, Splits]:
-    """Read the texts and labels that `data` names, and settle what exactly is asked of them.
+    """Read the texts and labels that `data` names.
+
+    Returns:
+        the task for these labels (for example regression, if they are numbers), and the splits.
 
     Raises:
-        InputError: as `load_splits`, and if the rows do not fit the task.
+        InputError: as `load_splits`, or the rows do not fit the task.
     """
     kind: type[Task] = TASKS[task_name]
     splits = load_splits(
@@ -39,7 +42,7 @@ def load_data(data: DataConfig, task_name: str) -> tuple[Task, Splits]:
 
 
 def row_options(data: DataConfig) -> RowOptions:
-    """How texts become rows."""
+    """The flags of `data` that turn texts into rows."""
     return RowOptions(data.max_length, data.mask_ratio, tuple(data.bucket_lengths))
 
 
@@ -54,20 +57,20 @@ def training_data(
     seed: int,
     num_devices: int,
 ) -> Any:
-    """The training rows in batches of `batch_size` texts; with `data.packing` several texts to a row.
+    """The training rows in batches of `batch_size` texts. With `data.packing`, a row holds several texts.
 
     Raises:
-        InputError: for packing, if the task or the attention of `model` cannot have it.
+        InputError: `data.packing` is set, but the task or the attention of `model` does not support it.
     """
     rows = task.make_data(split, tokenizer, row_options(data), batch_size=batch_size, seed=seed)
     if not data.packing:
         return rows
     if not task.can_pack:
-        raise InputError(f"data.packing cannot be had with {task.name}, whose rows are full already; set it to false")
+        raise InputError(f"data.packing cannot be used with {task.name}, whose rows are already full; set it to false")
     check_packing(model)
     return PackedData(rows, data.max_length, num_devices)
 
 
 def without_packing(data: Any) -> Any:
-    """Training data as it is without packing."""
+    """`data` itself, or the unpacked data behind it if it is packed."""
     return data.unpacked if isinstance(data, PackedData) else data

@@ -1,4 +1,4 @@
-"""A run's directory: every file name in it, what may start there, and what may be resumed."""
+"""A run's directory: the names of all its files, and the rules for starting or resuming a run in it."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration, which `--config` reads."""
+        """The resolved configuration, which `--config` reads back."""
         return self.path / "config.yaml"
 
     @property
     def results(self) -> Path:
-        """What the run measured; a run that has it has finished."""
+        """The results. They are written last, so a run has finished if this file exists."""
         return self.path / "results.json"
 
     @property
     def metrics(self) -> Path:
-        """Metrics as they happened, one JSON object a line."""
+        """The metrics of training and validation, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def tensorboard(self) -> Path:
-        """The same as TensorBoard events."""
+        """The same metrics as TensorBoard events."""
         return self.path / "tensorboard"
 
     @property
     def curves(self) -> Path:
-        """Losses, drawn."""
+        """A picture of the losses."""
         return self.path / "curves.png"
 
     @property
     def checkpoints(self) -> Path:
-        """Orbax's checkpoints."""
+        """Orbax's checkpoints, one directory per step."""
         return self.path / "checkpoints"
 
     @property
@@ -63,55 +63,55 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
-        """The exported model, if everything trained."""
+        """The exported model, for full fine-tuning."""
         return self.path / "model"
 
     @property
     def base(self) -> Path:
-        """The base, if it was drawn at random: nobody else has it."""
+        """The base, if it was initialised at random, because no other place has it."""
         return self.path / "base"
 
     @property
     def failure(self) -> Path:
-        """Why the run failed, in a comparison."""
+        """The reason of the run's failure, if it is part of a comparison."""
         return self.path / "failure.txt"
 
     @property
     def forgetting(self) -> Path:
-        """What a comparison measured of its forgetting."""
+        """The forgetting that a comparison measured."""
         return self.path / "forgetting.json"
 
     @property
     def forgetting_failure(self) -> Path:
-        """Why that could not be measured."""
+        """The reason for which forgetting could not be measured."""
         return self.path / "forgetting-failure.txt"
 
     @property
     def is_started(self) -> bool:
-        """Whether there is a run, finished or not."""
+        """True if the directory holds a run, finished or not."""
         return self.config.is_file()
 
     @property
     def newest_step(self) -> int:
-        """The step of the newest checkpoint, 0 if there is none."""
+        """The step of the newest checkpoint, or 0 if there is none. The checkpoint is not opened."""
         steps = self.checkpoints.glob("[0-9]*")
         return max((int(path.name) for path in steps if path.name.isdigit()), default=0)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has finished."""
+        """True if the run has finished."""
         return self.results.is_file()
 
     @property
     def resume_flags(self) -> str:
-        """The flags that continue the run."""
+        """The flags that resume the run."""
         return f"--config {self.config} --resume"
 
     def read_config(self) -> RunConfig:
-        """The run's configuration.
+        """Read the run's configuration.
 
         Raises:
-            InputError: if there is none.
+            InputError: there is none, or it is invalid.
         """
         return read_config(self.config)
 
@@ -120,10 +120,10 @@ class RunDirectory:
 
         Args:
             values: the configuration's `resolved()` values.
-            resume: whether a run is continued.
+            resume: True to resume a run, False to start one.
 
         Raises:
-            InputError: if not, with the way out.
+            InputError: the check fails. The message says what to do instead.
         """
         if not resume:
             if self.path.exists() and any(self.path.iterdir()):
@@ -141,10 +141,10 @@ class RunDirectory:
             )
 
     def differences(self, values: Mapping[str, Any]) -> list[str]:
-        """The keys in which the run's configuration differs from `values`, in words."""
+        """The keys that differ between the run's configuration and `values`, each as `key: old, now new`."""
         return differences(self.read_config().resolved(), values)
 
     def create(self, values: Mapping[str, Any]) -> None:
-        """Make the directory, with the configuration's `resolved()` values."""
+        """Create the directory, and write the configuration's `resolved()` values to it."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_config(values, self.config)

@@ -1,4 +1,4 @@
-"""The evaluations of one run: validation during training, and the test at the end."""
+"""The evaluations of a run: validation during training, and the test at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ from jaxpeft.trees import Adapters, Layers, Params
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures adapters on the run's validation and test rows. Without a test split, `test_data` are the validation rows."""
+    """Measures adapters on the run's validation and test rows.
+
+    Attributes:
+        options: the run's evaluation flags.
+        objective: gives the logits and the statistics.
+        validation_data: the tokenised validation rows.
+        test_data: the tokenised test rows; without a test split, the validation rows.
+        step: the jitted evaluation step.
+        parallel: the devices.
+        traces: the evaluation programs compiled so far, counted by batch shape.
+    """
 
     options: EvaluationConfig
     objective: Objective
@@ -40,7 +50,7 @@ class Evaluator:
         rows: RowOptions,
         seed: int,
     ) -> Evaluator:
-        """Tokenise the rows to judge by; nothing is compiled yet."""
+        """Tokenise the validation and test rows. Nothing is compiled yet."""
 
         def data(split: Any) -> Any:
             return objective.task.make_data(split, tokenizer, rows, batch_size=options.batch_size, seed=seed)
@@ -52,16 +62,19 @@ class Evaluator:
         return cls(options, objective, validation, test, step, parallel, traces)
 
     def with_objective(self, objective: Objective) -> Evaluator:
-        """The same data, to judge another objective by."""
+        """An evaluator of another `objective` on the same data."""
         traces: Counter = Counter()
         return replace(self, objective=objective, step=make_eval_step(objective, traces), traces=traces)
 
     def validate(self, frozen: Params, adapters: Adapters, masks: Layers) -> dict[str, float]:
-        """Metrics on the validation rows, or on `evaluation.max_batches` batches of them."""
+        """Metrics on the validation rows, or on at most `evaluation.max_batches` batches of them."""
         return self._measure(frozen, adapters, masks, self.validation_data, self.options.max_batches)
 
     def test(self, frozen: Params, adapters: Adapters, masks: Layers) -> dict[str, float]:
-        """Metrics on the test rows, or on `evaluation.max_test_batches` batches of them, with `pseudo_perplexity` if that is asked for."""
+        """Metrics on the test rows, or on at most `evaluation.max_test_batches` batches of them.
+
+        `pseudo_perplexity` is among them if `evaluation.pseudo_perplexity` is set and the task has such a figure.
+        """
         e = self.options
         metrics = self._measure(frozen, adapters, masks, self.test_data, e.max_test_batches)
         if e.pseudo_perplexity:

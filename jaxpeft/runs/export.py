@@ -1,4 +1,4 @@
-"""What a trained run leaves: its best adapter judged on the test rows, exported, and described."""
+"""The end of a run: test its best adapter, export it, and describe it in a model card."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def finalize(
     compiled_before: float,
     trained_together: int = 1,
 ) -> Results:
-    """Judge the best adapter of a run that has ended, and the initial one; write everything; return what was measured.
+    """Test the best and the initial adapter of a run that has ended, write all its files, and return its results.
 
     Args:
         setup: the run.
-        outcome: how it ended.
-        checkpoints: its checkpoints, which are closed.
-        traces: compiled training programs by batch shape.
-        compiled_before: what `seconds_compiling` said when the run began.
-        trained_together: how many runs shared its program.
+        outcome: the end of its training.
+        checkpoints: its checkpoints. They are closed here.
+        traces: the compiled training programs, counted by batch shape.
+        compiled_before: the value of `seconds_compiling` at the beginning of the run.
+        trained_together: the number of runs that shared its program.
     """
     parallel, directory, evaluation = setup.parallel, setup.directory, setup.config.evaluation
     best = _best(checkpoints, outcome)
     checkpoints.close()
-    # The initial adapters are tested here, not before training: they are still at hand, and training need not wait.
+    # The initial adapters are still in memory, so they are tested here, and training need not wait for it.
     start = parallel.replicate(setup.adapted.adapters)
     before = setup.evaluator.test(setup.frozen, start, {}) if evaluation.before else {}
     test = setup.evaluator.test(setup.frozen, best.adapters, best.masks)
@@ -92,7 +92,7 @@ def finalize(
 
 
 def show(setup: RunSetup, results: Results) -> None:
-    """Print the results, where the files are, and what to do next."""
+    """Print the results, the run's directory, and the commands that use it."""
     before_after_table(results.table())
     for text, was, now in results.example_rows():
         log(f"{text}\n    before: {was}\n    after:  {now}")
@@ -104,7 +104,7 @@ def show(setup: RunSetup, results: Results) -> None:
     )
     log("next:")
     log(f"  python -m jaxpeft predict {directory} {results.sentence()!r}")
-    if setup.objective.virtual_tokens == 0:  # virtual tokens change the input, which no merged weights do
+    if setup.objective.virtual_tokens == 0:  # virtual tokens are added to the input and cannot be merged into weights
         log(f"  python -m jaxpeft merge {directory} merged-model")
 
 
@@ -122,12 +122,12 @@ def _examples(setup: RunSetup, adapters: Adapters, masks: Layers) -> list | None
 
 
 def _export(setup: RunSetup, frozen: Any, best: TrainState) -> Path:
-    """Write what serves: the adapter in PEFT's files, or the model if everything trained. Returns the weights' file."""
+    """Write the adapter in PEFT's files, or the model after full fine-tuning. Returns the path of the weights."""
     config, model, adapted, directory = setup.config, setup.model, setup.adapted, setup.directory
     also: dict[str, Any] = {"tokenizer": setup.tokenizer, "label_names": setup.splits.label_names}
     is_random = config.model.weights == "random"
     if is_random:
-        # Nobody else has this base: without it the adapter means nothing.
+        # No other place has this base, and the adapter is useless without it.
         save_model(directory.base, model, merge(model.params, {**adapted.adapters, "sites": {}}), **also)
     if config.adapter.method == "full":
         return save_model(directory.model, model, merge(frozen, best.adapters), **also)

@@ -1,4 +1,4 @@
-"""A finished run, loaded: its base with its best adapter."""
+"""Load a finished run: its base with its best adapter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,17 @@ from jaxpeft.trees import Adapters, Params
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's base with its best adapter."""
+    """A finished run in memory: its base with its best adapter.
+
+    Attributes:
+        directory: the run's directory.
+        config: its configuration. `model` names the run's own base if it wrote one.
+        results: its measurements.
+        objective: computes logits from `frozen` and `adapters`.
+        frozen: the base's parameters.
+        adapters: the best adapter.
+        tokenizer: the base's tokenizer.
+    """
 
     directory: Path
     config: RunConfig
@@ -34,7 +44,15 @@ class TrainedRun:
     tokenizer: Any
 
     def predict(self, texts: Sequence[str], *, top: int = 5) -> list[list[Answers]] | list[Answers]:
-        """For masked-lm: text → mask → (token, probability), most likely first; for classification: text → (label, probability)."""
+        """The `top` most likely answers to each of `texts`, most likely first.
+
+        Returns:
+            for masked-lm, per text and mask a list of (token, probability); for classification, per text a list of
+            (label, probability); for regression, per text a list of one ("value", number).
+
+        Raises:
+            InputError: a text is too long or, for masked-lm, has no mask.
+        """
         return predict(
             self.objective,
             self.frozen,
@@ -51,7 +69,7 @@ def load_run(directory: Path | str) -> TrainedRun:
     """Load the run in `directory` with its best adapter.
 
     Raises:
-        InputError: if there is no run, or it has not finished.
+        InputError: there is no run in `directory`, or it has not finished.
     """
     files = RunDirectory(Path(directory))
     if not files.path.is_dir():
@@ -63,7 +81,8 @@ def load_run(directory: Path | str) -> TrainedRun:
     is_full = config.adapter.method == "full"
     own_base = files.model if is_full else files.base if config.model.weights == "random" else None
     if own_base:
-        # What was fine-tuned whole, or drawn at random, is a file of the run: another machine would draw other last digits.
+        # A base that was fully trained or initialised at random is read from the run's own files. A random base cannot be drawn
+        # again, because the last digits would differ on another machine.
         config = replace(config, model=replace(config.model, name=str(own_base), weights="pretrained"))
     task = task_for(config.task, results.num_labels)
     method = build_method(config.adapter)

@@ -1,4 +1,4 @@
-"""Epochs and shares of a run as steps: how long, when validated, at which rate, and what is pruned or allocated when."""
+"""Turn epochs and shares of a run into steps: its length, its validations, its learning rate, and its pruning or allocation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.training.optimizer import learning_rate_schedule
 from jaxpeft.training.plan import Plan
 
-# A preempted machine is gone about 30 seconds after its signal, and a dispatch cannot be cut short.
+# A preempted machine is switched off about 30 seconds after its signal, and a dispatch cannot be interrupted.
 _SECONDS_PER_DISPATCH = 20.0
 
 
@@ -26,10 +26,18 @@ def make_plan(
     method: Method | None = None,
     distributed: bool = False,
 ) -> Plan:
-    """Turn epochs and shares of the run into steps; an AdaLoRA `method` brings a schedule of its own.
+    """The plan of a run in steps. If `method` is AdaLoRA, its allocation takes the place of pruning.
+
+    Args:
+        training: the training flags.
+        pruning: the pruning flags.
+        batches_per_epoch: micro-steps in one pass over the training rows.
+        metric: the metric that selects the best adapter, if `training.metric` does not name one.
+        method: the adapter method.
+        distributed: True if several processes train together.
 
     Raises:
-        InputError: if warm-up, pruning or the allocation of ranks do not fit into the run.
+        InputError: warm-up, pruning or the allocation of ranks do not fit into the run.
     """
     t = training
     num_steps = t.num_steps or max(1, round(t.num_epochs * batches_per_epoch / t.accumulation_steps))
@@ -50,7 +58,7 @@ def make_plan(
         criterion=SCORES[pruning.criterion],
         patience=t.early_stopping_patience,
         micro_steps_per_dispatch=t.micro_steps_per_dispatch,
-        # Several processes must dispatch alike, and each has a clock of its own.
+        # All processes must dispatch the same number of micro-steps, but their clocks differ, so no time limit.
         seconds_per_dispatch=math.inf if distributed else _SECONDS_PER_DISPATCH,
     )
 
@@ -70,7 +78,7 @@ def _pruning(p: PruningConfig, warmup_steps: int, num_steps: int) -> Schedule | 
 
 
 def _allocation(method: AdaLora, num_steps: int) -> Allocation:
-    """AdaLoRA's schedule over the run, or over the first `total_step` steps of it."""
+    """AdaLoRA's schedule over the whole run, or over its first `total_step` steps."""
     total = method.total_step or num_steps
     if total > num_steps:
         raise InputError(
@@ -86,7 +94,7 @@ def _allocation(method: AdaLora, num_steps: int) -> Allocation:
 
 
 def with_length(method: Method | None, num_steps: int) -> Method | None:
-    """AdaLoRA's file says how many steps its schedule was made for."""
+    """`method` with the length of the run in it, because an AdaLoRA file names the length of its schedule."""
     if isinstance(method, AdaLora) and method.total_step is None:
         return replace(method, total_step=num_steps)
     return method

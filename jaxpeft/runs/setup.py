@@ -1,4 +1,4 @@
-"""What a run is made of, before its first step: the only reader of a configuration on the way from the command to the training loop."""
+"""Set up a run before its first step. On the way from the command to the training loop, only this module reads the configuration."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ from jaxpeft.trees import Adapters, Params, leaf_paths, nest
 
 @dataclass(frozen=True)
 class RunSetup:
-    """All that one run needs. Each part is built once.
+    """All parts of one run. Each is built once.
 
     Attributes:
-        config: what the run was asked to be.
-        directory: where its files go.
-        task: what is asked of the model.
+        config: the run's configuration.
+        directory: the run's directory.
+        task: the task, for the labels of this data.
         splits: texts and labels.
-        model: the base, on the host's terms.
+        model: the base, as loaded.
         tokenizer: its tokenizer.
         method: the adapter method, as configured; None for the baselines.
-        adapted: base and fresh adapters, with the method completed by what only the model knows.
+        adapted: the base and its initial adapters. Its method also has the options that depend on the model.
         train_data: the training rows.
         parallel: the devices.
-        base_hash: the identity of the base.
-        frozen: the base, on all devices.
-        objective: what is minimised.
-        evaluator: what judges it.
-        plan: when what happens.
-        optimizer: what updates the adapters.
+        base_hash: identifies the base.
+        frozen: the base's parameters, on all devices.
+        objective: the loss to minimise.
+        evaluator: measures the adapters on the validation and test rows.
+        plan: the steps at which the run logs, validates and prunes.
+        optimizer: the optimizer of the adapters.
     """
 
     config: RunConfig
@@ -79,7 +79,7 @@ class RunSetup:
 
     @property
     def examples(self) -> list[str]:
-        """Sentences to fill in before and after training; none for a task that fills no masks."""
+        """Sentences to fill in before and after training. Empty if the task fills no masks."""
         return self.config.evaluation.examples if self.task.fills_masks else []
 
     def initial_state(self) -> TrainState:
@@ -93,14 +93,14 @@ class RunSetup:
 
 
 def setup_run(config: RunConfig) -> RunSetup:
-    """Read, load and draw what `config` names; nothing is written.
+    """Read the data, load the base and initialise the adapters of the run that `config` describes. Nothing is written.
 
     Raises:
-        InputError: for anything in the configuration or its files that cannot be done.
+        InputError: the configuration, the data or the model's files are invalid or do not fit together.
     """
     t, m, length = config.training, config.model, config.data.max_length
     with multihost.all_or_none():
-        method = build_method(config.adapter)  # refuses options that make no sense before anything is loaded
+        method = build_method(config.adapter)  # first, because it checks the options without loading anything
         parallel = data_parallel()
         parallel.check(t.batch_size, "training.batch_size")
         parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
@@ -142,7 +142,7 @@ def setup_run(config: RunConfig) -> RunSetup:
         distributed=config.distributed,
     )
     if task.fills_masks and config.evaluation.examples:
-        encode(objective, tokenizer, config.evaluation.examples)  # refuses now, before the run's directory exists
+        encode(objective, tokenizer, config.evaluation.examples)  # an error must come before the run's directory exists
     rows = row_options(config.data)
     return RunSetup(
         config=config,
@@ -167,12 +167,12 @@ def setup_run(config: RunConfig) -> RunSetup:
 
 
 def setup_replica(first: RunSetup, config: RunConfig) -> RunSetup:
-    """The setup of a run that shares data and base with `first`, because both have one `sweep_key`.
+    """The setup of a run that shares data and base with `first`. Both must have the same `sweep_key`.
 
-    What the run draws itself is drawn as for a run alone; the rest is `first`'s.
+    Everything that depends on the run's seed is drawn as if the run trained by itself. The rest is taken from `first`.
 
     Raises:
-        InputError: as `setup_run`, and if the two do not stand on one base.
+        InputError: as `setup_run`, or the two runs have different bases.
     """
     t, task, model = config.training, first.task, first.model
     method = build_method(config.adapter)
@@ -194,7 +194,7 @@ def setup_replica(first: RunSetup, config: RunConfig) -> RunSetup:
         batches=_batches(train_data),
     )
     if hash_base(adapted.frozen) != first.base_hash:
-        raise InputError(f"'{config.run_name}' stands on another base than '{first.config.run_name}'; train it alone")
+        raise InputError(f"'{config.run_name}' has another base than '{first.config.run_name}'; train it by itself")
     objective, evaluator = first.objective, first.evaluator
     if adapted.method != first.adapted.method:
         objective = Objective(model, adapted.method, task, first.objective.flash)
@@ -225,7 +225,7 @@ def setup_replica(first: RunSetup, config: RunConfig) -> RunSetup:
 def make_optimizer(
     training: TrainingConfig, method: Method | None, model: Model, learning_rate: optax.Schedule
 ) -> optax.GradientTransformationExtraArgs:
-    """The run's optimizer at the learning rates of a schedule, which is its plan's."""
+    """The run's optimizer. `learning_rate` is the schedule of the run's plan."""
     t, plus = training, None
     if t.loraplus_lr_ratio:
         embeddings = frozenset(path for path, site in model.sites().items() if site.kind == "embedding")
@@ -242,13 +242,13 @@ def make_optimizer(
 
 
 def state_of(plan: Plan, optimizer: optax.GradientTransformation, adapters: Adapters, rng: jax.Array) -> TrainState:
-    """The state before the first step, not yet placed: with masks or importance if `plan` prunes or allocates."""
+    """The state before the first step, not yet placed on devices. It has masks if `plan` prunes, and importance if it allocates."""
     allocated = plan.allocation is not None
     return init_state(adapters, optimizer, rng, pruned=plan.pruning is not None and not allocated, allocated=allocated)
 
 
 def log_setup(setup: RunSetup) -> None:
-    """Print what the run is made of, and what was done that nobody asked for."""
+    """Print the run's model, data, method and devices, and everything that was done without being asked for."""
     config, model, splits, adapted = setup.config, setup.model, setup.splits, setup.adapted
     log(f"model  {model.source.name}, from {model.source.description}")
     if model.missing:

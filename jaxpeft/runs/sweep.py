@@ -1,7 +1,8 @@
-"""Several runs in one program, with one copy of base and data: runs that differ only in what the program can read as data.
+"""Train several runs in one program, with one copy of base and data. They may differ only in values that the program reads as data.
 
-Each run leaves the files of a run by itself, and can be resumed by itself. On a single accelerator a run by itself draws its dropout with
-another generator (`training/dropout.py`), so it sees other dropout than here, where every run must draw as if it were by itself.
+Each run writes the same files as a run by itself, and can be resumed by itself. On a single accelerator, a run by itself draws
+its dropout with another generator (`training/dropout.py`). So it sees other dropout than here, where the dropout of a run must
+not depend on the runs beside it.
 """
 
 from __future__ import annotations
@@ -36,18 +37,24 @@ from jaxpeft.training.sweep import STACKED, Replicas, make_sweep_step, settings_
 from jaxpeft.training.throughput import seconds_compiling
 
 _CPU_TOKENS = 256
-"""A CPU has enough to do with a larger batch: side by side, three runs of 16 x 128 tokens took 1.6 s each, one after the other 1.3 s."""
+"""Tokens per batch up to which runs are computed side by side on a CPU.
+
+A larger batch keeps a CPU busy by itself: three runs of 16 x 128 tokens took 1.6 s each side by side, and 1.3 s one after the other.
+"""
 
 
 def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
-    """Train, evaluate and export what `configs` describe in one program; return what each measured, or its failure.
+    """Train, evaluate and export the runs of `configs` in one program.
 
     The runs may differ in name, seed, learning rate, pruning, initialisation and dropout, and for LoRA and HiRA in rank and alpha.
 
+    Returns:
+        for each run its results, or the error that ended it.
+
     Raises:
-        InputError: if the configurations differ in anything else, with the names of those keys; and for whatever concerns all runs: data,
-            base, a directory that holds another run, or runs at different steps.
-        SystemExit: 128 + signal, after a checkpoint of each, if SIGTERM or Ctrl-C came.
+        InputError: the configurations differ in other keys, which the message names; or an error concerns all runs: in the data
+            or the base, a directory that holds another run, or runs that stopped at different steps.
+        SystemExit: 128 + signal, after SIGTERM or Ctrl-C. Each run has then saved a checkpoint.
     """
     keys = {config.run_name: SweepKey.of(config) for config in configs}
     if len(keys) < len(configs):
@@ -101,20 +108,24 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
 
 
 def _dense(setup: RunSetup) -> RunSetup:
-    """Without flash attention, whose kernels have no axis of runs."""
+    """`setup` without flash attention, whose kernels have no axis of runs."""
     objective = replace(setup.objective, flash=None)
     return replace(setup, objective=objective, evaluator=setup.evaluator.with_objective(objective))
 
 
 def initial_state(setup: RunSetup) -> TrainState:
-    """A run's state before its first step, drawing dropout in the one way in which many runs can draw it in one program."""
+    """A run's state before its first step. Its key uses the only generator that can draw for many runs in one program."""
     return replace(setup.initial_state(), rng=setup.parallel.replicate(dropout_key(setup.config.seed)))
 
 
 def assemble(
     setups: Sequence[RunSetup], states: Sequence[TrainState], traces: Counter | None = None
 ) -> tuple[Replicas, Any]:
-    """The stacked runs in their `states`, and the step that trains them."""
+    """Stack the runs of `setups` in their `states`, and make the step that trains them.
+
+    Returns:
+        the stacked runs, on all devices, and the jitted step (`make_sweep_step`).
+    """
     first = setups[0]
     t = first.config.training
     rates = [setup.config.training.learning_rate for setup in setups]
@@ -133,7 +144,7 @@ def assemble(
         max_grad_norm=t.max_grad_norm,
         tokens_side_by_side=_CPU_TOKENS if first.parallel.device.platform == "cpu" else None,
     )
-    # Placed as the program gives them back: settings left where numpy has them would have it compiled a second time.
+    # Placed on the devices like the program's own results. Otherwise the program would be compiled again for its second call.
     return first.parallel.replicate(Replicas(stack(states), settings)), step
 
 

@@ -1,4 +1,4 @@
-"""Which runs can train together, in one program (`jaxpeft.runs.sweep`)."""
+"""Decide which runs can train together in one program (`jaxpeft.runs.sweep`)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _STARTS_ON_ONE_BASE = (None, True, False, "gaussian", "orthogonal")
 
 @dataclass(frozen=True)
 class SweepKey:
-    """Whether a run can train together with others, and in what it must equal them.
+    """The values in which runs that train together must be equal.
 
     Attributes:
-        reason: why the run can only train by itself; "" if it can train together.
-        values: the resolved configuration without the keys in which runs of one program may differ: name, seed, learning rate, pruning, and
-            the options that the method shares (`Method.shareable`).
+        reason: the reason for which the run can only train by itself; "" if it can train together with others.
+        values: the resolved configuration without the keys in which runs that share a program may differ: name, seed, learning
+            rate, pruning, and the options that the method shares (`Method.shareable`).
     """
 
     reason: str
@@ -36,9 +36,9 @@ class SweepKey:
         a, values = config.adapter, config.resolved()
         method = METHODS.get(a.method)  # the baselines have none
         free = ["name", *(f"adapter.{name}" for name in _free_options(a, method.shareable if method else ()))]
-        free += ["seed"] if config.model.weights == "pretrained" else []  # a random base is another with another seed
+        free += ["seed"] if config.model.weights == "pretrained" else []  # a random base depends on the seed
         free += [] if method and method.allocated else ["pruning"]
-        # LoRA+'s rate for embeddings is a multiple of the other rate.
+        # LoRA+ passes the rate for embeddings as a multiple of the learning rate, and the multiple is part of the program.
         free += [] if config.training.loraplus_lr_ratio else ["training.learning_rate"]
         for key in free:
             section, _, name = key.rpartition(".")
@@ -47,7 +47,7 @@ class SweepKey:
 
     @property
     def text(self) -> str | None:
-        """Runs of one text can train together; None: this run trains by itself."""
+        """A text that is equal for runs that can train together, or None if the run can only train by itself."""
         return None if self.reason else json.dumps(self.values, sort_keys=True)
 
 
@@ -57,10 +57,10 @@ def sweep_key(config: RunConfig) -> str | None:
 
 
 def check_shared_key(keys: Mapping[str, SweepKey]) -> None:
-    """Check that runs, by name, can share a program.
+    """Check that the runs with these `keys`, by name, can share a program.
 
     Raises:
-        InputError: if not, with the keys in which they differ and must not.
+        InputError: they cannot. The message names the keys in which they differ and must not.
     """
     for name, key in keys.items():
         if key.reason:
@@ -91,12 +91,12 @@ def _reason_to_train_alone(a: AdapterConfig, model: ModelConfig, *, distributed:
 
 
 def _free_options(a: AdapterConfig, shareable: Sequence[str]) -> list[str]:
-    # A pattern's alpha is divided by the rank that the run has alone, not by the rank it is padded to.
+    # A pattern's alpha is divided by the rank of the run by itself, not by the rank to which it is padded.
     fixed = {"rank": bool(a.rank_pattern or a.alpha_pattern), "alpha": bool(a.alpha_pattern)}
     return [option for option in shareable if not fixed.get(option)]
 
 
 def chunked(runs: Sequence[T], most: int) -> list[list[T]]:
-    """`runs` in pieces of at most `most`, as equal as can be."""
+    """`runs` in pieces of at most `most` runs, with sizes as equal as possible."""
     pieces = -(-len(runs) // most)
     return [list(runs[i * len(runs) // pieces : (i + 1) * len(runs) // pieces]) for i in range(pieces)]

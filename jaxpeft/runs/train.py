@@ -24,11 +24,11 @@ from jaxpeft.training.throughput import seconds_compiling
 
 
 def run(config: RunConfig) -> Results:
-    """Train, evaluate and export what `config` describes, in `output_dir/name`; return what was measured.
+    """Train, evaluate and export the run of `config` in `output_dir/name`, and return its results.
 
     Raises:
-        InputError: for anything in the configuration or its files that cannot be done; nothing is overwritten.
-        SystemExit: 128 + signal, after a checkpoint, if SIGTERM or Ctrl-C came.
+        InputError: the configuration or its files are invalid, or the directory holds another run. Nothing is overwritten.
+        SystemExit: 128 + signal, after SIGTERM or Ctrl-C. A checkpoint has then been saved.
     """
     if config.distributed:
         log("joining the other hosts; jax gives up after five minutes")
@@ -86,7 +86,7 @@ def run(config: RunConfig) -> Results:
 def run_state(
     setup: RunSetup, state: TrainState, progress: Progress, checkpoints: Checkpoints, metrics_log: Log
 ) -> RunState:
-    """The run as the training loop sees it."""
+    """The run as the training loop takes it, from `state` and `progress` on."""
     return RunState(
         setup.plan,
         progress,
@@ -99,7 +99,7 @@ def run_state(
 
 
 def restored(setup: RunSetup, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Progress]:
-    """The newest checkpoint in the shape of `state` if the run is resumed and has one, else `state` itself.
+    """The newest checkpoint, shaped like `state`, if the run is resumed and has one. Else `state` itself and no progress.
 
     Raises:
         InputError: as `Checkpoints.restore`.
@@ -110,7 +110,7 @@ def restored(setup: RunSetup, checkpoints: Checkpoints, state: TrainState) -> tu
 
 
 def _start(compilation_cache: str | None, *, several_hosts: bool) -> None:
-    """Prepare the process before anything touches a device: check its neighbours, and find what earlier runs compiled."""
+    """Prepare the process before anything touches a device: check the other processes, and enable the compilation cache."""
     multihost.check_started()
     with multihost.all_or_none():
         enable_compilation_cache(compilation_cache, several_hosts=several_hosts)

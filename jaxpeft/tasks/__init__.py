@@ -1,4 +1,4 @@
-"""What is asked of a model: one file for each task, on one contract (`base.py`). Reading the names here imports nothing heavy."""
+"""The tasks that a model can be trained for: one file per task, with the common interface in `base.py`. Names load no jax."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TASKS = Registry(
 """Name → class."""
 
 FLAG_VALUES = tuple(name for name in TASKS if name != "regression")
-"""What `--task` takes. A classification whose labels are numbers becomes a regression by itself (`Classification.for_labels`)."""
+"""The values of `--task`. A classification turns into a regression if its labels are numbers (`Classification.for_labels`)."""
 
 
 def task_for(name: str, num_labels: int | None = None) -> Task:
     """The task called `name`, for data with `num_labels` classes (1: numbers; None: no labels).
 
     Raises:
-        InputError: for an unknown name.
+        InputError: the name is unknown.
     """
     return TASKS[name].for_labels(num_labels)

@@ -1,4 +1,4 @@
-"""Classification of texts and of pairs of texts."""
+"""Classification: one class for each text or pair of texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxpeft.tasks.metrics import get_metric
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """One of `num_labels` classes for each text. Logits are `[texts, num_labels]`."""
+    """Predicts one of `num_labels` classes for each text. Logits are `[texts, num_labels]`."""
 
     name = "classification"
     title = "classification"
@@ -33,7 +33,7 @@ class Classification(Task):
 
     @classmethod
     def for_labels(cls, num_labels: int | None, headline_metrics: Sequence[str] = ()) -> Task:
-        """For `num_labels` classes; one "class" means numbers, which are a regression's."""
+        """The classification with `num_labels` classes. One class means that the labels are numbers, so it is a regression."""
         from jaxpeft.tasks.regression import Regression
 
         if num_labels == 1:
@@ -44,7 +44,7 @@ class Classification(Task):
     def make_data(
         self, split: Split, tokenizer: Any, rows: RowOptions, *, batch_size: int, seed: int
     ) -> ClassificationData:
-        """Rows of their own length, batched by length."""
+        """One row per text, batched by length."""
         return classification_data(
             split.texts,
             split.pairs,
@@ -57,7 +57,10 @@ class Classification(Task):
         )
 
     def tokens_read(self, batch: Batch, virtual_tokens: int = 0) -> Take:
-        """The first token of every text, as in all classifiers of transformers' encoders, also if it is a virtual one, as in PEFT."""
+        """Takes the first token of every text, as the classifiers of transformers' encoders do.
+
+        With virtual tokens this is a virtual one, as in PEFT.
+        """
         return partial(take_starts, starts=batch["starts"]) if "starts" in batch else lambda x: x[:, :1]
 
     def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
@@ -80,12 +83,12 @@ class Classification(Task):
     def answer(
         self, logits: np.ndarray, batch: Batch, tokenizer: Any, label_names: Sequence[str] | None, top: int
     ) -> list[Answers]:
-        """For every text the `top` most likely labels."""
+        """The `top` most likely labels for every text."""
         names = label_names or [str(i) for i in range(logits.shape[-1])]
         return [most_likely(row, lambda ids: [names[i] for i in ids], top) for row in logits]
 
     def batch_shapes(self, rows: RowOptions, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Token ids, types and mask of the rows, and their `labels` and `weights`."""
+        """Shapes of token ids, mask and types, `[batch_size, length]`, and of `labels` and `weights`, `[batch_size]`."""
         ids = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
         labels = jax.ShapeDtypeStruct((batch_size,), self._label_dtype)
         weights = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
@@ -96,14 +99,15 @@ class Classification(Task):
         return jnp.int32
 
     def lengths(self, rows: RowOptions) -> tuple[int, ...]:
-        """The buckets."""
+        """The bucket lengths, up to `rows.max_length`."""
         return cap_buckets(rows.bucket_lengths, rows.max_length)
 
 
 def take_starts(x: jax.Array, starts: jax.Array) -> jax.Array:
-    """`x: [rows, seq, d]` at the first tokens of packed texts, `starts: [devices, texts / devices]`: `[texts, 1, d]`.
+    """Take `x: [rows, seq, d]` at the first tokens of packed texts, `starts: [devices, texts / devices]`: `[texts, 1, d]`.
 
-    Each device has its share of the rows and of the texts, and `starts` counts tokens in its share: none is sent.
+    Each device has its share of the rows and of the texts. `starts` counts tokens within a share, so no token is sent between
+    devices.
     """
     shares = x.reshape(len(starts), -1, x.shape[-1])
     return jnp.take_along_axis(shares, starts[..., None], axis=1).reshape(-1, 1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""Masked language modelling: predict the tokens that are masked (Devlin et al. 2018, section 3.1)."""
+"""Masked language modelling: predict the masked tokens of a text (Devlin et al. 2018, section 3.1)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxpeft.tasks.metrics import perplexity
 
 @dataclass(frozen=True)
 class MaskedLM(Task):
-    """Fills masks. Logits are computed only at the masked positions of a batch: `[rows, positions, vocabulary]`."""
+    """Predicts masked tokens. Logits are computed only at the masked positions of a batch: `[rows, positions, vocabulary]`."""
 
     name = "masked-lm"
     title = "masked language modelling"
@@ -37,7 +37,7 @@ class MaskedLM(Task):
 
     @classmethod
     def for_labels(cls, num_labels: int | None, headline_metrics: Sequence[str] = ()) -> MaskedLM:
-        """The same for any data: labels are not read, and the loss decides."""
+        """The same task for any data: labels are not read, and the loss decides."""
         return cls(None, cls.known_metrics)
 
     def make_data(self, split: Split, tokenizer: Any, rows: RowOptions, *, batch_size: int, seed: int) -> MaskedLMData:
@@ -47,7 +47,7 @@ class MaskedLM(Task):
         )
 
     def tokens_read(self, batch: Batch, virtual_tokens: int = 0) -> Take | None:
-        """Those at `batch["positions"]: [rows, positions]`; all of them if there are none."""
+        """Takes the tokens at `batch["positions"]: [rows, positions]`. None (all tokens) if the batch has no such key."""
         positions = batch.get("positions")
         return None if positions is None else partial(take_positions, positions=positions + virtual_tokens)
 
@@ -56,31 +56,31 @@ class MaskedLM(Task):
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
 
     def outputs(self, logits: jax.Array) -> None:
-        """Nothing: a vocabulary's logits are not worth carrying to the host."""
+        """None: logits over a vocabulary would be too large to send to the host."""
         return None
 
     def measure(
         self, sums: Mapping[str, float], outputs: np.ndarray | None, labels: np.ndarray | None
     ) -> dict[str, float]:
-        """`loss` in nats a masked token, `perplexity` = exp(loss), and the `accuracy` on masked tokens."""
+        """`loss` in nats per masked token, `perplexity` = exp(loss), and `accuracy` on masked tokens."""
         loss = sums["loss"] / sums["weight"]
         return {"loss": loss, "perplexity": perplexity(loss), "accuracy": sums["correct"] / sums["weight"]}
 
     def eval_batches(self, data: MaskedLMData, most: int | None) -> Iterable[Batch]:
-        """The first batches: rows are blocks of running text in its order."""
+        """The first batches, at most `most` if it is given. Rows are blocks of running text in their order."""
         return islice(data.eval_batches(), most)
 
     def single_mask_batches(self, data: MaskedLMData, num_rows: int) -> Iterable[Batch]:
-        """Every token of the first `num_rows` rows masked by itself (Salazar et al. 2020, equation 1)."""
+        """Batches in which every token of the first `num_rows` rows is masked once, by itself (Salazar et al. 2020, equation 1)."""
         return data.head(num_rows).single_mask_batches()
 
     def encode(
         self, texts: Sequence[str], tokenizer: Any, *, num_positions: int, virtual_tokens: int = 0
     ) -> dict[str, np.ndarray]:
-        """`texts` as a batch with the `positions` of their masks, `[texts, most masks]`, and their number, `num_masks: [texts]`.
+        """`texts` as one batch with `positions: [texts, largest number of masks]` and the number of masks, `num_masks: [texts]`.
 
         Raises:
-            InputError: for a text without a mask, or one that is too long.
+            InputError: a text has no mask, or is too long.
         """
         texts = [text.replace("[MASK]", tokenizer.mask_token) for text in texts]
         encoded = tokenize(texts, tokenizer, num_positions=num_positions, virtual_tokens=virtual_tokens)
@@ -96,14 +96,14 @@ class MaskedLM(Task):
     def answer(
         self, logits: np.ndarray, batch: Batch, tokenizer: Any, label_names: Sequence[str] | None, top: int
     ) -> list[list[Answers]]:
-        """Text → mask → the `top` most likely tokens."""
+        """For every text and mask the `top` most likely tokens."""
         return [
             [most_likely(logits[i, j], tokenizer.convert_ids_to_tokens, top) for j in range(number)]
             for i, number in enumerate(batch["num_masks"].tolist())
         ]
 
     def batch_shapes(self, rows: RowOptions, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Token ids and mask, and `positions`, `labels` and `weights` of the masked places."""
+        """Shapes of token ids and mask, `[batch_size, length]`, and of `positions`, `labels` and `weights`, `[batch_size, positions]`."""
         ids = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
         places = (batch_size, num_masked(length, rows.mask_ratio))
         labels = jax.ShapeDtypeStruct(places, jnp.int32)
@@ -111,18 +111,18 @@ class MaskedLM(Task):
         return {"input_ids": ids, "attention_mask": ids, "positions": labels, "labels": labels, "weights": weights}
 
     def lengths(self, rows: RowOptions) -> tuple[int, ...]:
-        """One: rows are full."""
+        """One length, `rows.max_length`, because all rows are full."""
         return (rows.max_length,)
 
     def dummy_data(self, rows: RowOptions, batch_size: int, *, vocab_size: int, seed: int) -> MaskedLMData:
-        """As many rows as a batch has: the program is the same for any number of them."""
+        """Dummy rows for one batch. The program does not depend on their number or values."""
         shape = (batch_size, rows.max_length)
         ids = {"mask_token_id": 0, "pad_token_id": 0, "vocab_size": vocab_size, "special_ids": (0,)}
         blocks, can_mask = np.zeros(shape, np.int32), np.ones(shape, bool)
         return MaskedLMData(blocks, can_mask, batch_size, rows.mask_ratio, seed=seed, **ids)  # type: ignore[arg-type]
 
     def torch_lines(self, sentence: str) -> list[str]:
-        """Lines that print the most likely token of the first mask."""
+        """Lines of Python that print the most likely token of the first mask."""
         return [
             f'text = {sentence!r}.replace("[MASK]", tokenizer.mask_token)',
             'inputs = tokenizer(text, return_tensors="pt")',
@@ -131,13 +131,13 @@ class MaskedLM(Task):
         ]
 
     def notes(self, rows: RowOptions) -> list[str]:
-        """What perplexity is here."""
+        """The definition of perplexity in these figures."""
         return [
-            f"Perplexity is exp of the mean loss over exactly {100 * rows.mask_ratio:g} % of the real tokens of every row, under fixed "
+            f"Perplexity is exp of the mean loss over exactly {100 * rows.mask_ratio:g} % of the real tokens of every row, with fixed "
             "evaluation masks."
         ]
 
 
 def take_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """`x: [batch, seq, d]` at `positions: [batch, p]`: `[batch, p, d]`."""
+    """Take `x: [batch, seq, d]` at `positions: [batch, p]`: `[batch, p, d]`."""
     return jnp.take_along_axis(x, positions[..., None], axis=1)

@@ -1,4 +1,4 @@
-"""The metrics: what they are called, which way is better, and how they are computed. scikit-learn and scipy compute what GLUE asks for."""
+"""The metrics: their names, their direction, and their computation. scikit-learn and scipy compute the metrics of GLUE."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Metric:
     """A metric.
 
     Attributes:
-        title: what people call it.
-        larger_is_better: false for losses.
+        title: its name for readers.
+        larger_is_better: False for losses.
         function: `(logits [rows, classes], labels [rows]) → value`; None if the task computes it from sums.
-        digits: decimals that mean something.
+        digits: decimals to show.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Metric:
         return float(self.function(logits, labels))
 
     def in_words(self, value: float) -> str:
-        """The value with the digits that mean something."""
+        """The value as text, with `digits` decimals."""
         return f"{value:,.{self.digits}f}" if self.digits < 4 else f"{value:.{self.digits}f}"
 
 
@@ -48,7 +48,7 @@ def perplexity(loss: float) -> float:
 def _f1(logits: np.ndarray, labels: np.ndarray) -> Any:
     from sklearn.metrics import f1_score
 
-    # The positive class's for two labels, and the macro mean for more.
+    # F1 of the positive class for two labels, and the macro mean for more.
     average = "binary" if logits.shape[1] == 2 else "macro"
     return f1_score(labels, logits.argmax(-1), average=average, zero_division=0.0)
 
@@ -78,7 +78,7 @@ def _spearman(logits: np.ndarray, labels: np.ndarray) -> Any:
 
 
 def _constant(*columns: np.ndarray) -> bool:
-    # Correlation with a constant is not defined; 0, no information, is what it means here.
+    # Correlation with a constant is undefined. Here it counts as 0, because constant predictions carry no information.
     return any(np.ptp(column) == 0 for column in columns)
 
 
@@ -92,14 +92,14 @@ METRICS: dict[str, Metric] = {
     "pearson": Metric("Pearson correlation", function=_pearson),
     "spearman": Metric("Spearman correlation", function=_spearman),
 }
-"""Name → metric. A metric is one line here."""
+"""Name → metric. A new metric is one line here."""
 
 
 def get_metric(name: str) -> Metric:
     """The metric called `name`.
 
     Raises:
-        InputError: if there is none.
+        InputError: there is no such metric.
     """
     if name not in METRICS:
         raise InputError(f"there is no metric '{name}'{did_you_mean(name, METRICS)}; there are {', '.join(METRICS)}")
@@ -107,5 +107,5 @@ def get_metric(name: str) -> Metric:
 
 
 def score(metrics: Mapping[str, float], name: str) -> float:
-    """The metric `name`, turned so that larger is better."""
+    """The value of the metric `name`, negated if smaller is better, so that a larger score is always better."""
     return metrics[name] if get_metric(name).larger_is_better else -metrics[name]

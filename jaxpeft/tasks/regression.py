@@ -1,4 +1,4 @@
-"""Regression: a number for each text or pair of texts, as in GLUE's STS-B."""
+"""Regression: one number for each text or pair of texts, as in GLUE's STS-B."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxpeft.tasks.classification import Classification
 
 @dataclass(frozen=True)
 class Regression(Classification):
-    """Logits are `[texts, 1]`, the numbers themselves. Rows, batches and head are a classification's."""
+    """Predicts one number for each text. Logits are `[texts, 1]`, the numbers themselves. All else is as in classification."""
 
     name = "regression"
     title = "regression"
@@ -26,11 +26,11 @@ class Regression(Classification):
 
     @classmethod
     def for_labels(cls, num_labels: int | None, headline_metrics: Sequence[str] = ()) -> Task:
-        """One number a text, judged by both correlations."""
+        """The regression, measured by both correlations."""
         return cls(1, cls.reported_metrics)
 
     def check_data(self, splits: Splits) -> None:
-        """Raise InputError if the data has no labels, or a single row to judge by."""
+        """Raise InputError if the data has no labels, or a split for evaluation has fewer than two rows."""
         super().check_data(splits)
         for split in (splits.validation, splits.test):
             if split is not None and len(split) < 2:
@@ -43,14 +43,14 @@ class Regression(Classification):
         return jnp.square(logits[..., 0] - batch["labels"])
 
     def statistics(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """`loss` and `weight`: a number is never right or wrong."""
+        """`loss` and `weight`. There is no `correct`, because a number is not either right or wrong."""
         total, weight = self.loss(logits, batch)
         return {"loss": total, "weight": weight}
 
     def answer(
         self, logits: np.ndarray, batch: Batch, tokenizer: Any, label_names: Sequence[str] | None, top: int
     ) -> list[Answers]:
-        """For every text its number, as one answer named "value"."""
+        """The number of every text, as a single answer with the name "value"."""
         return [[("value", float(row[0]))] for row in logits]
 
     @property
@@ -58,5 +58,5 @@ class Regression(Classification):
         return jnp.float32
 
     def torch_lines(self, sentence: str) -> list[str]:
-        """Lines that print the number."""
+        """Lines of Python that print the number."""
         return [f'inputs = tokenizer({sentence!r}, return_tensors="pt")', "print(model(**inputs).logits)"]

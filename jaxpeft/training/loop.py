@@ -1,7 +1,7 @@
-"""The training loop: micro-steps, pruning, logging, validation, checkpoints, stopping. One call from the first step to the last.
+"""The training loop: micro-steps, pruning, logging, validation, checkpoints and stop signals, in one call from first to last step.
 
-It trains a list of runs that share a program; a run by itself is a list of one. Micro-steps are dispatched several at a time. Between two
-log points nothing leaves the devices, and one dispatch is queued behind the one that runs.
+The loop trains a list of runs that share a program; a run by itself is a list of one. Several micro-steps are dispatched at a
+time. Between two log points nothing leaves the devices, and one dispatch is queued behind the one that runs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from jaxpeft.trees import Params
 
 
 class Log(Protocol):
-    """Where measurements go (`report.metrics_log.MetricsLog`)."""
+    """Takes the measurements (`report.metrics_log.MetricsLog`)."""
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Record `metrics` of `split` after `step`."""
 
 
 class Bar(Protocol):
-    """What shows the progress (`report.console.TrainingBar`)."""
+    """Shows the progress (`report.console.TrainingBar`)."""
 
     def advance(self, step: int) -> None:
         """Show that `step` steps are done."""
@@ -45,7 +45,15 @@ class Bar(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: last state and progress, speed after the first log interval, and the signal that cut it short, if one did."""
+    """The end of a run.
+
+    Attributes:
+        state: the last state.
+        progress: the last progress.
+        tokens_per_second: real tokens per second, as the throughput meter counts them.
+        seconds_per_step: seconds per step, over the same intervals.
+        signal: the number of the signal that stopped the run, or None.
+    """
 
     state: TrainState
     progress: Progress
@@ -56,17 +64,17 @@ class Outcome:
 
 @dataclass
 class RunState:
-    """One run, as the loop sees it.
+    """One run in the loop.
 
     Attributes:
-        plan: when what happens.
-        progress: how far it is.
-        state: its state as of the last event at which it was needed, in the shapes of its checkpoints.
+        plan: the run's plan.
+        progress: its progress as of the last event.
+        state: its state as of the last event that needed it, shaped as in its checkpoints.
         validate: state → validation metrics.
-        checkpoints: where it is saved.
-        metrics_log: where its measurements go.
+        checkpoints: the run's checkpoints.
+        metrics_log: the run's log of metrics.
         validate_start: measures the initial adapters. It is called after the first event, so that training need not wait for it.
-        outcome: how the run ended, or the error it ended in; None while it goes on.
+        outcome: the end of the run, or the error that ended it; None while it trains.
     """
 
     plan: Plan
@@ -80,8 +88,8 @@ class RunState:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing is left to do: the plan is done, patience has run out, or there was an error."""
-        # Patience is looked at here, not after a validation: a run that stopped early and is resumed has nothing left to do.
+        """True if nothing is left to do: the plan is done, patience has run out, or there was an error."""
+        # Patience is checked here, not after a validation, because a run that stopped early must also end at once if resumed.
         patience = self.plan.patience
         stopped = bool(patience and self.progress.since_best >= patience)
         return self.outcome is not None or stopped or self.progress.step >= self.plan.num_steps
@@ -89,11 +97,11 @@ class RunState:
 
 @dataclass(frozen=True)
 class Holding:
-    """How the program holds the states of its runs: one as it is (`ALONE`), or several stacked (`training.sweep.STACKED`).
+    """The form in which a program holds the states of its runs: one state (`ALONE`), or several stacked (`training.sweep.STACKED`).
 
     Attributes:
-        prune: `(held, runs, step) → held`, with the masks that are due after `step`.
-        states: `(held, runs) → ` the state of each run.
+        prune: `(held, runs, step) → held` with the masks that are due after `step`.
+        states: `(held, runs) →` the state of each run.
     """
 
     prune: Callable[[Any, Sequence[RunState], int], Any]
@@ -111,23 +119,23 @@ def fit(
     stop_requested: Callable[[], int | None],
     holding: Holding | None = None,
 ) -> list[Outcome | InputError]:
-    """Train all `runs`, which are at the same step, to their ends; or all of them to a signal, with a checkpoint of each.
+    """Train all `runs` to their ends or, if a stop signal comes, to that signal with a checkpoint of each run.
 
-    A run whose loss is not finite ends with the error, nothing of it is saved after that, and the others go on. So they do if one stops
-    early: its place in the program is still computed, and ignored.
+    If the loss of a run is not finite, the run ends with an error and saves nothing more, and the other runs continue. They
+    also continue if a run stops early. The program still computes a run that has ended, but its results are ignored.
 
     Args:
-        held: the states of the runs, as `holding` says; donated.
-        frozen: the base.
-        runs: the runs.
-        draw_at: micro-step → draw, a pure function, so that a resumed run sees the batches it would have seen.
-        train_steps: a dispatch of one micro-step for each draw.
+        held: the states of the runs, in the form of `holding`; donated.
+        frozen: the base's parameters.
+        runs: the runs, all at the same step.
+        draw_at: micro-step → draw, a pure function, so that a resumed run sees the same batches as without the interruption.
+        train_steps: dispatches one micro-step for each draw.
         bar: shows the progress.
-        stop_requested: the number of a signal, or None.
-        holding: how `held` holds the states; None: `ALONE`.
+        stop_requested: returns the number of a stop signal, or None.
+        holding: the form of `held`; None: `ALONE`.
 
     Returns:
-        for each run how it ended; `Outcome.signal` is set after a signal.
+        for each run its `Outcome`, with `signal` set after a stop signal, or the error that ended it.
     """
     holding = holding or ALONE
     plan, step = runs[0].plan, runs[0].progress.step
@@ -154,13 +162,13 @@ def fit(
             logs, validates = plan.logs_at(step) or ends, plan.validates_at(step) or step == plan.num_steps
             if logs or validates:
                 _end_what_is_not_finite(runs, meter, step)
-            # A log line needs the masks of a state and nothing else.
+            # Of a state, a log line needs only the masks, which exist only if the run prunes.
             if validates or ends or any(run.plan.pruning for run in runs):
                 _take_states(runs, holding.states(held, runs))
             if logs:
                 _report(runs, meter, step, bar)
             paused = time.monotonic()
-            if not signal:  # after a signal there is no time for it
+            if not signal:  # after a signal the process must end soon
                 _validate_starts(runs)
             for run, seconds in zip(runs, before, strict=True):
                 if not run.has_ended:
@@ -188,10 +196,10 @@ def train_until(
     bar: Bar,
     stop_requested: Callable[[], int | None],
 ) -> tuple[Any, int, int | None]:
-    """Dispatch the micro-steps that lead from `step` to the step `until`, or to a signal.
+    """Dispatch the micro-steps from `step` to the step `until`, or fewer if a stop signal comes.
 
     Returns:
-        the states, the step that was reached, and the signal's number, or None.
+        the states, the step reached, and the number of the signal or None.
     """
     done, size, signal = step * plan.accumulation_steps, plan.accumulation_steps, None
     while done < until * size and not signal:
@@ -218,7 +226,7 @@ def _prune_alone(state: TrainState, runs: Sequence[RunState], step: int) -> Trai
 
 
 ALONE = Holding(prune=_prune_alone, states=lambda state, runs: [state])
-"""A single run, whose state is held as it is."""
+"""The form for a single run: its state itself."""
 
 
 def _take_states(runs: Sequence[RunState], states: Sequence[TrainState]) -> None:
@@ -235,7 +243,7 @@ def _end_what_is_not_finite(runs: Sequence[RunState], meter: ThroughputMeter, st
 
 
 def _not_finite(losses: np.ndarray, step: int, plan: Plan) -> InputError | None:
-    """The error that ends a run if its `losses: [micro-steps]` up to `step` are not all finite."""
+    """The error of a run whose `losses: [micro-steps]`, the last of `step`, are not all finite; None if they are."""
     bad = first_bad_step(losses, step, plan.accumulation_steps)
     if bad is None:
         return None
@@ -259,7 +267,7 @@ def _report(runs: Sequence[RunState], meter: ThroughputMeter, step: int, bar: Ba
 
 
 def _figures(run: RunState, step: int) -> dict[str, float]:
-    """What a log line says of `step` besides the micro-steps' metrics: sparsity, if there are masks, and learning rate."""
+    """The figures of a log line besides the metrics of micro-steps: the learning rate and, if there are masks, the sparsity."""
     sparsity = {"sparsity": sparsity_of(run.state.masks)} if run.state.masks else {}
     return {**sparsity, "learning_rate": float(run.plan.learning_rate(step - 1))}
 
@@ -279,13 +287,13 @@ def _save(run: RunState, validates: bool, signal: int | None) -> None:
 
 
 def _validated(run: RunState) -> Progress:
-    """Validate, save, and note whether this is the best adapter so far."""
+    """Validate and save the run, and return its progress, which names the best adapter so far."""
     progress, plan = run.progress, run.plan
     metrics = run.validate(run.state)
     run.metrics_log.write(progress.step, "validation", metrics)
     value = score(metrics, plan.metric)
     if plan.may_be_best(progress.step):
-        # Every number is larger than no score, but NaN is not: the correlation of constant predictions.
+        # Every number is better than no score. NaN is not, because it compares as false.
         if value > (-math.inf if progress.best_score is None else progress.best_score):
             progress = replace(progress, best_step=progress.step, best_score=value, since_best=0)
         else:

@@ -1,4 +1,4 @@
-"""A model, the method that adapts it and the task it is asked, joined: from a batch to logits, loss and statistics."""
+"""Joins a model, an adapter method and a task: from a batch to logits, loss and statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from jaxpeft.trees import Adapters, Layers, Params
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised and counted. `method` None adapts nothing; `flash` None leaves attention to the model."""
+    """The loss to minimise, and the statistics to count.
+
+    Attributes:
+        model: the base.
+        method: the adapter method; None: nothing is adapted.
+        task: the task.
+        flash: flash attention; None: the model's own attention.
+    """
 
     model: Model
     method: Method | None
@@ -28,16 +35,16 @@ class Objective:
 
     @property
     def site_method(self) -> SiteMethod | None:
-        """The method, if it has parameters of its own."""
+        """The method if it has parameters of its own, else None."""
         return self.method if isinstance(self.method, SiteMethod) else None
 
     @property
     def virtual_tokens(self) -> int:
-        """Tokens that the method puts in front of every row; positions and limits of length count without them."""
+        """The number of tokens that the method puts in front of every row. Positions and limits of length do not count them."""
         return self.site_method.virtual_tokens if self.site_method else 0
 
     def penalty(self, adapters: Adapters) -> jax.Array | None:
-        """What the method adds to the training loss besides the task's, or None."""
+        """The term that the method adds to the training loss, or None."""
         return self.site_method.penalty(adapters["sites"]) if self.site_method else None
 
     def logits(
@@ -50,9 +57,9 @@ class Objective:
     ) -> jax.Array:
         """Logits in fp32, such as `[batch, positions, vocabulary]` at the batch's `positions`, or `[batch, num_labels]`.
 
-        The last layer's queries, what follows from them, and the head are computed for these tokens alone (a classifier's: the
-        first of every row). A masked-lm batch without `positions` is answered at every one of its tokens; a batch with `segments`
-        holds several texts in a row (`jaxpeft.data.packing`), and the answers are its texts'.
+        The queries of the last layer, all that follows from them, and the head are computed only for these tokens (in a
+        classifier: the first token of every row). A masked-lm batch without `positions` has logits at all of its tokens. A batch
+        with `segments` holds several texts per row (`jaxpeft.data.packing`), and has logits for each text.
         """
         room = {"virtual_tokens": self.virtual_tokens} if self.virtual_tokens else {}
         take = self.task.tokens_read(batch, self.virtual_tokens)
@@ -80,7 +87,7 @@ class Objective:
         return logits.astype(jnp.float32)
 
     def _attention(self, batch: dict[str, Any], *, training: bool) -> tuple[dict[str, Any], dict, dict]:
-        """The batch, with the segments of packed texts for a mask; and the input hooks and module overrides that it asks for."""
+        """The batch, whose mask is the segments if texts are packed, and the input hooks and module overrides that it needs."""
         packed, length = "segments" in batch, batch["input_ids"].shape[1] + self.virtual_tokens
         flash = self.flash if self.flash and length >= self.flash.min_length else None
         if training and flash and attention_dropout(self.model):
@@ -97,9 +104,9 @@ class Objective:
         )
 
     def loss(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """(sum, weight) of the losses in fp32."""
+        """The sum of the weighted losses and the sum of the weights, in fp32 (`Task.loss`)."""
         return self.task.loss(logits, batch)
 
     def statistics(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """Sums over a batch that metrics are made of."""
+        """Sums over a batch from which metrics are computed (`Task.statistics`)."""
         return self.task.statistics(logits, batch)

@@ -27,7 +27,7 @@ def predict(
     """The task's answer to every text (`Task.answer`): tokens for each mask, labels, or a number.
 
     Raises:
-        InputError: for a text that the task cannot answer, or that is longer than the model's positions.
+        InputError: the task cannot answer one of the texts, or the model has too few positions for it.
     """
     batch = encode(objective, tokenizer, texts)
     arrays = {key: value for key, value in batch.items() if key != "num_masks"}
@@ -36,7 +36,7 @@ def predict(
 
 
 def encode(objective: Objective, tokenizer: Any, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """`texts` as one batch.
+    """`texts` as one batch of the objective's task (`Task.encode`).
 
     Raises:
         InputError: as `predict`.

@@ -1,4 +1,4 @@
-"""The jit-compiled steps: train, evaluate, prune. Frozen weights are an argument, never a closure; the state is donated."""
+"""The jit-compiled steps: train, evaluate, prune, allocate. Frozen weights are an argument, never a closure; the state is donated."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from jaxpeft.trees import Adapters, Layers, Params
 
 @struct.dataclass
 class TrainState:
-    """All that changes in training, and all that a checkpoint holds.
+    """All arrays that change in training. A checkpoint holds exactly these.
 
     Attributes:
         micro_step: micro-steps done; a step takes `accumulation_steps` of them.
-        adapters: all that trains.
+        adapters: all trained parameters.
         masks: {} or bool, True = keep.
-        opt_state: the optimizer's.
-        rng: the run's typed key, from which every micro-step folds its own.
+        opt_state: the optimizer's state.
+        rng: the run's typed key. Every micro-step folds its own key from it.
         importance: {} unless ranks are allocated (AdaLoRA).
     """
 
@@ -55,10 +55,11 @@ def init_state(
     pruned: bool,
     allocated: bool = False,
 ) -> TrainState:
-    """The state before the first step; with `pruned`, masks that keep everything, so that pruning does not recompile.
+    """The state before the first step.
 
-    With `allocated` (AdaLoRA) the masks are over its triplets alone, and there is the importance that they are chosen by. The state
-    holds copies: a step is donated it and consumes it, and `adapters` and `rng` stay the caller's.
+    With `pruned` it has masks that keep everything, so that the first pruning does not recompile the step. With `allocated`
+    (AdaLoRA) it has masks only for the triplets, and the importance that chooses them. The state holds copies of `adapters` and
+    `rng`, because a step consumes its state (donation), and the caller may still need them.
     """
     adapters, rng = jax.tree.map(jnp.copy, (adapters, rng))
     masked = {path: {"e": site["e"]} for path, site in adapters["sites"].items()} if allocated else adapters["sites"]
@@ -78,11 +79,12 @@ def make_train_step(
     """Return the jitted `(state, frozen, batch) → (state, {"loss", "grad_norm", "tokens"})`; `state` is donated.
 
     Args:
-        objective: what is minimised. Its method's penalty is part of the loss that is minimised and reported, as in PEFT.
-        optimizer: what makes the updates.
-        traces: counts one for each batch shape that is compiled, keyed by the shape of `input_ids`.
-        allocation: the schedule that the state's importance is kept for, where there is one.
-        max_grad_norm: the norm that the optimizer clips to (0: it does not), for the importance is of the clipped gradients.
+        objective: the loss to minimise. It includes the method's penalty, and is reported with it, as in PEFT.
+        optimizer: the optimizer of the adapters.
+        traces: counts the compiled programs by the shape of `input_ids`.
+        allocation: AdaLoRA's schedule. If it is given, the state's importance is updated.
+        max_grad_norm: the norm to which the optimizer clips (0: no clipping), because the importance is computed from the clipped
+            gradients.
     """
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -101,7 +103,7 @@ def micro_step(
     allocation: Allocation | None = None,
     max_grad_norm: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
-    """One micro-step, as `make_train_step` compiles it: loss, gradients of what trains, update."""
+    """One micro-step, as `make_train_step` compiles it: loss, gradients of the adapters, and the optimizer's update."""
     dropout_rng = for_drawing(jax.random.fold_in(state.rng, state.micro_step))
 
     def mean_loss(adapters: Adapters) -> jax.Array:
@@ -126,14 +128,15 @@ def make_train_steps(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Return the jitted `(state, frozen, device_data, draws, count) → (state, metrics)`: `count` micro-steps in one program.
 
-    The host is asked for nothing between them, and their temporaries are allocated once for all. `count` is data,
-    so that one program serves any number of micro-steps, and each computes what it would have computed alone.
+    Between micro-steps the program does not wait for the host, and temporary memory is allocated only once. `count` is an
+    argument, so that one program serves any number of micro-steps. Each computes the same as in a program of its own.
+
+    In the returned function, `draws` and metrics are stacked on a first axis of `count` or more. Entries from `count` on are
+    not used.
 
     Args:
-        step: as `make_train_step` returns it.
+        step: a step from `make_train_step`.
         assemble: `(device_data, draw) → batch`, traced into the program.
-
-    In the returned function `draws` are stacked on a first axis of `count` or more, the rest unused, and so are the metrics.
     """
 
     def train_steps(
@@ -159,10 +162,10 @@ def make_train_steps(
 def _importance(
     before: TrainState, after: TrainState, grads: Adapters, allocation: Allocation, max_grad_norm: float
 ) -> Importance:
-    """The importance after a micro-step: of the parameters after the update, and the gradients that it was made of."""
+    """The importance after a micro-step, from the parameters after the update and the gradients of that update."""
     step, done = after.micro_step, jnp.asarray(True)
     if isinstance(before.opt_state, optax.MultiStepsState):
-        # Micro-steps are averaged: the update is made of their mean, in the last of them.
+        # The last micro-step of a step updates the parameters with the mean gradient of all its micro-steps.
         n = (before.opt_state.mini_step + 1).astype(jnp.float32)
         grads = jax.tree.map(lambda mean, grad: mean + (grad - mean) / n, before.opt_state.acc_grads, grads)
         step, done = after.opt_state.gradient_step, after.opt_state.mini_step == 0
@@ -171,13 +174,13 @@ def _importance(
     updated = update_importance(
         before.importance, after.adapters["sites"], grads["sites"], beta1=allocation.beta1, beta2=allocation.beta2
     )
-    # The last allocation is made by what was known before it.
+    # The last allocation uses the importance from before its step.
     done &= step < allocation.last_step
     return jax.tree.map(lambda new, old: jnp.where(done, new, old), updated, before.importance)
 
 
 def make_eval_step(objective: Objective, traces: Counter | None = None) -> Callable[..., tuple[dict, jax.Array | None]]:
-    """Return the jitted `(frozen, adapters, masks, batch) → (statistics, outputs)`; what `outputs` are, the task says."""
+    """Return the jitted `(frozen, adapters, masks, batch) → (statistics, outputs)`; see `Task.statistics` and `Task.outputs`."""
 
     def eval_step(frozen: Params, adapters: Adapters, masks: Layers, batch: Batch) -> tuple[dict, jax.Array | None]:
         count_trace(traces, batch)
@@ -189,7 +192,10 @@ def make_eval_step(objective: Objective, traces: Counter | None = None) -> Calla
 
 @partial(jax.jit, static_argnames="criterion")
 def prune_step(state: TrainState, num_keep: Layers, *, criterion: Criterion = magnitude) -> TrainState:
-    """Tighten the masks to the `num_keep` entries of every tensor that `criterion` scores highest; set the others to zero."""
+    """Tighten the masks to the `num_keep` entries with the highest scores in every tensor, and set the other entries to zero.
+
+    `criterion` gives the scores.
+    """
     masks = tighten(state.masks, criterion(state.adapters["sites"]), num_keep)
     return replace(
         state, masks=masks, adapters={**state.adapters, "sites": apply_masks(state.adapters["sites"], masks)}
@@ -200,7 +206,7 @@ def prune_step(state: TrainState, num_keep: Layers, *, criterion: Criterion = ma
 def allocate_step(state: TrainState, budget: int, last: bool) -> TrainState:
     """Set the singular values of all but the `budget` most important triplets to zero.
 
-    They may grow again, until the `last` allocation: it becomes the masks.
+    They may grow again, except after the `last` allocation, which becomes the masks.
     """
     chosen = keep_important(state.importance, budget)
     masks = jax.tree.map(lambda new, old: jnp.where(last, new, old), chosen, state.masks)
@@ -209,6 +215,6 @@ def allocate_step(state: TrainState, budget: int, last: bool) -> TrainState:
 
 
 def count_trace(traces: Counter | None, batch: Batch) -> None:
-    """Count a program, by its batch's shape: this runs while tracing only, once for each."""
+    """Count a compiled program by the shape of its batch. This code runs only while tracing, which is once per program."""
     if traces is not None:
         traces[batch["input_ids"].shape] += 1

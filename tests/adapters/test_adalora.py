@@ -330,7 +330,7 @@ def test_pruned_layers_are_cut_twice():
         ({"target_r": -1}, r"adapter\.target_r is -1; for AdaLoRA it must be at least 0"),
         ({"deltaT": 0}, r"adapter\.deltaT is 0"),
         ({"beta1": 1.0}, r"adapter\.beta1 is 1\.0; for AdaLoRA it must be between 0 and 1"),
-        ({"rank_pattern": {"query": 4}}, "rank_pattern of AdaLoRA says for each of init_r"),
+        ({"rank_pattern": {"query": 4}}, "rank_pattern needs one bool for each of the init_r"),
     ],
 )
 def test_options_that_make_no_schedule_are_refused(options, message):

@@ -74,7 +74,7 @@ def test_help_says_the_exit_statuses(capsys):
     with pytest.raises(SystemExit):
         cli.main(["preflight", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "0 where everything fits, 1 where it does not, 2 for bad input" in said
+    assert "0 if everything fits, 1 if not, 2 for bad input" in said
     assert "--training.batch_size" in said
 
 
