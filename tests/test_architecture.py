@@ -154,7 +154,9 @@ def test_data_and_config_run_without_jax():
         if name_of(path).startswith(("config/", "data/")):
             libraries = {module.split(".")[0] for module in imported(path)}
             assert not libraries & {"jax", "jaxlib", "flax", "optax", "chex"}, path
-    code = "import jaxpeft, jaxpeft.config, jaxpeft.data, sys; from jaxpeft.families import FAMILIES; [*FAMILIES.values()]"
+    code = (
+        "import jaxpeft, jaxpeft.config, jaxpeft.data, sys; from jaxpeft.families import FAMILIES; [*FAMILIES.values()]"
+    )
     code += "; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
