@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
-from jaxpeft.interop.peft.formats import FORMATS
+from jaxpeft.interop.peft import FORMATS
 
 import jaxpeft
 from jaxpeft.adapters import LnTuning
@@ -136,7 +136,7 @@ def test_an_architecture_without_a_family_is_refused_where_one_is_needed():
     ):
         with pytest.raises(InputError, match=f"{message}.*{names}"):
             call()
-    norms = next(form for form in FORMATS if form.method is LnTuning)
+    norms = FORMATS["ln-tuning"]()
     with pytest.raises(InputError, match=f"ln-tuning without target_modules.* the norms of 'bart'.*{names}"):
         norms.for_family(LnTuning(), unknown)
     assert norms.for_family(LnTuning(["LayerNorm"]), unknown) == LnTuning(["LayerNorm"])
