@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
-from jaxpeft.interop.peft import FORMATS
 
 import jaxpeft
 from jaxpeft.adapters import LnTuning
 from jaxpeft.errors import InputError
 from jaxpeft.families import FAMILIES, Family, family_of, known, required
+from jaxpeft.interop.peft import FORMATS
 from jaxpeft.models.attention import attention_dropout, check_packing, choose_flash, module_overrides, position_taps
 from jaxpeft.models.build import Model, build_abstract_model
 from jaxpeft.models.last_layer import last_layer
