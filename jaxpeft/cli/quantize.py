@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jaxpeft.cli.process import guarded
 from jaxpeft.config import ModelConfig
 from jaxpeft.config.parsing import Parser
 from jaxpeft.quantization import NUMBER_FORMATS
+
+if TYPE_CHECKING:
+    from jaxpeft.models.build import Task
 
 
 def main(argv: Sequence[str], *, prog: str) -> None:
@@ -40,7 +44,7 @@ def main(argv: Sequence[str], *, prog: str) -> None:
     guarded(lambda: run(**values.as_dict()), prog)
 
 
-def run(model: str, output: str, data_type: str, block_size: int, double_quantization: bool, task: str | None) -> None:
+def run(model: str, output: str, data_type: str, block_size: int, double_quantization: bool, task: Task | None) -> None:
     """Quantise the model `model` into the new directory `output`, and print the sizes before and after."""
     from jaxpeft.interop.quantize import quantize_model
     from jaxpeft.quantization import Quantization

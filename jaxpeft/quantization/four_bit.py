@@ -109,7 +109,7 @@ class FourBit(NumberFormat):
             absmax[start // block_size :][: chunk_absmax.size] = chunk_absmax
             start += weights.size
         scales = quantize_absmax(absmax) if double_quantization else absmax
-        return FourBitTensor(codes, scales, kernel.shape, block_size, self.name)  # type: ignore[arg-type]
+        return FourBitTensor(codes, scales, kernel.shape, block_size, self.name)
 
     def shape_of(self, shape: tuple[int, int], quantization: Quantization) -> FourBitTensor:
         """The result of `quantize` for a kernel of `shape`, with a `jax.ShapeDtypeStruct` for each array."""
