@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from jaxpeft.cli.process import guarded
 from jaxpeft.config import ModelConfig
 from jaxpeft.config.parsing import Parser
 from jaxpeft.quantization import NUMBER_FORMATS
-
-if TYPE_CHECKING:
-    from jaxpeft.models.build import Task
 
 
 def main(argv: Sequence[str], *, prog: str) -> None:
@@ -41,11 +37,13 @@ def main(argv: Sequence[str], *, prog: str) -> None:
         "bare BERT as a masked language model only if it was written for masked-lm.",
     )
     values = parser.parse_args(list(argv))
-    guarded(lambda: run(**values.as_dict()), prog)
+    guarded(lambda: quantize(**values.as_dict()), prog)
 
 
-def run(model: str, output: str, data_type: str, block_size: int, double_quantization: bool, task: Task | None) -> None:
-    """Quantise the model `model` into the new directory `output`, and print the sizes before and after."""
+def quantize(
+    model: str, output: str, data_type: str, block_size: int, double_quantization: bool, task: str | None
+) -> None:
+    """Quantise the model named `model` into the new directory `output`, and print the sizes before and after."""
     from jaxpeft.interop.quantize import quantize_model
     from jaxpeft.quantization import Quantization
     from jaxpeft.report.console import log

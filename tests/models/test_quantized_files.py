@@ -324,7 +324,7 @@ SPOILT = {
     "state of other nested blocks": (state(nested_blocksize=128), "nested blocks of 128"),
     "state of another kernel": (
         state(shape=[64, 256]),
-        r"has shape \(256, 64\) where the config asks for \(128, 128\)",
+        r"has shape \(256, 64\), and the config asks for \(128, 128\)",
     ),
     "quantised embeddings": (to_embedding, "position_embeddings/embedding is stored in nf4, and only linear layers"),
 }
