@@ -151,10 +151,13 @@ def test_what_only_one_file_may_use(pattern):
 def test_data_and_config_run_without_jax():
     """Workers that tokenise, and `--help`, must not start an accelerator."""
     for path in FILES:
-        if name_of(path).startswith("data/") or name_of(path).startswith("config/"):
+        if name_of(path).startswith(("config/", "data/")):
             libraries = {module.split(".")[0] for module in imported(path)}
             assert not libraries & {"jax", "jaxlib", "flax", "optax", "chex"}, path
-    code = "import jaxpeft, jaxpeft.config, jaxpeft.data, sys; sys.exit('jax' in sys.modules)"
+    code = (
+        "import jaxpeft, jaxpeft.config, jaxpeft.data, sys; from jaxpeft.families import FAMILIES; [*FAMILIES.values()]"
+    )
+    code += "; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

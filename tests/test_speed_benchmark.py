@@ -160,7 +160,8 @@ def test_an_empty_cell_has_its_reason():
 
 
 def test_both_sides_do_the_same_work(tmp_path, monkeypatch):
-    """End to end on a tiny BERT: two workers, two rounds; `compare` refuses where first losses or counts differ."""
+    """End to end on a tiny BERT: two workers, two rounds; `compare` refuses if first losses or counts differ."""
+    pytest.importorskip("peft")
     tiny_runs.package_model()
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     case = Case("tiny", "tiny", BERT, "masked-lm", rows=4, length=16, steps_per_round=2, methods=("lora",))

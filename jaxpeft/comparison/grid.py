@@ -80,7 +80,7 @@ class CompareConfig:
         checks = [
             ("tasks", self.tasks, bool(self.tasks), "at least one task"),
             ("seeds", self.seeds, self.seeds and len(set(self.seeds)) == len(self.seeds), "different numbers, at least one"),
-            ("search_seeds", self.search_seeds, 1 <= self.search_seeds <= len(self.seeds), f"from 1 to {len(self.seeds)}, all seeds"),
+            ("search_seeds", self.search_seeds, 1 <= self.search_seeds <= len(self.seeds), f"from 1 to {len(self.seeds)} (seeds)"),
             ("together", self.together, self.together >= 1, "at least 1"),
             ("cost_updates", self.cost_updates, self.cost_updates >= 20, "at least 20"),
         ]  # fmt: skip

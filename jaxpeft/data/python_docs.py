@@ -43,14 +43,14 @@ def split_topics(topics: Mapping[str, str]) -> dict[str, list[str]]:
     A paragraph of several topics goes to the first of validation, test and train that has one of these topics.
     """
     held_out = {*_VALIDATION_TOPICS, *_TEST_TOPICS}
-    replicas = {
+    names_of_split = {
         "validation": _VALIDATION_TOPICS,
         "test": _TEST_TOPICS,
         "train": tuple(sorted(topics.keys() - held_out)),  # sorted, because a set has no fixed order
     }
     seen: set[str] = set()
-    splits: dict[str, list[str]] = {name: [] for name in replicas}
-    for split, names in replicas.items():
+    splits: dict[str, list[str]] = {name: [] for name in names_of_split}
+    for split, names in names_of_split.items():
         for paragraph in (found for name in names for found in paragraphs(topics.get(name, ""))):
             key = paragraph_key(paragraph)
             if key not in seen:

@@ -23,8 +23,8 @@ def max_tokens(config: Any) -> int:
 def module_inputs(module: nn.Module, config: Any, batch: dict[str, Any], virtual_tokens: int = 0) -> dict[str, Any]:
     """Return all arguments of `module` for a batch, with room for `virtual_tokens` before every row.
 
-    Virtual tokens are attended to and have type 0. With them, RoBERTa's positions count padding too: transformers counts so if it is
-    given embeddings instead of ids. `position_ids` of the batch, from 0 in every text, replace counted ones.
+    Virtual tokens are attended to and have type 0. With them, RoBERTa's positions count padding too: transformers counts so if it
+    is given embeddings instead of ids. `position_ids` of the batch, from 0 in every text, replace counted ones.
 
     Raises:
         InputError: if the module needs an argument that an encoder does not have, such as a decoder's ids.

@@ -150,5 +150,5 @@ class Checkpoints:
         for key in sorted(shapes.keys() | wanted.keys()):
             if shapes.get(key) != wanted.get(key):
                 raise InputError(
-                    f"{where} holds another adapter: {key} is {shapes.get(key)} there, but {wanted.get(key)} in this configuration"
+                    f"{where} holds another adapter: {key} is {shapes.get(key)} there and {wanted.get(key)} in this configuration"
                 )

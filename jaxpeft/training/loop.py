@@ -102,10 +102,12 @@ class Holding:
     Attributes:
         prune: `(held, runs, step) → held` with the masks that are due after `step`.
         states: `(held, runs) →` the state of each run.
+        has_masks: `held →` whether any of them has masks, which a log line needs.
     """
 
     prune: Callable[[Any, Sequence[RunState], int], Any]
     states: Callable[[Any, Sequence[RunState]], list[TrainState]]
+    has_masks: Callable[[Any], bool]
 
 
 def fit(
@@ -162,8 +164,8 @@ def fit(
             logs, validates = plan.logs_at(step) or ends, plan.validates_at(step) or step == plan.num_steps
             if logs or validates:
                 _end_what_is_not_finite(runs, meter, step)
-            # Of a state, a log line needs only the masks, which exist only if the run prunes.
-            if validates or ends or any(run.plan.pruning for run in runs):
+            # Of a state, a log line needs only the masks.
+            if validates or ends or holding.has_masks(held):
                 _take_states(runs, holding.states(held, runs))
             if logs:
                 _report(runs, meter, step, bar)
@@ -216,16 +218,17 @@ def train_until(
 
 
 def _prune_alone(state: TrainState, runs: Sequence[RunState], step: int) -> TrainState:
-    (run,), sites = runs, state.adapters["sites"]
+    (run,) = runs
     schedule = run.plan.pruning
     if schedule is None or not schedule.due(step):
         return state
+    sites = state.adapters["sites"]
     if isinstance(schedule, Allocation):
         return allocate_step(state, schedule.budget_at(step, len(sites)), step == schedule.last_step)
     return prune_step(state, keep_counts(sites, schedule.sparsity_at(step)), criterion=run.plan.criterion)
 
 
-ALONE = Holding(prune=_prune_alone, states=lambda state, runs: [state])
+ALONE = Holding(prune=_prune_alone, states=lambda state, runs: [state], has_masks=lambda state: bool(state.masks))
 """The form for a single run: its state itself."""
 
 

@@ -237,5 +237,9 @@ def _prune(replicas: Replicas, runs: Sequence[RunState], step: int) -> Replicas:
     return replace(replicas, state=state)
 
 
-STACKED = Holding(prune=_prune, states=lambda replicas, runs: unstack(replicas.state, [run.state for run in runs]))
+STACKED = Holding(
+    prune=_prune,
+    states=lambda replicas, runs: unstack(replicas.state, [run.state for run in runs]),
+    has_masks=lambda replicas: bool(replicas.state.masks),
+)
 """The form for several runs: their states stacked in `Replicas`."""

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
-from jaxpeft.interop.peft.formats import FORMATS
 
 import jaxpeft
 from jaxpeft.adapters import LnTuning
 from jaxpeft.errors import InputError
 from jaxpeft.families import FAMILIES, Family, family_of, known, required
+from jaxpeft.interop.peft import FORMATS
 from jaxpeft.models.attention import attention_dropout, check_packing, choose_flash, module_overrides, position_taps
 from jaxpeft.models.build import Model, build_abstract_model
 from jaxpeft.models.last_layer import last_layer
@@ -136,7 +136,7 @@ def test_an_architecture_without_a_family_is_refused_where_one_is_needed():
     ):
         with pytest.raises(InputError, match=f"{message}.*{names}"):
             call()
-    norms = next(form for form in FORMATS if form.method is LnTuning)
+    norms = FORMATS["ln-tuning"]()
     with pytest.raises(InputError, match=f"ln-tuning without target_modules.* the norms of 'bart'.*{names}"):
         norms.for_family(LnTuning(), unknown)
     assert norms.for_family(LnTuning(["LayerNorm"]), unknown) == LnTuning(["LayerNorm"])
@@ -149,6 +149,7 @@ def test_a_dropout_rate_needs_a_family(tiny_models, monkeypatch):
         load(tiny_models, "roformer", dropout=0.5)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("task", ["masked-lm", "classification"])
 def test_a_model_with_a_decoder_is_refused(task):
     from transformers import BartConfig
