@@ -97,7 +97,7 @@ def test_another_adapter_is_refused(tmp_path, trained):
     saved(tmp_path, state, Progress(step=1))
     checkpoints = Checkpoints(tmp_path, "base")
     with pytest.raises(
-        InputError, match=r"another adapter: .*'a'.* is \(\(24, 4\), 'float32'\) there, but \(\(24, 3\), 'float32'\)"
+        InputError, match=r"another adapter: .*'a'.* is \(\(24, 4\), 'float32'\) there and \(\(24, 3\), 'float32'\)"
     ):
         checkpoints.restore(fresh(rank=3), 1)
     half = fresh()
