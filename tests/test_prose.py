@@ -25,7 +25,7 @@ HABITS = {
     "What as a noun": re.compile(r"(?:^|(?<=[.:;] )|(?<=\n))\s*What (?!is\b[^.]*\?|does\b[^.]*\?)[a-z]"),
 }
 
-BUDGET = {"where for if": 16, "What as a noun": 24}
+BUDGET = {"where for if": 4, "What as a noun": 3}
 """Habit → how many sentences of the package may still have it."""
 
 RIGHT: set[tuple[str, str]] = set()
