@@ -77,7 +77,7 @@ def train_peft(config: RunConfig) -> float:
     batch_size = config.evaluation.batch_size
     dev = task.make_data(splits.validation, tokenizer, rows, batch_size=batch_size, seed=config.seed)
     plan = make_plan(
-        config.training, config.pruning, batches_per_epoch=data.steps_per_epoch, metric="accuracy", method=method
+        config.training, config.pruning, batches_per_epoch=data.batches_per_epoch, metric="accuracy", method=method
     )
 
     torch.manual_seed(config.seed)

@@ -155,7 +155,7 @@ class ClassificationData:
     seed: int
 
     @property
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         """Batches per epoch. One of them may be padded with rows of weight 0."""
         return num_batches(len(self.labels), self.batch_size)
 
@@ -191,13 +191,13 @@ class ClassificationData:
         )
         return replace(self, encoded=encoded, labels=self.labels[rows])
 
-    def train_batch(self, step: int) -> Batch:
+    def train_batch(self, micro_step: int) -> Batch:
         """The batch of a micro-step, counted from 0 over all epochs.
 
         `input_ids`, `attention_mask`, `token_type_ids`: `[batch, bucket]` int32. `labels`: `[batch]` int32 or float32.
         `weights`: `[batch]` float32, 0 for the copies of row 0 that pad an epoch's incomplete batch.
         """
-        return self.assemble(self.device_data, self.draw(step), np)
+        return self.assemble(self.device_data, self.draw(micro_step), np)
 
     @cached_property
     def device_data(self) -> Batch:
@@ -209,9 +209,9 @@ class ClassificationData:
             "labels": self.labels,
         }
 
-    def draw(self, step: int) -> Batch:
+    def draw(self, micro_step: int) -> Batch:
         """Indices of the batch of a micro-step: `rows`, `[batch]` int32 (-1: none), and `columns`, 0 to bucket - 1."""
-        epoch, index = divmod(step, self.steps_per_epoch)
+        epoch, index = divmod(micro_step, self.batches_per_epoch)
         rows, buckets = self._epoch(epoch)
         return self._draw(rows[index], self.bucket_lengths[buckets[index]])
 

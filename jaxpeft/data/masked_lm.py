@@ -215,7 +215,7 @@ class MaskedLMData:
         return num_masked(self.blocks.shape[1], self.ratio)
 
     @property
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         """Batches per epoch. The last one may be padded."""
         return num_batches(len(self.blocks), self.batch_size)
 
@@ -224,24 +224,24 @@ class MaskedLMData:
         """The only (batch, length) pair of training and evaluation, so each of them is one compiled program."""
         return {(self.batch_size, self.blocks.shape[1])}
 
-    def train_batch(self, step: int) -> Batch:
+    def train_batch(self, micro_step: int) -> Batch:
         """The batch of a micro-step, counted from 0 over all epochs.
 
         Rows are permuted anew in each epoch, and masks are drawn anew in each micro-step. Shapes are as in `mask_rows`.
         """
-        return self.assemble(self.device_data, self.draw(step), np)
+        return self.assemble(self.device_data, self.draw(micro_step), np)
 
     @property
     def device_data(self) -> Batch:
         """Arrays shared by all batches, from which `assemble` gathers: `blocks`, `[rows, length]` int32."""
         return {"blocks": self.blocks}
 
-    def draw(self, step: int) -> Batch:
+    def draw(self, micro_step: int) -> Batch:
         """Indices of the batch of a micro-step: its `rows`, `[batch]` int32, and their masks (`choose_masks`)."""
-        epoch, index = divmod(step, self.steps_per_epoch)
+        epoch, index = divmod(micro_step, self.batches_per_epoch)
         rows = epoch_order(len(self.blocks), self.batch_size, self.seed, epoch)[index]
         real = np.maximum(rows, 0)  # FILL reads row 0, whose weights become 0 below
-        masks = self._masks(real, np.random.default_rng([self.seed, MASK_STREAM, step]))
+        masks = self._masks(real, np.random.default_rng([self.seed, MASK_STREAM, micro_step]))
         weights = np.where((rows == FILL)[:, None], np.float32(0), masks["weights"])
         return {**masks, "rows": real.astype(np.int32), "weights": weights}
 

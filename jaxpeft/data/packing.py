@@ -103,9 +103,9 @@ class PackedData:
     num_devices: int = 1
 
     @property
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         """Batches per epoch, as many as without packing. Instead of one incomplete batch, several lack one text."""
-        return self.unpacked.steps_per_epoch
+        return self.unpacked.batches_per_epoch
 
     @property
     def num_truncated(self) -> int:
@@ -126,7 +126,7 @@ class PackedData:
         """The same texts in the training order of another seed."""
         return replace(self, unpacked=self.unpacked.with_seed(seed))
 
-    def train_batch(self, step: int) -> Batch:
+    def train_batch(self, micro_step: int) -> Batch:
         """The batch of a micro-step, counted from 0 over all epochs.
 
         Per row, `[rows, length]` int32: `input_ids`; `attention_mask`; `token_type_ids`; `segments`, the number of the text
@@ -134,11 +134,11 @@ class PackedData:
         `weights`, 0 for no text. `starts`: `[devices, texts / devices]` int32, the index of each text's first token in the
         concatenated rows of its device.
         """
-        return self.assemble(self.device_data, self.draw(step), np)
+        return self.assemble(self.device_data, self.draw(micro_step), np)
 
-    def draw(self, step: int) -> Batch:
+    def draw(self, micro_step: int) -> Batch:
         """Indices of the batch of a micro-step: its texts, `rows`: `[texts]` int32 (-1: none)."""
-        epoch, index = divmod(step, self.steps_per_epoch)
+        epoch, index = divmod(micro_step, self.batches_per_epoch)
         return {"rows": self._epoch(epoch)[index]}
 
     def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class PackedData:
     def _strata(self) -> np.ndarray:
         """Texts by length, `[texts per batch, batches per epoch]`. Missing texts (`FILL`) count as the shortest."""
         order = np.argsort(self.unpacked.encoded.lengths, kind="stable")
-        missing = self.unpacked.batch_size * self.steps_per_epoch - len(order)
+        missing = self.unpacked.batch_size * self.batches_per_epoch - len(order)
         return np.concatenate([np.full(missing, FILL), order]).reshape(self.unpacked.batch_size, -1)
 
     # A mutable cell, because the dataclass is frozen.

@@ -136,7 +136,7 @@ def setup_run(config: RunConfig) -> RunSetup:
     plan = make_plan(
         t,
         config.pruning,
-        batches_per_epoch=train_data.steps_per_epoch,
+        batches_per_epoch=train_data.batches_per_epoch,
         metric=task.metrics[0],
         method=adapted.method,
         distributed=config.distributed,
@@ -202,7 +202,7 @@ def setup_replica(first: RunSetup, config: RunConfig) -> RunSetup:
     plan = make_plan(
         t,
         config.pruning,
-        batches_per_epoch=train_data.steps_per_epoch,
+        batches_per_epoch=train_data.batches_per_epoch,
         metric=task.metrics[0],
         method=adapted.method,
         distributed=config.distributed,

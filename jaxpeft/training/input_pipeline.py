@@ -36,14 +36,14 @@ class Data(Protocol):
     def device_data(self) -> Mapping[str, np.ndarray]:
         """The arrays from which all batches are made."""
 
-    def draw(self, step: int) -> Draw:
-        """The random part of the batch of micro-step `step`."""
+    def draw(self, micro_step: int) -> Draw:
+        """The random part of the batch of `micro_step`."""
 
     def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
         """The batch of a draw, in arrays of the namespace `xp` (numpy or jax.numpy)."""
 
-    def train_batch(self, step: int) -> Batch:
-        """The batch of micro-step `step`, made on the host."""
+    def train_batch(self, micro_step: int) -> Batch:
+        """The batch of `micro_step`, made on the host."""
 
 
 @dataclass(frozen=True)

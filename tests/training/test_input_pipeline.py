@@ -60,7 +60,7 @@ def test_the_program_sees_the_batches_of_the_host(data, limit_bytes):
     source = make_input_pipeline(data, parallel, limit_bytes=limit_bytes)
     assert bool(source.device_data) == (limit_bytes > 10)
     assemble = jax.jit(source.assemble)
-    for step in range(2 * data.steps_per_epoch):
+    for step in range(2 * data.batches_per_epoch):
         draw = source.place({name: np.stack([leaf]) for name, leaf in source.draw_at(step).items()})
         found, expected = (
             assemble(source.device_data, {name: leaf[0] for name, leaf in draw.items()}),
@@ -178,7 +178,7 @@ def test_one_trace_a_bucket_for_a_whole_run(tiny_models):
     )
     state, frozen = parallel.replicate((state, frozen))
     step = make_train_step(objective, optimizer, traces)
-    plan = replace(PLAN, num_steps=5 * data.steps_per_epoch, log_every_steps=7)
+    plan = replace(PLAN, num_steps=5 * data.batches_per_epoch, log_every_steps=7)
     outcome = train(plan, Quiet(), make_input_pipeline(data, parallel), step, state, frozen)
     assert int(outcome.state.micro_step) == plan.num_steps
     assert traces == dict.fromkeys([(4, 8), (4, 16)], 1)
