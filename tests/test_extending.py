@@ -68,7 +68,7 @@ def extended(directory):
     for registry, room in REGISTRIES.items():
         file = directory / "jaxpeft" / room / "__init__.py"
         text, number = re.subn(
-            rf'({registry} = Registry\(\s*"[^"]*",\s*\{{)', rf"\1\n{LINES[registry]}", file.read_text()
+            rf'({registry}(?:: [^=]+)? = _?Registry\(\s*"[^"]*",\s*\{{)', rf"\1\n{LINES[registry]}", file.read_text()
         )
         assert number == 1, f"{registry} is not in {file}"
         file.write_text(text)

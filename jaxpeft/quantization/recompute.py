@@ -41,7 +41,7 @@ def recomputed(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 def _after(value: jax.Array, tensor: QuantizedTensor) -> QuantizedTensor:
     """`tensor`, available to the program only after `value` is."""
-    # It is enough to hold back the largest array: the integer weights. Their dequantisation then waits too.
+    # It is enough to hold back the largest array: the weights. Their dequantisation then waits too.
     leaves, structure = jax.tree.flatten(tensor)
     largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
     leaves[largest] = _held_back(value, jnp.asarray(leaves[largest]))
@@ -57,7 +57,12 @@ def _held_back(value: jax.Array, stored: jax.Array) -> jax.Array:
         # The condition is never true, but XLA cannot see that. Used on CPUs only: the devices that share a batch must agree
         # on this number.
         one = value.reshape(-1)[0]
-        return stored ^ ((one > 0) & (one < 0)).astype(stored.dtype)
+        never = (one > 0) & (one < 0)
+        if jnp.issubdtype(stored.dtype, jnp.integer):
+            return stored ^ never.astype(stored.dtype)
+        # Of a float, the bits: adding a zero would turn -0 into 0.
+        bits = jax.lax.bitcast_convert_type(stored, f"uint{8 * stored.dtype.itemsize}")
+        return jax.lax.bitcast_convert_type(bits ^ never.astype(bits.dtype), stored.dtype)
 
     return jax.lax.platform_dependent(value, stored, cpu=arithmetic, default=barrier)
 

@@ -253,7 +253,7 @@ def log_setup(setup: RunSetup) -> None:
     log(f"model  {model.source.name}, from {model.source.description}")
     if model.missing:
         modules = sorted({path.rpartition("/")[0].replace("/", ".") for path in model.missing})
-        log(f"       not in the checkpoint, so drawn at random and trained whole: {', '.join(modules)}")
+        log(f"       not in the checkpoint, so initialised at random and trained: {', '.join(modules)}")
     log(f"data   {splits.source}")
     for note in splits.notes:
         log(f"       {note}")
