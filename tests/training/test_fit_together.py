@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from test_loop import Recorder, saved_updates
+from tiers import slow_but
 
 from jaxpeft.adapters import Lora
 from jaxpeft.errors import InputError
@@ -32,6 +33,8 @@ PLAN = Plan(
     learning_rate=lambda step: 1e-2,
     passes_per_dispatch=4,
 )
+
+pytestmark = pytest.mark.xdist_group("fit-together")
 
 
 class Batches:
@@ -138,7 +141,7 @@ def assert_same_lines(ours, theirs):
             assert own[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize("accumulation_steps", slow_but([1, 2], 1))
 def test_every_run_is_what_it_would_be_alone(tmp_path, accumulation_steps):
     plans = [
         replace(PLAN, accumulation_steps=accumulation_steps),
@@ -154,6 +157,7 @@ def test_every_run_is_what_it_would_be_alone(tmp_path, accumulation_steps):
         assert outcome.seconds_per_step > 0
 
 
+@pytest.mark.slow
 def test_one_stops_early_and_the_others_go_on(tmp_path):
     plan = replace(PLAN, num_steps=8, patience=1)
     trial = Trial(tmp_path, [plan, plan], scores=[(0.3, 0.2), (0.1, 0.2, 0.3, 0.4)])
@@ -173,6 +177,7 @@ def test_a_loss_that_is_not_finite_ends_one_run(tmp_path):
     assert_same(fine, trial.alone(1)[0])
 
 
+@pytest.mark.slow
 def test_a_signal_saves_all_and_they_go_on_as_if_nothing_had_been(tmp_path):
     plans = [replace(PLAN, passes_per_dispatch=1), replace(PLAN, passes_per_dispatch=1, pruning=OneShot(0.5, 4))]
     trial = Trial(tmp_path, plans, stop_after=3)

@@ -20,7 +20,7 @@ from jaxpeft.training.step import init_state, make_train_step, prune_step
 
 LORA = Lora(rank=4, alpha=8.0, dropout=0.1)
 MODELS = {
-    "bert-lora-classification": ("bert", "classification", {}, LORA, {"whole_leaves": ("classifier/kernel", "classifier/bias")}),
+    "bert-lora-classification": ("bert", "classification", {}, LORA, {"fully_trained": ("classifier/kernel", "classifier/bias")}),
     "distilbert-hira-nf4-pruned": ("distilbert", "masked-lm", {"quantization": Quantization()}, Hira(rank=4), {"pruned": True}),
 }  # fmt: skip
 
