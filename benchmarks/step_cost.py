@@ -1,7 +1,7 @@
 """The README's relative step times: python -m benchmarks.step_cost
 
 One training step of every method on the same work, the case `minilm-quickstart` of `benchmarks.speed` (16 rows of 128 tokens of masked-LM,
-adapters of rank 8 on query and value): the loops of all methods take turns in one process, and every method's median is divided by LoRA's
+adapters of rank 8 on query and value): the loops of all methods take turns in one process, and each time is divided by LoRA's
 of the same round. Writes `benchmarks/step_cost.json`: median ratio, and the spread of the rounds. `python -m benchmarks.speed` times some
 of the methods beside torch PEFT, each in a process of its own; this is the table of all of them.
 """
@@ -19,27 +19,27 @@ from pathlib import Path
 import jax
 
 from benchmarks.speed.cases import CASES, METHODS, RANK
-from benchmarks.speed.material import write_material
-from benchmarks.speed.ours import Trainer
+from benchmarks.speed.jaxpeft_side import Trainer
+from benchmarks.speed.workload import write_workload
 
-CASE = replace(CASES["minilm-quickstart"], updates_per_turn=2)
-WARM_TURNS = 3
+CASE = replace(CASES["minilm-quickstart"], steps_per_round=2)
+WARM_ROUNDS = 3
 
 
 def trainers(methods: list[str]) -> dict[str, Trainer]:
     """Every method's loop on the case, compiled and warm."""
     with tempfile.TemporaryDirectory() as directory:
-        material = Path(directory)
-        write_material(CASE, Path(), material)
-        ready = {method: Trainer(CASE, method, material) for method in methods}
+        workload = Path(directory)
+        write_workload(CASE, Path(), workload)
+        ready = {method: Trainer(CASE, method, workload) for method in methods}
     for trainer in ready.values():
-        for _ in range(WARM_TURNS):
-            trainer.turn()
+        for _ in range(WARM_ROUNDS):
+            trainer.run_round()
     return ready
 
 
 def main() -> None:
-    """Let every method take turns, and record the ratios."""
+    """Let the methods take turns, and record the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="with lora")
@@ -51,7 +51,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(args.rounds):
         for name, trainer in ready.items():
-            seconds[name].append(trainer.turn()[0] / trainer.updates_per_turn)
+            seconds[name].append(trainer.run_round()[0] / trainer.steps_per_round)
     ratios = {name: [t / lora for t, lora in zip(seconds[name], seconds["lora"], strict=True)] for name in ready}
     record = {
         "work": f"MiniLM masked-LM, {CASE.rows} × {CASE.length}, rank {RANK} on query and value, fp32",

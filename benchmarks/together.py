@@ -1,9 +1,9 @@
-"""What training together gains: python -m benchmarks.together
+"""The gain of training several runs in one program: python -m benchmarks.together
 
-MiniLM, masked-LM, LoRA of rank 8 on query and value, batches of 16: updates a second of 2, 4, 8 and 16 runs in one program
-(`jaxpeft.runs.sweep`), over those of the same runs one after the other, which is one run's. Both take turns in one process, and a gain is
-of the same round; given are the median and the extremes. What is timed are updates alone: starting, loading and compiling, which runs in
-one program do once, is left out. Written as it goes to `benchmarks/together/DEVICE.json`, with a Markdown table beside it.
+MiniLM, masked-LM, LoRA of rank 8 on query and value, batches of 16. The gain is steps per second of 2, 4, 8 and 16 runs in one program
+(`jaxpeft.runs.sweep`), over the steps per second of one run alone. The two take turns in one process, and a gain compares times of the
+same round; the record has the median and the extremes. Only steps are timed: starting, loading and compiling are left out, which a group
+does once. The record is written after each measurement to `benchmarks/together/DEVICE.json`, with a Markdown table beside it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from benchmarks.speed.machine import describe, measured_now
 from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from jaxpeft.report.results import describe_devices
 from jaxpeft.runs.setup import RunSetup, setup_replica, setup_run
-from jaxpeft.runs.sweep import assemble, fresh_state
-from jaxpeft.training.input_pipeline import feed
+from jaxpeft.runs.sweep import assemble, initial_state
+from jaxpeft.training.input_pipeline import make_input_pipeline
 from jaxpeft.training.step import make_train_step
 from jaxpeft.training.sweep import sweep_input_pipeline
 
@@ -33,7 +33,7 @@ RATES = (1e-3, 3e-3)
 
 
 def config(seed: int, length: int) -> RunConfig:
-    """The run of a member: each has its own seed, and every other one another learning rate."""
+    """The run of member `seed`. Odd and even members have different learning rates."""
     return RunConfig(
         name=f"member{seed}",
         seed=seed,
@@ -44,15 +44,15 @@ def config(seed: int, length: int) -> RunConfig:
     )
 
 
-Turn = Callable[[], float]
-"""Does some updates; the seconds of one."""
+Round = Callable[[], float]
+"""Does some steps; returns the seconds of one."""
 
 
-def turns_of(program: Any, state: Any, frozen: Any, draw_at: Callable[[int], Any], updates: int) -> Turn:
-    """Turns of `updates` updates of `program`, in one dispatch; the first has been done, so that everything is compiled."""
+def rounds_of(program: Any, state: Any, frozen: Any, draw_at: Callable[[int], Any], updates: int) -> Round:
+    """A function that runs one round: `updates` steps of `program` in one dispatch. One round is run here, to compile."""
     at = 0
 
-    def turn() -> float:
+    def one_round() -> float:
         nonlocal state, at
         draws = [draw_at(at + i) for i in range(updates)]
         started = time.perf_counter()
@@ -61,22 +61,22 @@ def turns_of(program: Any, state: Any, frozen: Any, draw_at: Callable[[int], Any
         at += updates
         return (time.perf_counter() - started) / updates
 
-    turn()
-    return turn
+    one_round()
+    return one_round
 
 
-def alone(parts: RunSetup, updates: int) -> Turn:
+def alone(parts: RunSetup, updates: int) -> Round:
     """One run by itself, as `jaxpeft.runs.train` trains it."""
-    source = feed(parts.train_data, parts.parallel)
+    source = make_input_pipeline(parts.train_data, parts.parallel)
     step = make_train_step(parts.objective, parts.optimizer)
-    return turns_of(source.train_steps(step, updates), parts.fresh_state(), parts.frozen, source.draw_at, updates)
+    return rounds_of(source.train_steps(step, updates), parts.initial_state(), parts.frozen, source.draw_at, updates)
 
 
-def together(runs: list[RunSetup], updates: int) -> Turn:
+def together(runs: list[RunSetup], updates: int) -> Round:
     """`runs` in one program."""
-    replicas, step = assemble(runs, [fresh_state(parts) for parts in runs])
+    replicas, step = assemble(runs, [initial_state(parts) for parts in runs])
     source = sweep_input_pipeline([parts.train_data for parts in runs], runs[0].parallel)
-    return turns_of(source.train_steps(step, updates), replicas, runs[0].frozen, source.draw_at, updates)
+    return rounds_of(source.train_steps(step, updates), replicas, runs[0].frozen, source.draw_at, updates)
 
 
 def measure(length: int, sizes: list[int], updates: int, rounds: int) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def measure(length: int, sizes: list[int], updates: int, rounds: int) -> list[di
 
 
 def peak_bytes() -> int:
-    """The device's peak where it reports one, else the process's; of everything until now."""
+    """Peak memory so far: the device's if it reports one, else the process's."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -124,7 +124,7 @@ def table(record: dict[str, Any]) -> str:
         "|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {row['length']} | {row['replicas']} | {row['seconds_together']:.3g} | {row['seconds_alone']:.3g} "
+        f"| {row['length']} | {row['members']} | {row['seconds_together']:.3g} | {row['seconds_alone']:.3g} "
         f"| {row['member_updates_per_second']:.3g} | {row['gain']:.2f}× ({row['gain_spread'][0]:.2f} to {row['gain_spread'][1]:.2f}) "
         f"| {row['peak_bytes_so_far'] / 1e9:.2f} |"
         for row in record["rows"]
@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128], help="tokens a row")
-    parser.add_argument("--updates", type=int, default=2, help="updates in a turn; many on an accelerator")
+    parser.add_argument("--updates", type=int, default=2, help="steps in a round; use many on an accelerator")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/together"), help="folder of the record")
     args = parser.parse_args()
@@ -152,7 +152,7 @@ def main() -> None:
     }
     args.output.mkdir(parents=True, exist_ok=True)
     for length in args.lengths:
-        rows += measure(length, sorted(args.replicas), args.updates, args.rounds)
+        rows += measure(length, sorted(args.members), args.updates, args.rounds)
         (args.output / f"{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
         (args.output / f"{kind}.md").write_text(table(record))
     print(table(record))

@@ -1,4 +1,4 @@
-"""The one exception a user can cause: shown as one line, exit status 2."""
+"""The only exception that a user can cause. The command line shows it in one line and exits with status 2."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import NoReturn
 
 
 class InputError(ValueError):
-    """What a user asked for cannot be done.
+    """A user's input is invalid or cannot be carried out.
 
-    The message names the value, where it came from and the way out, in one line. The command line prints it and
-    exits with status 2; every other exception is a bug of ours and keeps its traceback.
+    The message names the value, its origin and the way out, in one line. The command line prints it and exits with
+    status 2. Every other exception is a bug of ours and keeps its traceback.
     """
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'rank'?"` for the known name nearest to `name`, or an empty string where none is near."""
+    """`"; did you mean 'rank'?"` for the known name nearest to `name`, or an empty string if none is near."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 

@@ -1,7 +1,7 @@
-"""The only interceptor: runs a Flax module with adapters at its linear layers and embeddings, without editing the module.
+"""Runs a Flax module with adapters at its linear layers and embeddings, without editing the module.
 
-Call `apply` and `discover_sites` inside or outside `jax.jit`, but never open an interceptor around a function that is
-already jitted: jit's cache does not see it, and a warm program would run unadapted.
+This is the only file that intercepts calls. Use `apply` and `discover_sites` inside or outside `jax.jit`, but never open an
+interceptor around a jitted function: jit's cache does not depend on it, so a program compiled before would run without adapters.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from jaxpeft.trees import Adapters, Layers, Params, join, leaf_paths, nest, with
 
 
 def discover_sites(module: nn.Module, params: Params, **inputs: Any) -> dict[str, Site]:
-    """Return the linear layers and embeddings that a call of `module` on `inputs` visits, by layer path, in the order of the calls.
+    """Return the linear layers and embeddings that `module` calls on `inputs`, by layer path, in the order of the calls.
 
-    Nothing is computed (`jax.eval_shape`); `params` may be arrays or shapes. A decoder tied to the embeddings has no
-    kernel of its own and is not a site.
+    Nothing is computed (`jax.eval_shape`), and `params` may be arrays or shapes. A decoder tied to the embeddings has no kernel of
+    its own and is not a site.
 
     Raises:
-        InputError: for a module scanned over its layers: there one path stands for all of them.
+        InputError: for a module scanned over its layers, because all of them share one path.
     """
     leaves = leaf_paths(params)
     sites: dict[str, Site] = {}
@@ -50,7 +50,7 @@ def discover_sites(module: nn.Module, params: Params, **inputs: Any) -> dict[str
         with nn.intercept_methods(record):
             return module.apply({"params": dense}, **inputs)
 
-    # A quantised kernel is shown to the module as the matrix it stands for: Flax compares shapes.
+    # Flax checks the shapes of parameters, so a quantised kernel is replaced by the shape of its matrix.
     dense = nest({path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in leaves.items()})
     jax.eval_shape(trace, dense)
     return sites
@@ -72,18 +72,18 @@ def apply(
 
     Args:
         module: any Flax linen module.
-        frozen: its parameters, less those in `adapters["modules"]`; kernels may be quantised.
-        adapters: `{"sites": …, "modules": …}` as `init_adapters` returns them.
-        method: what the parameters at the sites mean; None where there are none.
+        frozen: its parameters except those in `adapters["modules"]`. Kernels may be quantised.
+        adapters: `{"sites": …, "modules": …}`, from `init_adapters`.
+        method: the method that the parameters at the sites belong to; None if there are none.
         masks: by layer, like `adapters["sites"]`; bool, True = keep. Layers without a mask are dense.
-        dropout_rng: key of the base's and the adapters' dropout; None evaluates without dropout.
-        input_hooks: layer path → function applied to every positional argument of that module's call.
-        module_overrides: layer path → function called instead of that module, with the module before its call's arguments; the
-            layers inside that it calls run as elsewhere, with their adapters.
+        dropout_rng: key for the dropout of base and adapters; None runs without dropout.
+        input_hooks: module path → function applied to every positional argument of the module's call.
+        module_overrides: module path → function called instead of the module. Its first argument is the module, the others are
+            those of the call. The layers that it calls keep their adapters.
         **inputs: the module's keyword arguments.
 
     Raises:
-        InputError: where an adapted layer was not visited by the call, or the method cannot be pruned and there are masks.
+        InputError: if the module does not call an adapted layer, or if there are masks and the method cannot be pruned.
     """
     check_masks(method, masks)
     sites = apply_masks(adapters["sites"], masks or {})
@@ -109,7 +109,7 @@ def apply(
         if path not in sites:
             return _run_layer(context.module, call, args[0], tensor, None, {}, None)
         assert isinstance(method, SiteMethod), "adapters at sites need the method they belong to"
-        # The layer's own key, folded from its path: the base's dropout draws what it did without adapters.
+        # Flax folds the layer's path into the key. So the base's dropout draws the same masks as without adapters.
         key = context.module.make_rng("dropout") if method.uses_rng and dropout_rng is not None else None
         return _run_layer(context.module, call, args[0], tensor, method.at(path), {**shared, **sites[path]}, key)
 
@@ -130,7 +130,7 @@ _MATRIX: dict[Literal["linear", "embedding"], str] = {"linear": "kernel", "embed
 
 
 def _kind(context: nn.module.InterceptorContext) -> Literal["linear", "embedding"] | None:
-    # The tied decoder is an unbound Dense with an empty path, or an embedding's `attend`: never a site.
+    # A tied decoder is an unbound Dense with an empty path, or a call of an embedding's `attend`. It is not a site.
     if context.method_name != "__call__" or not context.module.path:
         return None
     return (
@@ -151,7 +151,7 @@ def _run_layer(
     params: SiteParams,
     rng: jax.Array | None,
 ) -> jax.Array:
-    """Run one layer: its base an array or quantised (`tensor`), with an adapter (`method` and `params`) or without."""
+    """Run one layer. Its kernel is an array, or quantised in `tensor`. `method` and `params` are its adapter, if it has one."""
     if isinstance(module, nn.Embed):
         assert method is not None
         table: jax.Array = module.get_variable("params", "embedding")
@@ -167,7 +167,7 @@ def _run_layer(
         kernel: jax.Array = module.get_variable("params", "kernel")
         return method.forward(x, params, FrozenLayer(call, kernel.astype, bias, dtype), rng)
 
-    # Options of the method may be traced (`training/sweep.py`), and `run` may not close over such.
+    # Options of the method may be traced arrays (`training/sweep.py`). `run` is recomputed, so it must not close over those.
     options = {name: value for name, value in vars(method).items() if isinstance(value, jax.Array)} if method else {}
 
     @recomputed

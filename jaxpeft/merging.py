@@ -1,4 +1,4 @@
-"""Frozen base + adapters + masks → plain parameters, and back: the only place that joins the trees."""
+"""Merges frozen base, adapters and masks into plain parameters, and undoes it. No other file joins the trees."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def merge(
     masks: Layers | None = None,
     requantize: bool = False,
 ) -> Params:
-    """Return the parameters of a plain model that computes what the adapted one does.
+    """Return the parameters of a plain model that computes the same as the adapted one.
 
-    Quantised kernels are merged into their dequantised fp32 values, and all of them come back dense. With `requantize`
-    they stay quantised, the merged ones being quantised again: that loses accuracy, and a UserWarning says so. Every other
-    leaf keeps its dtype; kernels are merged in fp32 and cast back once. `frozen` is left as it is (`unmerge`).
+    Quantised kernels are merged into their dequantised fp32 values, and all of them are returned dense. With `requantize` they
+    stay quantised: the merged ones are quantised again, which loses accuracy, and a UserWarning says so. Every other leaf keeps its
+    dtype. Kernels are merged in fp32 and cast back once. `frozen` is not changed.
 
-    An adapted embedding is merged as any kernel. Where a decoder is tied to it, that changes too, which the adapter did not
-    do: do not merge such a model.
+    An adapted embedding is merged like a kernel. If a decoder is tied to it, merging changes the decoder too, and the adapter did
+    not. Do not merge such a model.
 
     Raises:
-        InputError: where a merged kernel or a leaf that trained whole is not finite, or the method changes more than
-            weights (prompt tuning).
+        InputError: if a merged kernel or a fully trained leaf is not finite, or if the method changes more than weights
+            (prompt tuning).
     """
     frozen, shared = without_shared(frozen)
     leaves = leaf_paths(join(frozen, adapters["modules"]))
@@ -41,7 +41,7 @@ def merge(
     sites = apply_masks(adapters["sites"], masks or {})
     if requantize and any(is_quantized(leaves.get(f"{path}/kernel")) for path in sites):
         warnings.warn(
-            "merging into a quantised base quantises the sum again, which loses accuracy; merge into fp32 where it matters",
+            "merging into a quantised base quantises the sum again, which loses accuracy; merge into fp32 if it matters",
             stacklevel=2,
         )
     for path, leaf in by_leaf(adapters["modules"]).items():
@@ -56,10 +56,10 @@ def merge(
 
 
 def unmerge(merged: Params, frozen: Params, adapters: Adapters) -> Params:
-    """Undo `merge`, bit for bit: return `merged` with the base's own leaves back where merging put others.
+    """Undo `merge` bit for bit: return `merged` with the base's own leaves at every merged layer.
 
-    Taking the update off again would not return the base, for the sum was rounded. So what was replaced is taken from `frozen`, the
-    base that was merged: quantised kernels too. What of the base trained whole is in neither and stays as it is in `merged`.
+    Subtracting the update would not restore the base, because the sum was rounded. So the replaced leaves, quantised kernels too,
+    are taken from `frozen`, the base that was merged. `frozen` lacks fully trained leaves: they stay as in `merged`.
     """
     base = leaf_paths(without_shared(frozen)[0])
     touched = {
@@ -72,7 +72,8 @@ def _merge_layer(leaves: dict, path: str, params: SiteParams, method: SiteMethod
     kernel_path = f"{path}/kernel" if f"{path}/kernel" in leaves else f"{path}/embedding"
     kernel, bias = leaves[kernel_path], leaves.get(f"{path}/bias")
     dense = dequantize(kernel) if is_quantized(kernel) else kernel.astype(jnp.float32)
-    with jax.default_matmul_precision("highest"):  # an accelerator's default would round A·B to bf16
+    # An accelerator's default precision would round A·B to bf16.
+    with jax.default_matmul_precision("highest"):
         merged = method.kernel(dense, params)
     new_bias = method.adapted_bias(None if bias is None else bias.astype(jnp.float32), params)
     for value in (merged, new_bias):

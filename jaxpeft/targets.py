@@ -1,22 +1,23 @@
-"""Which layers are adapted, and which train whole: PEFT's matching rules on dotted layer names.
+"""Chooses the adapted layers and the fully trained ones, by PEFT's rules for dotted layer names.
 
-A layer's dotted name is its path with dots (`bert.encoder.layer.0.attention.self.query`), which for the models here is
-its name in torch too, so that a `target_modules` means the same on both sides.
+A layer's dotted name is its path with dots (`bert.encoder.layer.0.attention.self.query`). For the models here this is also the
+layer's name in torch, so `target_modules` means the same in both.
 
-Where this differs from PEFT 0.21, on purpose:
+The differences from PEFT 0.21 are deliberate:
 
-- What has no effect is refused, where PEFT stays silent or warns: an entry of `target_modules`, `exclude_modules`,
-  `modules_to_save` or `layers_pattern` that matches nothing, an index in `layers_to_transform` that no layer has.
-  Only beside a regular expression may an entry of `exclude_modules` match nothing: see below.
-- A layer that trains whole is never adapted. PEFT looks for the names in `modules_to_save` between dots when it adapts
-  and at the end of a name when it trains whole, so that "all-linear" on a DistilBERT classifier adapts
-  `pre_classifier`, then means to train it whole because of `classifier`, and raises TypeError.
-- A decoder tied to the embeddings is no site: "all-linear" leaves it out in PEFT too, but a name or a regular
-  expression for it, which PEFT takes, finds nothing.
-- PEFT raises on a regular expression that matches a block, a LayerNorm or a Dropout as well as layers, where
-  `exclude_modules` does not leave it out. Here a block is refused too; of the others a model's sites know nothing.
-- PEFT shortens a list of 20 names or more to suffixes, and so `layers_to_transform` holds for its full names too, from
-  20 on. Here a full name is always taken, as in PEFT's shorter lists.
+- An option without effect is an error. PEFT ignores it or warns. This holds for an entry of `target_modules`,
+  `exclude_modules`, `modules_to_save` or `layers_pattern` that matches nothing, and for an index in `layers_to_transform` that
+  no layer has. There is one exception: if `target_modules` is a regular expression, an entry of `exclude_modules` may match
+  nothing (see below).
+- A fully trained layer is never adapted. PEFT looks for the names in `modules_to_save` between dots when it adapts and at the
+  end of a name when it trains. So "all-linear" on a DistilBERT classifier first adapts `pre_classifier`, then tries to train it
+  fully because it ends in `classifier`, and raises TypeError.
+- A decoder tied to the embeddings cannot be adapted. PEFT also leaves it out of "all-linear", but adapts it if a name or a
+  regular expression matches it. Here they match nothing.
+- PEFT refuses a regular expression that matches a block, a LayerNorm or a Dropout besides layers, unless `exclude_modules`
+  leaves those out. Here only a block is refused: a model's sites do not list the others.
+- PEFT shortens a list of 20 names or more to suffixes, so `layers_to_transform` then filters full names too. Here a full name
+  is always adapted, as in PEFT's shorter lists.
 """
 
 from __future__ import annotations
@@ -25,70 +26,30 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from jaxpeft.adapters.base import Site
+from jaxpeft.adapters import METHODS, Site
 from jaxpeft.errors import InputError, did_you_mean
+from jaxpeft.families import family_of
 
-_BERTS = ("bert", "roberta", "xlm-roberta", "roberta-prelayernorm", "electra", "albert", "big_bird", "roformer")
-
-DEFAULT_TARGETS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(_BERTS, ("query", "value")),
-    "distilbert": ("q_lin", "v_lin"),
-}
-"""Model type → layers adapted by LoRA and its kin where none are named.
-
-PEFT has bert, roberta, xlm-roberta and electra; DistilBERT and the other BERTs that Flax has are ours, by analogy.
-"""
-
-# PEFT has bert and roberta. Where attention's output and the feed-forward's are not both `output.dense`, only the
-# latter is named: what (IA)³ scales in its paper.
-_IA3_FEEDFORWARD = {
-    **dict.fromkeys(_BERTS, ("output.dense",)),
-    "albert": ("ffn_output",),
-    "distilbert": ("lin2",),
-}
-_IA3 = {
-    **{name: ("key", "value", *_IA3_FEEDFORWARD[name]) for name in _BERTS},
-    "distilbert": ("k_lin", "v_lin", *_IA3_FEEDFORWARD["distilbert"]),
-}
-
-# PEFT has bert as LoRA, and roberta so.
-_ADALORA = {**DEFAULT_TARGETS, "roberta": ("query", "key", "value", "dense")}
-
-_DEFAULTS: dict[str, Mapping[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("lora", "hira", "vera", "loha", "lokr"), DEFAULT_TARGETS),
-    "adalora": _ADALORA,
-    "ia3": _IA3,
-    "ln-tuning": {},  # every norm, which it finds itself
-    "bitfit": {},
-    "prompt-tuning": {},
-}
-
-CLASSIFIER_HEADS = ("classifier", "score")
-"""What PEFT trains whole in sequence classification, by suffix: so DistilBERT's `pre_classifier` too."""
-
-# PEFT's, which looks for the first number behind two names, or behind one of `layers_pattern`.
+# PEFT's expressions. They find the first number after two names, or after a name of `layers_pattern`.
 _ANY_LAYER = r".*?\.[^.]*\.(?P<index>\d+)\."
 _NAMED_LAYER = r"(?:^|.*?\.){}\.(?P<index>\d+)\."
 
 
 def default_targets(method_name: str, model_type: str) -> tuple[str, ...]:
-    """Return what a method adapts where no `target_modules` are named: PEFT's defaults, and ours where it has none.
+    """Return the layers that a method adapts if `target_modules` names none: PEFT's defaults, or ours if PEFT has none.
 
-    Empty for methods that name no layers (ln-tuning, bitfit, prompt-tuning), and where there is no default for `model_type`.
+    Empty for methods that name no layers (ln-tuning, bitfit, prompt-tuning), and for architectures without defaults.
 
     Raises:
         InputError: for a method that does not exist.
     """
-    if method_name not in _DEFAULTS:
-        raise InputError(
-            f"there is no method '{method_name}'{did_you_mean(method_name, _DEFAULTS)}; there are {_list(_DEFAULTS)}"
-        )
-    return _DEFAULTS[method_name].get(model_type, ())
+    role = METHODS[method_name].default_role
+    return family_of(model_type).default_targets.get(role, ()) if role else ()
 
 
 def default_feedforward(model_type: str) -> tuple[str, ...]:
-    """Return which of (IA)³'s default targets are scaled at their input; empty where there is no default."""
-    return _IA3_FEEDFORWARD.get(model_type, ())
+    """Return those of (IA)³'s default targets that are scaled at their input; empty for architectures without defaults."""
+    return family_of(model_type).default_targets.get("feedforward", ())
 
 
 def match_targets(
@@ -102,27 +63,26 @@ def match_targets(
 ) -> dict[str, Site]:
     """Return the sites that `target_modules` names, by layer path.
 
-    With `["query"]` and `layers_to_transform=[0]`, of `enc.layer.0.query`, `enc.layer.1.query` and `enc.layer.0.key`
-    only the first is chosen.
+    For example, `["query"]` with `layers_to_transform=[0]` chooses only the first of `enc.layer.0.query`,
+    `enc.layer.1.query` and `enc.layer.0.key`.
 
     Args:
         sites: all linear layers and embeddings, from `discover_sites`.
-        target_modules: a string is a regular expression for the whole dotted name, or "all-linear", which means every
-            linear layer and no embedding; a list matches a name exactly or its end after a dot.
-        exclude_modules: a regular expression or a list, as above; what it matches is left out first.
-        layers_to_transform: keep only layers with these indices, counted from 0; only with a list. A layer that the
-            list gives by its full name is kept whatever its index.
-        layers_pattern: the names, as regular expressions, that an index stands behind (`layer` in `enc.layer.0.query`);
-            by default the first number behind two names is the index.
-        fully_trained_layers: paths of layers that train whole; they are never adapted.
+        target_modules: a string is a regular expression for the whole dotted name, or "all-linear" for every linear
+            layer and no embedding. A name in a list matches a dotted name, or its end after a dot.
+        exclude_modules: a regular expression or a list, as above. Layers that it matches are left out first.
+        layers_to_transform: keep only layers with these indices, counted from 0. `target_modules` must be a list. A layer
+            that the list gives by its full name is kept whatever its index.
+        layers_pattern: regular expressions for the name before an index (`layer` in `enc.layer.0.query`). By default the
+            index is the first number after two names.
+        fully_trained_layers: paths of the fully trained layers; they are never adapted.
 
     Raises:
-        InputError: where an entry or an index matches nothing, where nothing is left, and for options that cannot go
-            together.
+        InputError: if an entry or an index matches nothing, if no layer is left, or if two options cannot be combined.
     """
     _check_layer_options(target_modules, layers_to_transform, layers_pattern)
     all_linear = isinstance(target_modules, str) and target_modules.lower() == "all-linear"
-    # For PEFT a regular expression may need modules left out that are no sites: blocks, LayerNorms, Dropouts.
+    # Beside a regular expression, PEFT needs blocks, LayerNorms and Dropouts excluded, and these are no sites here.
     if exclude_modules and (all_linear or not isinstance(target_modules, str)):
         _check_excluded(exclude_modules, sites)
     whole = set(fully_trained_layers)
@@ -151,10 +111,10 @@ def match_targets(
 
 
 def match_modules(leaves: Iterable[str], modules_to_save: Sequence[str]) -> set[str]:
-    """Return the leaf paths below the modules whose dotted name ends in an entry of `modules_to_save`, as PEFT matches them.
+    """Return the leaf paths below every module whose dotted name ends in an entry of `modules_to_save`, as in PEFT.
 
     Raises:
-        InputError: where an entry matches no module.
+        InputError: if an entry matches no module.
     """
     leaves = list(leaves)
     modules = {"/".join(parts[:i]) for parts in (leaf.split("/") for leaf in leaves) for i in range(1, len(parts))}
@@ -171,19 +131,19 @@ def match_modules(leaves: Iterable[str], modules_to_save: Sequence[str]) -> set[
 
 
 def check_patterns(patterns: Iterable[str], targets: Iterable[str], option_name: str) -> None:
-    """Refuse a key of `rank_pattern` or `alpha_pattern` that `jaxpeft.trees.pattern_value` would never choose.
+    """Refuse keys of `rank_pattern` or `alpha_pattern` that `jaxpeft.trees.pattern_value` would never choose.
 
     Args:
-        patterns: the keys: regular expressions for a dotted name, or for its end after a dot.
+        patterns: the keys, regular expressions for a dotted name or for its end after a dot.
         targets: paths of the adapted layers, from `match_targets`.
-        option_name: the option the keys come from, for the message.
+        option_name: the option that has the keys, for the message.
 
     Raises:
-        InputError: where a key matches no adapted layer, or is not a regular expression.
+        InputError: if a key matches no adapted layer, or is not a regular expression.
     """
     names = [_dotted(path) for path in targets]
     for pattern in patterns:
-        # The rule of `pattern_value`, which may not know of InputError; a test holds the two together.
+        # The rule of `pattern_value`, which does not raise InputError. A test checks that the two agree.
         expression = _compiled(rf"(.*\.)?({pattern})$", pattern, option_name)
         if not any(expression.match(name) for name in names):
             ends = {_last(path) for path in targets}
@@ -202,7 +162,7 @@ def _check_layer_options(
         if isinstance(target_modules, str) and value is not None:
             raise InputError(
                 f"{option} {value!r} needs a list of target_modules, and '{target_modules}' is a string; "
-                "list names, such as [query, value], or say the index in a regular expression"
+                "list names, such as [query, value], or write the index into a regular expression"
             )
     if layers_pattern and not _indices(layers_to_transform):
         raise InputError(
@@ -221,7 +181,7 @@ def _check_excluded(exclude_modules: str | Sequence[str], sites: Mapping[str, Si
 
 
 def _check_blocks(expression: str, free: Mapping[str, Site], exclude_modules: str | Sequence[str] | None) -> None:
-    """Refuse a regular expression that matches a block of layers too, as PEFT does, which then could not load the adapter."""
+    """Refuse a regular expression that also matches a block of layers: PEFT does, so it could not load the adapter."""
     for path in free:
         parts = path.split("/")
         for block in ("/".join(parts[:i]) for i in range(1, len(parts))):
@@ -238,7 +198,7 @@ def _in_layers(
     indices: Sequence[int],
     layers_pattern: str | Sequence[str],
 ) -> dict[str, Site]:
-    """Keep of the layers that `target_modules` names those with an index in `indices`."""
+    """Keep those of the `named` layers that have an index in `indices`, and those named in full."""
     patterns = [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern
     expressions = [_compiled(_NAMED_LAYER.format(p), p, "layers_pattern") for p in patterns] or [re.compile(_ANY_LAYER)]
     for pattern, expression in zip(patterns, expressions, strict=False):
@@ -246,18 +206,18 @@ def _in_layers(
             parents = {a for path in named for a, b in pairwise(path.split("/")) if b.isdigit()}
             raise InputError(
                 f"layers_pattern '{pattern}' matches none of the layers that target_modules names"
-                f"{did_you_mean(pattern, parents)}; their indices stand behind {_list(parents) or 'no name'}"
+                f"{did_you_mean(pattern, parents)}; their indices follow {_list(parents) or 'no name'}"
             )
     index_of = {path: _layer_index(path, expressions) for path in named}
     for index in indices:
         if index not in index_of.values():
-            behind = f" behind layers_pattern {layers_pattern!r}" if layers_pattern else ""
+            after = f" after layers_pattern {layers_pattern!r}" if layers_pattern else ""
             known = ", ".join(str(i) for i in sorted({i for i in index_of.values() if i is not None}))
             raise InputError(
                 f"layers_to_transform {index} matches none of the layers that target_modules names; "
-                + (f"their indices are {known}" if known else f"none of them has an index{behind}: leave it out")
+                + (f"their indices are {known}" if known else f"none of them has an index{after}: leave it out")
             )
-    # PEFT asks for the index only of a layer that was matched by the end of its name.
+    # PEFT checks the index only if the end of the layer's name matched.
     chosen = {
         path: site for path, site in named.items() if index_of[path] in indices or _dotted(path) in target_modules
     }
@@ -277,13 +237,13 @@ def _indices(layers_to_transform: int | Sequence[int] | None) -> Sequence[int]:
 
 def _layer_index(path: str, expressions: Iterable[re.Pattern[str]]) -> int | None:
     found = (expression.match(_dotted(path)) for expression in expressions)
-    # The first match decides, even one without an index: as an unbracketed "a|b" in a pattern can give, in PEFT too.
+    # The first match decides, as in PEFT, even if it has no index. An "a|b" without brackets in a pattern can match so.
     index = next((match["index"] for match in found if match), None)
     return None if index is None else int(index)
 
 
 def _entries(pattern: str | Sequence[str]) -> list[str | list[str]]:
-    """The parts of a pattern that must each match something: a regular expression is one, a list has one for each name."""
+    """Split a pattern into the parts that must each match something: a regular expression, or the names of a list."""
     return [pattern] if isinstance(pattern, str) else [[name] for name in pattern]
 
 
@@ -305,8 +265,8 @@ def _no_match(entry: str | list[str], free: Mapping[str, Site], sites: Mapping[s
     text = entry if isinstance(entry, str) else entry[0]
     if any(_matches(path, entry) for path in sites):
         return (
-            f"target_modules '{text}' matches no layer that is left: exclude_modules leaves out, or modules_to_save "
-            "trains whole, all that it names; take it out of one of them"
+            f"target_modules '{text}' matches no layer that is left: exclude_modules excludes, or modules_to_save "
+            "trains, every layer of that name; remove it from one of them"
         )
     if isinstance(entry, str):
         by_name = re.fullmatch(r"[\w., ]+", text)

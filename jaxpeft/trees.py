@@ -1,8 +1,8 @@
-"""Names of layers and leaves, and trees cut and joined by them.
+"""Paths of layers and leaves, and functions that split and join trees by them.
 
-A *layer path* is Flax's module path joined by slashes (`bert/encoder/layer/0/attention/self/query`); a *leaf path* adds
-the parameter's name (`…/query/kernel`). Parameters of a model are Flax's nested dictionaries; adapters and masks are
-dictionaries of two levels, layer path → parameter name → array, so that one path means the same layer everywhere.
+A *layer path* is Flax's module path joined by slashes (`bert/encoder/layer/0/attention/self/query`). A *leaf path* adds the
+parameter's name (`…/query/kernel`). A model's parameters are Flax's nested dictionaries. Adapters and masks are dictionaries of
+two levels, layer path → parameter name → array. So one path means the same layer everywhere.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Layers = dict[str, dict[str, Any]]
 """Parameters by layer: layer path → parameter name → array."""
 
 Adapters = dict[str, Layers]
-"""What trains: `{"sites": adapter parameters by layer, "modules": whole leaves that stand in for the base's, by layer}`."""
+"""The trained parameters: `{"sites": adapter parameters by layer, "modules": fully trained leaves of the base, by layer}`."""
 
 
 def leaf_paths(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten nested `params` to leaf path → leaf, in the order of the paths. Quantised tensors stay whole."""
+    """Flatten nested `params` to leaf path → leaf, sorted by path. A quantised tensor is one leaf."""
     return dict(sorted(flatten_dict(dict(params), sep="/").items()))
 
 
@@ -52,50 +52,50 @@ def by_leaf(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def split(params: Params, selected: Callable[[str], bool]) -> tuple[Params, Layers]:
-    """Cut `params` in two: the nested rest, and the leaves whose path is `selected`, by layer."""
+    """Split `params` into the nested rest and the `selected` leaf paths, by layer."""
     leaves = leaf_paths(params)
     rest = {path: leaf for path, leaf in leaves.items() if not selected(path)}
     return nest(rest), by_layer({path: leaf for path, leaf in leaves.items() if path not in rest})
 
 
 def join(params: Params, layers: Mapping[str, Mapping[str, Any]]) -> Params:
-    """Undo `split`: put `layers` back into nested `params`; a leaf that stands in both is taken from `layers`."""
+    """Undo `split`: put `layers` back into nested `params`. A leaf in both is taken from `layers`."""
     return nest({**flatten_dict(dict(params), sep="/"), **by_leaf(layers)}) if layers else params
 
 
 SHARED = "+shared"
-"""Key beside the model's modules in `frozen`: what a method keeps frozen for all sites (`Method.init_shared`).
+"""Key in `frozen`, beside the model's modules, of the arrays that a method shares among all sites (`SharesFactors.init_shared`).
 
 No Flax module can have this name.
 """
 
 
 def without_shared(frozen: Params) -> tuple[Params, dict[str, Any]]:
-    """Cut `frozen` into the model's own parameters and what the method shares among its sites."""
+    """Split `frozen` into the model's own parameters and the arrays that the method shares among its sites."""
     return {key: value for key, value in frozen.items() if key != SHARED}, frozen.get(SHARED, {})
 
 
 def under(path: str, prefixes: Iterable[str]) -> bool:
-    """Whether `path` is one of `prefixes` or lies below one."""
+    """Return True if `path` is one of `prefixes` or below one."""
     return any(path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
 
 
 def pattern_value(patterns: Mapping[str, T], path: str, default: T) -> T:
-    r"""The value for a layer, by PEFT's rule for `rank_pattern` and `alpha_pattern`.
+    r"""Return the value for a layer, by PEFT's rule for `rank_pattern` and `alpha_pattern`.
 
-    The first key, in order, that matches the layer's dotted name or its end after a dot wins; keys are regular
-    expressions: `{"query": 4, r"layer\.0\..*": 8}` gives 4 at `enc/layer/0/query` and 8 at `enc/layer/0/key`.
+    Keys are regular expressions. The first that matches the layer's dotted name, or its end after a dot, wins:
+    `{"query": 4, r"layer\.0\..*": 8}` gives 4 at `enc/layer/0/query` and 8 at `enc/layer/0/key`.
     """
     name = path.replace("/", ".")
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
 def count(tree: Any) -> int:
-    """Number of parameters in a tree; a quantised tensor counts the weights it stands for."""
+    """Return the number of parameters in a tree. A quantised tensor counts as many as the matrix it stores."""
     has_size = lambda leaf: hasattr(leaf, "size_bytes")  # noqa: E731
     return sum(int(leaf.size) for leaf in jax.tree.leaves(tree, is_leaf=has_size))
 
 
 def size_bytes(tree: Any) -> int:
-    """Bytes of all arrays in a tree, as they are stored."""
+    """Return the bytes of all arrays in a tree, as they are stored."""
     return sum(int(leaf.size) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

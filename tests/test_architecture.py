@@ -13,36 +13,47 @@ PACKAGE = ROOT / "jaxpeft"
 FILES = sorted(PACKAGE.rglob("*.py"))
 OURS = [*FILES, ROOT / "train.py", *sorted((ROOT / "benchmarks").rglob("*.py"))]
 
-# A room → what it may import of jaxpeft, besides itself. Rooms that are not named may import anything.
+# A room → the rooms that it may import, besides itself. Every room is here. `adapters` and the others of the library half know no
+# configuration, no console and no run.
+LIBRARY = {
+    "adapters",
+    "data",
+    "errors",
+    "families",
+    "inject",
+    "merging",
+    "models",
+    "pruning",
+    "quantization",
+    "registry",
+    "targets",
+    "trees",
+}
 MAY_IMPORT = {
     "errors": set(),
-    "paths": set(),
-    "adapters": {"errors", "paths", "quant"},
-    "pruning": {"errors", "paths"},
-    "quant": {"errors", "paths"},
+    "registry": {"errors"},
+    "trees": set(),
     "data": {"errors"},
-    "targets": {"adapters", "errors"},
-    "inject": {"adapters", "errors", "paths", "pruning", "quant"},
-    "merging": {"adapters", "errors", "paths", "pruning", "quant"},
-    "config": {"errors"},
-    "compilation": {"errors", "report"},
-    "models": {"adapters", "errors", "inject", "paths", "quant"},
-    "calibration": {"adapters", "errors", "inject", "models", "paths", "quant"},
-    "comparison": {
-        "compilation",
-        "config",
-        "config_file",
-        "errors",
-        "experiment",
-        "finished",
-        "models",
-        "paths",
-        "prepare",
-        "report",
-        "together",
-        "training",
-    },
-    "training": {"adapters", "errors", "inject", "models", "paths", "pruning", "quant"},
+    "quantization": {"errors", "registry", "trees"},
+    "pruning": {"errors", "registry", "trees"},
+    "adapters": {"errors", "quantization", "registry", "trees"},
+    "families": {"errors", "registry"},
+    "targets": {"adapters", "errors", "families"},
+    "inject": {"adapters", "errors", "pruning", "quantization", "trees"},
+    "merging": {"adapters", "errors", "pruning", "quantization", "trees"},
+    "models": {"adapters", "errors", "families", "inject", "quantization", "registry", "trees"},
+    "calibration": {"adapters", "errors", "inject", "models", "quantization", "trees"},
+    "tasks": {"data", "errors", "registry"},
+    "training": {*LIBRARY, "tasks"},
+    "interop": LIBRARY,
+    "config": {"adapters", "errors", "pruning", "quantization", "registry", "tasks"},
+    "report": {*LIBRARY, "config", "tasks", "training"},
+    "runs": {*LIBRARY, "calibration", "config", "interop", "report", "tasks", "training"},
+    "preflight": {*LIBRARY, "config", "report", "runs", "tasks", "training"},
+    "comparison": {*LIBRARY, "config", "report", "runs", "tasks", "training"},
+    "cli": {*LIBRARY, "comparison", "config", "interop", "preflight", "report", "runs", "tasks", "training"},
+    "__init__": {*LIBRARY, "calibration", "config", "interop", "report", "runs", "tasks", "training"},
+    "__main__": {"cli"},
 }
 
 # A name → the only file that may use it. Names are matched whole.
@@ -71,7 +82,7 @@ def imported(path):
 
 
 def names(path):
-    """Imported modules and names, attributes and variables of a file."""
+    """Imported modules and names, attributes and variables of a file, and what a registry names (`module:attribute`)."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -81,6 +92,8 @@ def names(path):
             yield node.attr
         elif isinstance(node, ast.Name):
             yield node.id
+        elif isinstance(node, ast.Constant) and (place := re.fullmatch(r"([\w.]+):(\w+)", str(node.value))):
+            yield from place.groups()
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
@@ -99,6 +112,36 @@ def test_arrows_point_one_way(room):
     assert not wrong
 
 
+def test_every_room_is_in_the_table_and_few_files_stand_at_the_top():
+    rooms = {name_of(path).split("/")[0].removesuffix(".py") for path in FILES}
+    assert rooms == set(MAY_IMPORT)
+    top = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert len(top) <= 6, top
+
+
+def test_the_arrows_make_no_circle():
+    order, left = [], {room: set(others) for room, others in MAY_IMPORT.items()}
+    while free := sorted(room for room, others in left.items() if not others - set(order)):
+        order += free
+        left = {room: others for room, others in left.items() if room not in order}
+    assert not left, f"these rooms import each other: {sorted(left)}"
+
+
+def annotations(path):
+    """The annotation of every parameter and field of a file, as text, with its line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
+            yield node.lineno, ast.unparse(node.annotation)
+
+
+def test_few_signatures_take_a_whole_configuration():
+    """Library functions take plain arguments; a run's configuration is read once, in `setup_run`."""
+    whole = re.compile(r"\b(RunConfig|Any\[RunConfig\])\b")
+    found = {f"{name_of(path)}:{line}" for path in FILES for line, text in annotations(path) if whole.search(text)}
+    assert len(found) <= 15, sorted(found)
+    assert {place.split("/")[0] for place in found} <= {"runs", "report", "comparison", "preflight"}
+
+
 @pytest.mark.parametrize("pattern", ONLY_IN)
 def test_what_only_one_file_may_use(pattern):
     users = {name_of(path) for path in FILES if any(re.fullmatch(pattern, name) for name in names(path))}
@@ -108,10 +151,13 @@ def test_what_only_one_file_may_use(pattern):
 def test_data_and_config_run_without_jax():
     """Workers that tokenise, and `--help`, must not start an accelerator."""
     for path in FILES:
-        if name_of(path).startswith("data/") or name_of(path) == "config.py":
+        if name_of(path).startswith(("config/", "data/")):
             libraries = {module.split(".")[0] for module in imported(path)}
             assert not libraries & {"jax", "jaxlib", "flax", "optax", "chex"}, path
-    code = "import jaxpeft, jaxpeft.config, jaxpeft.data, sys; sys.exit('jax' in sys.modules)"
+    code = (
+        "import jaxpeft, jaxpeft.config, jaxpeft.data, sys; from jaxpeft.families import FAMILIES; [*FAMILIES.values()]"
+    )
+    code += "; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -246,17 +246,17 @@ def test_calibrate_measures_what_the_start_asks_for():
 
 
 REFUSED = {
-    "no-batches": ({}, [], "given no batch to see them on"),
-    "wide": ({"rho": 5.0}, [tiny.batch(32)], r"rho·rank = 5·4 components, and its width is 16: lower eva_config\.rho"),
+    "no-batches": ({}, [], "EVA needs at least one batch, got none"),
+    "wide": ({"rho": 5.0}, [tiny.batch(32)], r"rho·rank = 5·4 components, but its width is 16: lower eva_config\.rho"),
     "small": (
         {},
         [tiny.batch(2)] * 2,
-        "no batch shows layer up the 8 tokens .* give larger batches, or set eva_config.use_label",
+        "no batch has the 8 tokens that layer up needs .* give larger batches, or set eva_config.use_label",
     ),
     "restless": (
         {"tau": 1.0},
         [tiny.batch(32, seed=i) for i in range(2)],
-        "still move after 3 passes over 2 batches.*lower eva",
+        "have not converged after 3 passes over 2 batches.*lower eva",
     ),
 }
 
@@ -272,5 +272,5 @@ def test_what_cannot_be_measured_is_refused(name, monkeypatch):
 
 
 def test_gradients_want_a_batch():
-    with pytest.raises(InputError, match="given no batch"):
+    with pytest.raises(InputError, match="LoRA-GA needs at least one batch, got none"):
         kernel_gradients(never, tiny.Toy().params, tiny.Toy().sites(), [])

@@ -81,7 +81,7 @@ def test_every_number_is_the_runs(run):
     for value in (*results["test"].values(), *results["before"].values()):
         assert f"{value:.4f}" in text or f"{value:,.1f}" in text
     assert ("| – |" in text) == (not results["before"])
-    assert f"update {results['best_step']} of {results['steps']}" in text
+    assert f"step {results['best_step']} of {results['steps']}" in text
     config = (directory / "config.yaml").read_text()
     assert (
         f"| learning rate | {float(re.search(r'learning_rate: (.*)', config)[1]):g}, linear, 1 warm-up steps |" in text

@@ -75,13 +75,25 @@ MISTAKES = {
         f"{TEXT} --adapter.method hira --adapter.use_dora true",
         r"adapter\.use_dora True is an option of lora, and adapter\.method is 'hira'; set it to null",
     ),
+    "unknown-further-option": (
+        f"{TEXT} --adapter.method adalora --adapter.options.total_stop 4",
+        r"adapter\.options: the method adalora has no option 'total_stop'; did you mean 'total_step'\?",
+    ),
+    "further-option-with-a-flag": (
+        f"{TEXT} --adapter.options.rank 4",
+        r"adapter\.options has 'rank', which has a flag of its own: set adapter\.rank 4",
+    ),
+    "further-option-of-no-name-near": (
+        f"{TEXT} --adapter.method ia3 --adapter.options.x 1",
+        r"the method ia3 has no option 'x'; it has feedforward_modules, init_ia3_weights",
+    ),
     "lora-plus-without-lora": (
         f"{TEXT} --adapter.method ia3 --training.loraplus_lr_ratio 4",
-        r"loraplus_lr_ratio 4 is LoRA's, and adapter\.method is 'ia3'",
+        r"loraplus_lr_ratio 4 needs adapter\.method to be one of lora, not 'ia3'",
     ),
     "pruned-vectors": (
         f"{TEXT} --adapter.method vera --pruning.sparsity 0.5",
-        r"needs an adapter of matrices .*'vera' is not",
+        r"needs adapter\.method to be one of .*, not 'vera'",
     ),
     "unknown-start": (f"{TEXT} --adapter.init_lora_weights pizza", r"'pizza'"),
     "places-of-bitfit": (
@@ -154,7 +166,7 @@ MISTAKES = {
         f"{TEXT} --adapter.method full --model.quantization nf4",
         r"'full'.* set model\.quantization to none",
     ),
-    "warm-up": (f"{TEXT} --training.warmup_steps 9", r"training\.warmup_steps 9 is not below the run's 3 updates"),
+    "warm-up": (f"{TEXT} --training.warmup_steps 9", r"training\.warmup_steps 9 is not below the run's 3 steps"),
     "metric": (f"{TEXT} --training.metric f1", r"training\.metric 'f1' is not measured for masked-lm; .*accuracy"),
     "batch-size": (f"{TEXT} --training.batch_size 6", r"training\.batch_size 6 cannot be split over 4 devices; 4 can"),
     "nothing-to-resume": (f"{TEXT} --resume", r"nothing to resume in 'runs/x'; start the run without --resume"),
@@ -242,7 +254,7 @@ def test_resuming_on_another_base(stopped, work, capsys):
     before = files(work)
     error = refused(capsys, AS_IT_WAS)
     assert "checkpoint 6 in" in error
-    assert "was trained on another base than model.name gives now" in error
+    assert "was trained on another base than the one model.name gives now" in error
     assert files(work) == before
 
 

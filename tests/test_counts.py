@@ -5,11 +5,13 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from jaxpeft import count, load_model
 from jaxpeft.config import AdapterConfig, DataConfig, RunConfig
 from jaxpeft.models import build
-from jaxpeft.runs.prepare import fully_trained, prepare_adapters
+from jaxpeft.runs.adapters import fully_trained
+from jaxpeft.tasks import task_for
 from jaxpeft.trees import leaf_paths
 
 # model type, task, target modules → (total, in adapters, in a head that trains whole)
@@ -43,11 +45,11 @@ def test_published_counts(model_type, task, targets, tmp_path, monkeypatch):
         task,
         weights="random",
         num_labels=2 if task == "classification" else None,
-        trained_leaves=lambda leaves, prefix: fully_trained(config, leaves, prefix),
+        trained_leaves=lambda leaves, prefix: fully_trained(config.adapter, task_for(task, 2), leaves, prefix),
     )
     total, in_adapters, in_head = COUNTS[model_type, task, targets]
     for method in ("lora", "hira"):
-        adapted = prepare_adapters(replace(config, adapter=replace(config.adapter, method=method)), model)
+        adapted = tiny.prepared(replace(config, adapter=replace(config.adapter, method=method)), model)
         assert count(adapted.adapters["sites"]) == in_adapters
         assert count(adapted.adapters["modules"]) == in_head
         assert count(adapted.frozen) + count(adapted.adapters) == total

@@ -125,7 +125,7 @@ def test_a_rank_wider_than_its_layer_is_refused(bert, rank):
 
 def test_a_quantised_leaf_cannot_train_whole(tiny_models):
     model = tiny_models("bert", quantization=Quantization())
-    with pytest.raises(InputError, match="kernel is stored quantised and cannot train whole"):
+    with pytest.raises(InputError, match="kernel is stored quantised and cannot be fully trained"):
         tiny.adapted(model, None, fully_trained=["bert/encoder/layer/0/output/dense/kernel"])
 
 

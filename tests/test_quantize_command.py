@@ -10,6 +10,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+import tiny
 import tiny_runs
 import torch_side
 
@@ -17,7 +18,8 @@ from jaxpeft import cli, load_model
 from jaxpeft.cli import train as train_command
 from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, RunConfig
 from jaxpeft.quantization import is_quantized
-from jaxpeft.runs.prepare import prepare_adapters, prepare_model
+from jaxpeft.runs.base_model import load_base
+from jaxpeft.tasks import task_for
 from jaxpeft.trees import leaf_paths, size_bytes
 
 WIDTH = {**tiny_runs.TINY, "hidden_size": 32, "intermediate_size": 48}
@@ -73,6 +75,12 @@ FLAGS = {
 }
 
 
+def prepared(run, num_labels):
+    task = task_for(run.task, num_labels)
+    model, _ = load_base(run.model, task, None, run.adapter, max_length=run.data.max_length, seed=run.seed)
+    return tiny.prepared(run, model)
+
+
 @pytest.mark.parametrize("data_type", FLAGS)
 def test_a_run_on_it_has_the_base_that_the_flag_makes(data_type, capsys):
     """Bit for bit: the quantised kernels, and all else, the heads that are drawn and the adapters too."""
@@ -81,7 +89,7 @@ def test_a_run_on_it_has_the_base_that_the_flag_makes(data_type, capsys):
     printed = capsys.readouterr().out
     for task, num_labels, num_kernels in (("masked-lm", None, 6), ("classification", 2, 7)):
         runs = [config("base", task, quantization=data_type, **options), config(f"{data_type}-base", task)]
-        expected, found = (prepare_adapters(run, prepare_model(run, num_labels)[0]) for run in runs)
+        expected, found = (prepared(run, num_labels) for run in runs)
         chex.assert_trees_all_equal(found.frozen, expected.frozen)
         assert jax.tree.structure(found.frozen) == jax.tree.structure(expected.frozen)
         chex.assert_trees_all_equal(found.adapters, expected.adapters)

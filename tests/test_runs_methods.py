@@ -55,7 +55,7 @@ def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypat
     assert results["parameters_trainable"] < results["parameters_total"]
     card = (directory / "adapter" / "README.md").read_text()
     assert "| method |" in card
-    assert ("does not load it" in card) == (name == "prompt-tuning")  # PEFT's, for masked-lm
+    assert ("cannot load these files" in card) == (name == "prompt-tuning")  # PEFT's, for masked-lm
     assert ("LoftQ at every load" in card) == (name == "loftq")
     # The exported file gives the run's own figures: what was trained is what was written.
     monkeypatch.chdir(root)

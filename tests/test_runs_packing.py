@@ -35,10 +35,10 @@ def test_a_packed_run_has_the_losses_of_the_run_without(root):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--data.packing true", "data.packing is for classification"),
+        ("--data.packing true", "data.packing is only for classification"),
         (
             "--task classification --adapter.method prompt-tuning --data.packing true",
-            "data.packing cannot be had with prompt-tuning",
+            "data.packing cannot be used with prompt-tuning",
         ),
         ("--model.attention flash", "model.attention 'flash' needs a TPU, or an NVIDIA GPU"),
     ],

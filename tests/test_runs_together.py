@@ -145,3 +145,31 @@ def test_a_directory_that_holds_a_run_stops_all_before_anything_is_written(root)
     with pytest.raises(InputError, match="'runs/taken' already holds a run"):
         together(root, [config("not-begun", seed=1), config("taken", seed=2)])
     assert not (root / "runs/not-begun").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"training": {"weight_decay": 0.1}}, r"training\.weight_decay: 0\.01 and 0\.1"),
+        ({"training": {"batch_size": 8}}, r"training\.batch_size: 4 and 8"),
+        ({"training": {"max_grad_norm": 0.0}}, r"training\.max_grad_norm: 1\.0 and 0\.0"),
+        ({"data": {"train_file": "test.txt"}}, r"data\.train_file: train\.txt and test\.txt"),
+        ({"model": {"dropout": 0.0}}, r"model\.dropout: None and 0\.0"),
+        ({"model": {"dropout": 0.0}, "training": {"batch_size": 8}}, r"model\.dropout: .*; training\.batch_size: "),
+    ],
+)
+def test_runs_that_cannot_share_a_program_are_refused(root, sections, said):
+    """They would all train with the first one's values, while each config.yaml records its own."""
+    with pytest.raises(InputError, match=rf"'one' and 'two' cannot train together, because they differ in {said}"):
+        together(root, [config("one"), config("two", **sections)])
+    assert not (root / "runs/one").exists()
+
+
+def test_runs_that_can_only_train_alone_are_refused(root):
+    full = {"method": "full", "rank": None, "alpha": None}
+    with pytest.raises(
+        InputError, match="'two' cannot train together with other runs: full fine-tuning freezes nothing"
+    ):
+        together(root, [config("one"), config("two", adapter=full)])
+    with pytest.raises(InputError, match="two of these runs have one name"):
+        together(root, [config("one"), config("one", seed=1)])

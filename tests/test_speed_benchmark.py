@@ -21,10 +21,10 @@ sys.path.insert(0, str(ROOT))
 import benchmarks.speed.__main__ as speed  # noqa: E402
 from benchmarks.speed.cases import CASES, Case, peft_variants  # noqa: E402
 from benchmarks.speed.flops import Shape, Sizes, Trained, update_flops  # noqa: E402
-from benchmarks.speed.material import write_material  # noqa: E402
 from benchmarks.speed.record import BOUNDS, cell, check, ratio  # noqa: E402
+from benchmarks.speed.rounds import Paths, Runner, Timing, _require_same_work, compare  # noqa: E402
 from benchmarks.speed.table import full_table, readme_block  # noqa: E402
-from benchmarks.speed.turns import Paths, Runner, Timing, _require_same_work, compare  # noqa: E402
+from benchmarks.speed.workload import write_workload  # noqa: E402
 
 WIDE = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2, "vocab_size": 2048}
 WIDE_DISTILBERT = {"dim": 128, "hidden_dim": 512, "n_heads": 2, "vocab_size": 2048}
@@ -62,7 +62,7 @@ def test_the_rules_of_thumb():
     assert update_flops(sizes, shape, Trained(everything=True)) / (6 * weights * 128) == pytest.approx(1, abs=0.05)
 
 
-def turn(seconds, *, rows=8, updates=2):
+def round_of(seconds, *, rows=8, updates=2):
     return {"seconds": seconds, "loss": 1.0, "updates": updates, "rows": rows, "tokens": 16 * rows,
             "shapes": [[4, 16, 2, 2, updates]]}  # fmt: skip
 
@@ -70,7 +70,7 @@ def turn(seconds, *, rows=8, updates=2):
 def timing(*seconds, warm=(3.0, 1.0)):
     memory = {"life": 4e9, "process": 3e9, "training": 2e9, "device": None}
     start = {"trainable": 2048, "first_loss": 10.0}
-    return Timing(start, [turn(s) for s in warm], [turn(s) for s in seconds], memory, 4e7)
+    return Timing(start, [round_of(s) for s in warm], [round_of(s) for s in seconds], memory, 4e7)
 
 
 MEASURED = {"at": "2026-01-01 00:00 UTC", "commit": "abc", "rounds": 3, "peak": 1e9}
@@ -163,17 +163,18 @@ def test_an_empty_cell_has_its_reason():
 
 @pytest.mark.slow
 def test_both_sides_do_the_same_work(tmp_path, monkeypatch):
-    """End to end on a tiny BERT: two workers, two rounds; `compare` refuses where first losses or counts differ."""
+    """End to end on a tiny BERT: two workers, two rounds; `compare` refuses if first losses or counts differ."""
+    pytest.importorskip("peft")
     tiny_runs.package_model()
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    case = Case("tiny", "tiny", BERT, "masked-lm", rows=4, length=16, updates_per_turn=2, methods=("lora",))
-    write_material(case, Path(), tmp_path)
+    case = Case("tiny", "tiny", BERT, "masked-lm", rows=4, length=16, steps_per_round=2, methods=("lora",))
+    write_workload(case, Path(), tmp_path)
     ours, theirs = Runner("lora"), Runner("lora", "eager-masked")
-    timings = compare(case, [ours, theirs], rounds=2, material=tmp_path, paths=Paths())
+    timings = compare(case, [ours, theirs], rounds=2, workload=tmp_path, paths=Paths())
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     cells = {runner: cell(case, "lora", timings[runner], config, peak=1e11) for runner in (ours, theirs)}
     for runner in (ours, theirs):
-        assert len(timings[runner].turns) == 2
+        assert len(timings[runner].rounds) == 2
         assert cells[runner]["trainable"] == 4 * 2 * 32 * 8
         assert cells[runner]["rows_per_second"] > 0
         assert cells[runner]["peak_bytes"] > 1e8

@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxpeft import RunConfig
 from jaxpeft.config import DataConfig
-from jaxpeft.config.files import differences, resolved
+from jaxpeft.config.files import differences
 from jaxpeft.errors import InputError
 from jaxpeft.runs.compilation_cache import default_directory, enable_compilation_cache
 
@@ -151,5 +151,5 @@ def test_a_directory_that_cannot_be_written_to(monkeypatch, tmp_path, capsys):
 
 def test_another_machine_may_resume():
     run = RunConfig(data=DataConfig(name="python-docs"))
-    assert not differences(run, replace(run, compilation_cache="/elsewhere"))
-    assert "compilation_cache" not in resolved(run)
+    assert not differences(run.resolved(), replace(run, compilation_cache="/elsewhere").resolved())
+    assert "compilation_cache" not in run.resolved()

@@ -6,8 +6,8 @@ import pytest
 
 from jaxpeft.adapters import Site
 from jaxpeft.errors import InputError
+from jaxpeft.families import FAMILIES
 from jaxpeft.targets import (
-    DEFAULT_TARGETS,
     check_patterns,
     default_feedforward,
     default_targets,
@@ -54,8 +54,8 @@ DEEP = {name: Site(name, 4, 4) for name in [*DEEP_NAMES, "m/pool/q"]}
         (["query"], {"exclude_modules": ["0.query"]}, ["enc/1/query", "query"]),
         (["query"], {"exclude_modules": r"enc\..*"}, ["query"]),
         ("all-linear", {"exclude_modules": ["dense", "key"]}, [n for n in NAMES if "query" in n]),
-        (["dense"], {"whole_layers": ["pooler/dense"]}, ["enc/1/out/dense"]),
-        ("all-linear", {"whole_layers": NAMES[1:]}, ["enc/0/query"]),
+        (["dense"], {"fully_trained_layers": ["pooler/dense"]}, ["enc/1/out/dense"]),
+        ("all-linear", {"fully_trained_layers": NAMES[1:]}, ["enc/0/query"]),
     ],
 )
 def test_rules(targets, options, expected):
@@ -96,7 +96,7 @@ def test_indices_choose_among_the_layers_that_a_list_names(targets, indices, pat
             # As PEFT reads it, two expressions: "enc" without an index, and "dec" where a name begins.
             ["q"],
             {"layers_to_transform": 0, "layers_pattern": "enc|dec"},
-            r"none of them has an index behind layers_pattern 'enc\|dec': leave it out",
+            r"none of them has an index after layers_pattern 'enc\|dec': leave it out",
         ),
         (
             ["k", "pool.q"],
@@ -106,7 +106,7 @@ def test_indices_choose_among_the_layers_that_a_list_names(targets, indices, pat
         (
             ["q"],
             {"layers_to_transform": 0, "layers_pattern": ["enc", "deck"]},
-            r"layers_pattern 'deck' matches none .*; did you mean 'dec'\?; their indices stand behind dec, enc, h$",
+            r"layers_pattern 'deck' matches none .*; did you mean 'dec'\?; their indices follow dec, enc, h$",
         ),
         (
             ["q"],
@@ -145,10 +145,14 @@ def test_an_index_or_a_pattern_that_chooses_nothing_is_refused(targets, options,
         (
             ["key"],
             {"exclude_modules": ["key"]},
-            "'key' matches no layer that is left: exclude_modules leaves out, or mod",
+            "'key' matches no layer that is left: exclude_modules excludes, or mod",
         ),
         (["query", "key"], {"exclude_modules": ["key"]}, "'key' matches no layer that is left"),
-        (["pooler.dense"], {"whole_layers": ["pooler/dense"]}, r"'pooler\.dense' matches no layer that is left"),
+        (
+            ["pooler.dense"],
+            {"fully_trained_layers": ["pooler/dense"]},
+            r"'pooler\.dense' matches no layer that is left",
+        ),
         (["all-linear"], {}, r"\['all-linear'\] matches no layer; write it as a string"),
         (["wards"], {}, "did you mean 'words'.*end in dense, key, my_query, query; its embeddings are words$"),
         (["out"], {}, "'out' matches no layer"),  # a block, which PEFT refuses too
@@ -226,9 +230,9 @@ def test_a_pattern_that_matches_no_adapted_layer_is_refused():
 
 def test_every_default_is_known_for_the_same_model_types():
     for name in ("lora", "hira", "vera", "loha", "lokr", "adalora", "ia3"):
-        assert all(default_targets(name, model_type) for model_type in DEFAULT_TARGETS)
+        assert all(default_targets(name, model_type) for model_type in FAMILIES)
         assert default_targets(name, "gpt2") == ()
-    assert all(set(default_feedforward(t)) < set(default_targets("ia3", t)) for t in DEFAULT_TARGETS)
+    assert all(set(default_feedforward(t)) < set(default_targets("ia3", t)) for t in FAMILIES)
     assert default_feedforward("gpt2") == ()
     assert (
         default_targets("ln-tuning", "bert")

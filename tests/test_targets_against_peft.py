@@ -8,7 +8,8 @@ import pytest
 import tiny
 
 from jaxpeft.errors import InputError
-from jaxpeft.targets import CLASSIFIER_HEADS, default_feedforward, default_targets, match_modules, match_targets
+from jaxpeft.families import family_of
+from jaxpeft.targets import default_feedforward, default_targets, match_modules, match_targets
 from jaxpeft.trees import leaf_paths, pattern_value
 
 peft = pytest.importorskip("peft")
@@ -290,7 +291,10 @@ def our_layers(tiny_models, model_type, task, method, arguments):
     sites, leaves = our_model(tiny_models, model_type, task)
     options = {"target_modules": list(default_targets(method, model_type)), **arguments}
     # PEFT trains a classifier's head whole; every task's `modules_to_save` come on top.
-    names = [*(CLASSIFIER_HEADS[:1] if task == "classification" else ()), *options.pop("modules_to_save", ())]
+    names = [
+        *(family_of(model_type).classifier_heads if task == "classification" else ()),
+        *options.pop("modules_to_save", ()),
+    ]
     whole = {leaf.rpartition("/")[0] for leaf in match_modules(leaves, names)}
     chosen = match_targets(sites, fully_trained_layers=whole, **options)
     linear = {path for path in whole if path in sites}

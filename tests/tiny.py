@@ -13,10 +13,14 @@ from flax import linen as nn
 
 from jaxpeft.adapters import Site
 from jaxpeft.adapters.build import init_adapters
+from jaxpeft.families import family_of
 from jaxpeft.models import build
 from jaxpeft.pruning import apply_masks, prune
 from jaxpeft.quantization import dequantize, is_quantized, quantize
-from jaxpeft.targets import DEFAULT_TARGETS, match_targets
+from jaxpeft.runs.adapters import build_method, prepare_adapters
+from jaxpeft.targets import default_targets, match_targets
+from jaxpeft.tasks import task_for
+from jaxpeft.training import loop
 from jaxpeft.training.input_pipeline import InputPipeline
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer
@@ -76,6 +80,7 @@ class Toy:
     """Stands in for a `Model` where the architecture does not matter; its steps compile in a fraction of a second."""
 
     task, behind_attention, model_type = "masked-lm", None, "toy"
+    family = family_of(model_type)
 
     class Module(nn.Module):
         dropout: float = 0.1
@@ -126,7 +131,7 @@ def batch(rows=4, *, seed=0, length=SEQUENCE, masked=3, task="masked-lm", num_la
 
 def adapted(model, method, *, target_modules=None, fully_trained=(), nonzero=True, scale=0.2, seed=1):
     """`(frozen, adapters)` for `model`; with `nonzero`, B is drawn too, as if it had been trained."""
-    names = list(target_modules or DEFAULT_TARGETS.get(model.model_type, model.sites()))
+    names = list(target_modules or default_targets("lora", model.model_type) or model.sites())
     targets = match_targets(model.sites(), names)
     frozen, adapters = init_adapters(
         model.params, method, targets, rng=jax.random.key(seed), fully_trained=fully_trained
@@ -169,8 +174,28 @@ def training(
         max_grad_norm=max_grad_norm,
         accumulation_steps=accumulation_steps,
     )
-    objective = Objective(model, method, model.config.num_labels if model.task == "classification" else 0)
+    objective = Objective(model, method, task_of(model))
     return objective, optimizer, frozen, init_state(adapters, optimizer, jax.random.key(7), pruned=pruned)
+
+
+def task_of(model):
+    """The task that a model was loaded for."""
+    return task_for(model.task, model.config.num_labels if model.task == "classification" else None)
+
+
+def prepared(config, model, **options):
+    """The base and fresh adapters of the run that `config` describes, on `model`."""
+    method = build_method(config.adapter)
+    return prepare_adapters(config.adapter, method, task_for(config.task, 2), model, seed=config.seed, **options)
+
+
+def fit(state, frozen, plan, *, progress, validate, checkpoints, metrics_log, validate_start=None, **options):
+    """`training.loop.fit` of a single run; raises the error that it ended in."""
+    run = loop.RunState(plan, progress, state, validate, checkpoints, metrics_log, validate_start)
+    (outcome,) = loop.fit(state, frozen, [run], **options)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def fed(step, parallel, *, batch_at=lambda index: batch(seed=index), most=1):

@@ -104,12 +104,17 @@ def jaxpeft(root, *args):
         cli.main(list(args))
 
 
+def environment(**changes):
+    """The environment of a command as a user has it: one device, and no torch beside jax."""
+    own = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    return {**own, "USE_TORCH": "0", **changes}
+
+
 @functools.cache
 def head_on_random_weights(root):
     """`python -m jaxpeft train` as a user calls it, on one device: only a head is trained, on a base drawn from its config."""
     flags = "--name head --model.name base --model.weights random --adapter.method head --data.train_file train.txt --training.num_steps 2"
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, "-m", "jaxpeft", "train", *COMMON.split(), *flags.split()]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return root / "runs" / "head", done.stdout

@@ -13,7 +13,8 @@ import torch_side
 from jaxpeft import BaseInfo, apply, load_model, save_adapter
 from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, PruningConfig, RunConfig
 from jaxpeft.pruning.masks import keep_counts
-from jaxpeft.runs.prepare import Adapted, fully_trained, prepare_adapters
+from jaxpeft.runs.adapters import Adapted, fully_trained
+from jaxpeft.tasks import task_for
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer
 from jaxpeft.training.step import init_state, make_train_step, prune_step
@@ -77,10 +78,10 @@ def train(case, base, directory):
         str(base),
         case.task,
         num_labels=case.num_labels if classify else None,
-        trained_leaves=lambda leaves, prefix: fully_trained(config, leaves, prefix),
+        trained_leaves=lambda leaves, prefix: fully_trained(config.adapter, task_for(case.task, 2), leaves, prefix),
     )
-    adapted = prepare_adapters(config, model)
-    objective = Objective(model, adapted.method, case.num_labels if classify else 0)
+    adapted = tiny.prepared(config, model)
+    objective = Objective(model, adapted.method, tiny.task_of(model))
     optimizer = build_optimizer(lambda _: jnp.float32(0.05), weight_decay=0.01, max_grad_norm=1.0)
     sparse = case.method == "sparse"
     # A copy: the step is donated its state, and `adapted` is still wanted.

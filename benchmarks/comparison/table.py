@@ -41,7 +41,7 @@ def tasks(report: str) -> dict[str, list[list[str]]]:
 
 
 def quoted(rows: list[list[str]]) -> list[str]:
-    """The lines of a table with the columns that are quoted and have been measured."""
+    """The lines of a table with only the quoted columns that have values."""
     head, *body = rows
     columns = [i for i, name in enumerate(head) if name in QUOTED and any(row[i] != "–" for row in body)]
     lines = [[QUOTED[head[i]] for i in columns], ["---"] + ["---:"] * (len(columns) - 1)]
@@ -50,7 +50,7 @@ def quoted(rows: list[list[str]]) -> list[str]:
 
 
 def block() -> str:
-    """What stands between the README's marks."""
+    """The text between the README's marks."""
     parts = []
     for task, rows in tasks((HERE / "report.md").read_text()).items():
         parts += [f"**{task}**", "", *quoted(rows), ""]

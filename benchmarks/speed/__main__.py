@@ -1,9 +1,9 @@
 """jaxpeft beside torch PEFT on the same work: python -m benchmarks.speed --data ../shared/data/sst2/train-sentences.tsv
 
-Both sides have the same architecture, weights, batch, length, dropout, precision, optimizer and number of masked tokens; each is a
-process of its own, and they take turns, so that whatever else the machine does befalls both. Written to `--output`: `cpu.json` or the
-accelerator's name, and the same as a Markdown table; what an earlier run measured on this machine and is not measured again stays, and
-says when, and at which commit, it was measured. Exit status 1 where a bound is missed.
+Both sides have the same architecture, weights, batch, length, dropout, precision, optimizer and number of masked tokens. Each side is a
+process of its own, and they work in turn, so that other work on the machine slows both alike. The record goes to `--output`, as
+`cpu.json` (or the accelerator's name) and as a Markdown table. Figures of an earlier run on the same machine stay until they are measured
+again; each says when, and at which commit, it was measured. Exit status 1 if a bound is missed.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from typing import Any
 from benchmarks.speed.cases import CASES, COMPARED, VARIANTS, Case, peft_variants
 from benchmarks.speed.machine import describe, measured_now
 from benchmarks.speed.record import cell, check, ratio
+from benchmarks.speed.rounds import Paths, Runner, compare, workers, write_workload
 from benchmarks.speed.startup import measure as measure_startup
 from benchmarks.speed.table import RESULTS, full_table
-from benchmarks.speed.turns import Paths, Runner, compare, workers, write_material
 
 PRODUCTS = {
     "cpu": [(2048, 768, 3072), (2048, 3072, 768), (4096, 4096, 4096)],
     "gpu": [(32768, 768, 3072), (32768, 3072, 768), (8192, 8192, 8192)],
 }
-"""Sizes whose best rate is the peak: BERT-base's own, and a large square one."""
+"""Sizes of matrix products whose best rate counts as the peak: BERT-base's own, and a large square one."""
 
 
-def measure(case: Case, method: str, record: dict[str, Any], args: argparse.Namespace, material: Path) -> None:
-    """Compare a method on a case, with our LoRA beside it where it is another, and put it into the record."""
+def measure(case: Case, method: str, record: dict[str, Any], args: argparse.Namespace, workload: Path) -> None:
+    """Compare a method on a case, and put it into the record. Another method than LoRA has jaxpeft's LoRA timed beside it."""
     offered = peft_variants(case, method, record["device"])
     variants = [name for name, missing in offered.items() if name in args.variants and not missing]
     ours, lora = Runner(method), Runner("lora")
     runners = [ours, *(Runner(method, variant) for variant in variants)]
     beside = [] if method == "lora" else [lora]
-    timings = compare(case, beside + runners, rounds=args.rounds, material=material, paths=paths_of(args))
-    config = json.loads((material / "model" / "config.json").read_text())
+    timings = compare(case, beside + runners, rounds=args.rounds, workload=workload, paths=paths_of(args))
+    config = json.loads((workload / "model" / "config.json").read_text())
     peak = max(rate["rate"] for side in record["peaks"][case.dtype].values() for rate in side)
     row: dict[str, Any] = {runner.column: cell(case, method, timings[runner], config, peak=peak) for runner in runners}
     row["ratios"] = {runner.column: ratio(timings[ours], timings[runner]) for runner in runners if runner.variant}
@@ -78,7 +78,7 @@ def measure_peaks(dtypes: set[str], device: str, paths: Paths, *, rounds: int = 
 
 
 def begin(args: argparse.Namespace) -> dict[str, Any]:
-    """The record before anything is measured: the machine, and what an earlier run on the same left."""
+    """The record before anything is measured: the machine, and the figures of an earlier run on it."""
     with workers(["ours", "theirs"], paths_of(args)) as (ours, theirs):
         about = {worker.side: worker.ask("about") for worker in (ours, theirs)}
     devices = {side["device"] for side in about.values()}
@@ -104,11 +104,11 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
 
 def paths_of(args: argparse.Namespace) -> Paths:
     """Where each side's packages are."""
-    return Paths(args.ours_pythonpath, args.peft_pythonpath)
+    return Paths(args.jaxpeft_pythonpath, args.peft_pythonpath)
 
 
 def write(record: dict[str, Any], output: Path) -> None:
-    """Write the record as JSON and as Markdown."""
+    """Write the record as JSON and as Markdown, with its bounds checked."""
     record["bounds"] = check(record)
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{record['device_name']}.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -121,22 +121,26 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="*", choices=CASES, help="default: those of the device that is found")
-    parser.add_argument("--methods", nargs="+", choices=COMPARED, help="default: what each case says")
+    parser.add_argument("--methods", nargs="+", choices=COMPARED, help="default: those of each case")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="ways PEFT is used")
-    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each side")
-    parser.add_argument("--updates", type=int, help="updates in a turn, where the case's number is not wanted")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each side")
+    parser.add_argument(
+        "--steps", "--updates", dest="steps", type=int, help="steps in a round (default: the case's own number)"
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data/sst2/train-sentences.tsv"),
                         help="SST-2's whole sentences, sentence<TAB>label, for sst2-lengths")  # fmt: skip
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the record")
-    parser.add_argument("--ours_pythonpath", help="directory in front of our side's import path")
-    parser.add_argument("--peft_pythonpath", help="directory in front of torch PEFT's import path")
+    parser.add_argument(
+        "--jaxpeft_pythonpath", "--ours_pythonpath", help="directory put first on jaxpeft's import path"
+    )
+    parser.add_argument("--peft_pythonpath", help="directory put first on torch PEFT's import path")
     parser.add_argument("--startup", action=argparse.BooleanOptionalAction, default=None,
                         help="time `python train.py` up to its first step; default: on a CPU")  # fmt: skip
     return parser.parse_args(argv)
 
 
 def main() -> None:
-    """Measure, write as it goes, and exit with status 1 where a bound is missed."""
+    """Measure, write as it goes, and exit with status 1 if a bound is missed."""
     args = parse()
     record = begin(args)
     names = (
@@ -144,14 +148,14 @@ def main() -> None:
     )
     cases = [CASES[name] for name in names]
     if any(case.task == "classification" for case in cases) and not args.data.is_file():
-        sys.exit(f"--data {args.data} is no file; give SST-2's whole sentences, or --cases without sst2-lengths")
+        sys.exit(f"--data {args.data} is not a file; give SST-2's whole sentences, or --cases without sst2-lengths")
     if cases:
         record["peaks"] |= measure_peaks({case.dtype for case in cases}, record["device"], paths_of(args))
     for case in cases:
-        if args.updates and case.updates_per_turn:
-            case = replace(case, updates_per_turn=args.updates)
+        if args.steps and case.steps_per_round:
+            case = replace(case, steps_per_round=args.steps)
         with tempfile.TemporaryDirectory() as directory:
-            write_material(case, args.data.absolute(), Path(directory), paths_of(args))
+            write_workload(case, args.data.absolute(), Path(directory), paths_of(args))
             for method in args.methods or case.methods:
                 measure(case, method, record, args, Path(directory))
                 write(record, args.output)

@@ -1,4 +1,4 @@
-"""What is measured: the work of each case, the methods, and the ways torch PEFT is used. Plain values, nothing heavy is imported."""
+"""The cases, the methods and the ways torch PEFT is used. Plain values: nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Case:
         task: "masked-lm" or "classification".
         rows: texts in a batch.
         length: tokens in a row (masked-lm), or at most (classification).
-        updates_per_turn: updates in one timed block, several so that a dispatch follows a dispatch as in a run (the system takes the memory
-            of a process that waits, and touching it again is dear); 0 is a whole pass over the data.
-        methods: what is measured where `--methods` does not say.
-        dtype: what layers compute in and frozen matrices are stored in.
-        device: "cpu" or "gpu", where it is measured unless `--cases` names it.
-        data_rows: texts of the classification's slice, which every turn goes through once.
-        packing: whether ours has several texts in a row, as many a batch.
-        modules_to_save: modules of the head that train whole on both sides.
+        steps_per_round: steps in one timed block; 0 means one epoch. Several, so that dispatches follow each other as in a run: the
+            system reclaims the memory of a process that waits, and touching it again is slow.
+        methods: the methods that are measured unless `--methods` names others.
+        dtype: the dtype that layers compute in and frozen matrices are stored in.
+        device: "cpu" or "gpu": the device on which it is measured by default.
+        data_rows: texts of the classification's slice. Each round goes through all of them once.
+        packing: whether jaxpeft packs several texts into a row. The number of texts in a batch stays the same.
+        modules_to_save: modules of the head that are fully trained on both sides.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Case:
     task: str
     rows: int
     length: int
-    updates_per_turn: int
+    steps_per_round: int
     methods: tuple[str, ...]
     dtype: str = "float32"
     device: str = "cpu"
@@ -70,10 +70,10 @@ CASES: dict[str, Case] = {
              16, 128, 0, ("lora", "full"), data_rows=512, packing=True),
         Case("sst2-buckets", "DistilBERT, SST-2's sentences, 16 a batch; ours in buckets", _DISTILBERT,
              "classification", 16, 128, 0, ("lora",), data_rows=512),
-        Case("minilm-quickstart", "MiniLM, masked-LM, 16 × 128", updates_per_turn=8, methods=COMPARED, **_MINILM),
+        Case("minilm-quickstart", "MiniLM, masked-LM, 16 × 128", steps_per_round=8, methods=COMPARED, **_MINILM),
         Case("bert-base-gpu", "BERT-base, masked-LM, 256 × 128, bf16", _BERT, "masked-lm", 256, 128, 20, ("lora",),
              dtype="bfloat16", device="gpu"),
-        Case("minilm-gpu", "MiniLM, masked-LM, 16 × 128, bf16", updates_per_turn=200, methods=("lora",),
+        Case("minilm-gpu", "MiniLM, masked-LM, 16 × 128, bf16", steps_per_round=200, methods=("lora",),
              dtype="bfloat16", device="gpu", **_MINILM),
     )
 }  # fmt: skip
@@ -94,7 +94,7 @@ def _without_layers(**adapter: Any) -> OurMethod:
 
 METHODS: dict[str, OurMethod] = {
     "lora": OurMethod(),
-    # Pruned at the first update: what is timed has masks with half of their entries gone.
+    # Pruned at the first step, so that the timed steps run with half of the entries masked.
     "sparse-lora": OurMethod(pruning={"sparsity": 0.5, "begin": 1e-6}),
     "qlora": OurMethod(model={"quantization": "nf4"}),
     "dora": OurMethod({"use_dora": True}),

@@ -1,4 +1,4 @@
-"""The run of ours that a case and a method are: a `RunConfig`, as a file and flags would make it."""
+"""The jaxpeft run of a case and a method: a `RunConfig`, as a file and flags would make it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from benchmarks.speed.cases import (
 from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, PruningConfig, RunConfig, TrainingConfig
 
 NUM_STEPS = 1_000_000
-"""Longer than anybody measures."""
+"""More steps than any measurement takes."""
 
 
-def run_config(case: Case, method: str, material: Path) -> RunConfig:
-    """The run on the files that `benchmarks.speed.material` wrote into `material`."""
+def run_config(case: Case, method: str, workload: Path) -> RunConfig:
+    """The run on the files that `benchmarks.speed.workload` wrote into `workload`."""
     ours = METHODS[method]
-    model_type = json.loads((material / "model" / "config.json").read_text())["model_type"]
+    model_type = json.loads((workload / "model" / "config.json").read_text())["model_type"]
     adapter = {
         "rank": RANK,
         "alpha": ALPHA,
@@ -32,15 +32,15 @@ def run_config(case: Case, method: str, material: Path) -> RunConfig:
         "modules_to_save": list(case.modules_to_save) or None,
         **ours.adapter,
     }
-    file = str(material / "slice.tsv")
+    file = str(workload / "slice.tsv")
     if case.task == "classification":
-        # The slice is judged by nobody; named twice, so that none of its rows is held out.
+        # The file is named twice, so that none of its rows is held out. Its validation figures are not used.
         texts = {"train_file": file, "validation_file": file, "column_names": ["sentence", "label"]}
     else:
         texts = {"name": "python-docs"}
     return RunConfig(
         task=case.task,
-        model=ModelConfig(name=str(material / "model"), dtype=case.dtype, **ours.model),
+        model=ModelConfig(name=str(workload / "model"), dtype=case.dtype, **ours.model),
         data=DataConfig(max_length=case.length, packing=case.packing, **texts),
         adapter=AdapterConfig(**adapter),
         pruning=PruningConfig(**ours.pruning),

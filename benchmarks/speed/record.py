@@ -9,26 +9,26 @@ from typing import Any
 
 from benchmarks.speed.cases import METHODS, RANK, Case
 from benchmarks.speed.flops import Shape, Sizes, Trained, total_flops
-from benchmarks.speed.turns import Timing
+from benchmarks.speed.rounds import Timing
 
 Cell = dict[str, Any]
 
 
 def cell(case: Case, method: str, timing: Timing, config: Mapping[str, Any], *, peak: float) -> Cell:
     """The figures of a runner: `peak` is the machine's matrix-product peak in operations a second."""
-    seconds = [turn["seconds"] / turn["updates"] for turn in timing.turns]
-    rows = [turn["rows"] / turn["seconds"] for turn in timing.turns]
-    tokens = [turn["tokens"] / turn["seconds"] for turn in timing.turns]
-    flops = statistics.mean(_flops(case, method, turn, config) for turn in timing.turns)
-    usual = statistics.median(turn["seconds"] for turn in timing.turns)
+    seconds = [each["seconds"] / each["updates"] for each in timing.rounds]
+    rows = [each["rows"] / each["seconds"] for each in timing.rounds]
+    tokens = [each["tokens"] / each["seconds"] for each in timing.rounds]
+    flops = statistics.mean(_flops(case, method, each, config) for each in timing.rounds)
+    usual = statistics.median(each["seconds"] for each in timing.rounds)
     rate = flops / statistics.median(seconds)
     return {
         "seconds": _rounded(statistics.median(seconds)),
         "seconds_spread": [_rounded(min(seconds)), _rounded(max(seconds))],
         "rows_per_second": _rounded(statistics.median(rows)),
         "tokens_per_second": _rounded(statistics.median(tokens)),
-        "updates_per_turn": timing.turns[0]["updates"],
-        "compile_seconds": _rounded(max(sum(turn["seconds"] for turn in timing.warm) - usual * len(timing.warm), 0.0)),
+        "updates_per_turn": timing.rounds[0]["updates"],
+        "compile_seconds": _rounded(max(sum(each["seconds"] for each in timing.warm) - usual * len(timing.warm), 0.0)),
         "peak_bytes": timing.memory["device"] or timing.memory["training"],
         "peak_bytes_with_start": timing.memory["device"] or max(timing.memory["life"], timing.memory["process"]),
         "flops": _rounded(flops),
@@ -43,7 +43,7 @@ def cell(case: Case, method: str, timing: Timing, config: Mapping[str, Any], *, 
 def ratio(ours: Timing, other: Timing) -> dict[str, float]:
     """How many times more rows a second `ours` does: the median over the rounds, and their extremes."""
     rounds = [
-        (a["rows"] / a["seconds"]) / (b["rows"] / b["seconds"]) for a, b in zip(ours.turns, other.turns, strict=True)
+        (a["rows"] / a["seconds"]) / (b["rows"] / b["seconds"]) for a, b in zip(ours.rounds, other.rounds, strict=True)
     ]
     return {
         "median": _rounded(statistics.median(rounds)),
@@ -60,12 +60,12 @@ def trained(case: Case, method: str) -> Trained:
     return Trained(rank=RANK if method in METHODS else 0, head=head)
 
 
-def _flops(case: Case, method: str, turn: Mapping[str, Any], config: Mapping[str, Any]) -> float:
+def _flops(case: Case, method: str, each: Mapping[str, Any], config: Mapping[str, Any]) -> float:
     return total_flops(
         Sizes.of(config),
-        [Shape(*shape) for shape in turn["shapes"]],
+        [Shape(*shape) for shape in each["shapes"]],
         trained(case, method),
-        updates=turn["updates"],
+        updates=each["updates"],
         num_labels=2 if case.task == "classification" else 0,
     )
 
@@ -88,7 +88,7 @@ class Bound:
     least: bool
 
     def value(self, record: Mapping[str, Any]) -> float | None:
-        """The figure, or None where it was not measured."""
+        """The figure, or None if it was not measured."""
         found: Any = record
         for name in self.key:
             found = found.get(name) if isinstance(found, Mapping) else None

@@ -1,7 +1,7 @@
 """Time from `python train.py` to the first step: the quickstart, first with an empty compilation cache and then with a warm one.
 
-The first step has been made when its training record stands in `metrics.jsonl`; by then the run has imported everything, read and
-tokenised its data, and taken the training program from the cache. What it started from is measured behind it.
+The first step is done when its training record stands in `metrics.jsonl`; by then the run has imported everything, read and
+tokenised its data, and taken the training program from the cache. The initial model is evaluated after that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.turns import ROOT
+from benchmarks.speed.rounds import ROOT
 
 _POLL_SECONDS = 0.02
 
@@ -24,7 +24,7 @@ def first_step_seconds(output_dir: Path, cache: Path, *flags: str) -> float:
     """Run the quickstart with `flags` up to its first training record, end it, and return the wall time.
 
     Raises:
-        RuntimeError: where the run ends before that.
+        RuntimeError: if the run ends before that.
     """
     command = [sys.executable, str(ROOT / "train.py"), "--output_dir", str(output_dir), "--name", "run"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}

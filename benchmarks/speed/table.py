@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.readme import write_part
 from benchmarks.speed.cases import CASES, VARIANTS
-from benchmarks.speed.turns import ROOT
+from benchmarks.speed.rounds import ROOT
 
 RESULTS = ROOT / "benchmarks" / "speed" / "results"
 BEGIN, END = "<!-- speed: python -m benchmarks.speed.table -->", "<!-- end of speed -->"

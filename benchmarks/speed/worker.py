@@ -1,11 +1,11 @@
 """One side in a process of its own: reads a command a line on stdin, answers a JSON line on stdout, and sleeps in between.
 
-    {"do": "about"}                              {"do": "start", "case": …, "method": …, "material": …, "variant": …}
-    {"do": "turn"}                               {"do": "memory", "reset": true}
+    {"do": "about"}                              {"do": "start", "case": …, "method": …, "workload": …, "variant": …}
+    {"do": "round"}                              {"do": "memory", "reset": true}
     {"do": "count"}                              {"do": "rate", "size": [m, k, n], "dtype": …, "repeats": …}
 
-A process a side, so that peak memory is one side's, and so that the two can have different versions of transformers. Waiting costs no
-processor time: neither OpenMP's nor XLA's threads spin for longer than milliseconds after their last work.
+Each side has a process of its own, for two reasons: peak memory is then that of one side, and the sides can have different versions of
+transformers. Waiting costs no processor time: the threads of OpenMP and XLA stop spinning a few milliseconds after their last work.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from typing import Any
 
 from benchmarks.speed.cases import Case
 
+MODULES = {"ours": "jaxpeft_side", "theirs": "peft_side"}
+"""Side, as the stored records name it → its module."""
+
 
 def main(side: str) -> None:
     """Serve one side, "ours" or "theirs", until stdin ends."""
-    # Whatever a library prints goes to stderr: stdout is the answers'.
+    # stdout carries the answers, so whatever a library prints goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    module = importlib.import_module(f"benchmarks.speed.{side}")
+    module = importlib.import_module(f"benchmarks.speed.{MODULES[side]}")
     trainer: Any = None
     for line in sys.stdin:
         command = json.loads(line)
@@ -44,7 +47,7 @@ def main(side: str) -> None:
 def _start(module: Any, command: dict[str, Any]) -> Any:
     case = Case(**command["case"])
     extra = {"variant": command["variant"]} if command["variant"] else {}
-    return module.Trainer(case, command["method"], Path(command["material"]), **extra)
+    return module.Trainer(case, command["method"], Path(command["workload"]), **extra)
 
 
 def _answer(module: Any, trainer: Any, command: dict[str, Any]) -> dict[str, Any]:
@@ -53,8 +56,8 @@ def _answer(module: Any, trainer: Any, command: dict[str, Any]) -> dict[str, Any
             return module.about()
         case "start":
             return {"trainable": trainer.trainable, "first_loss": trainer.first_loss}
-        case "turn":
-            seconds, loss = trainer.turn()
+        case "round":
+            seconds, loss = trainer.run_round()
             return {"seconds": seconds, "loss": loss, **trainer.work()}
         case "memory":
             return _memory(module, reset=command.get("reset", False))
@@ -75,7 +78,7 @@ def _memory(module: Any, *, reset: bool) -> dict[str, Any]:
         "device": module.device_memory(),
     }
     if reset:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM restarts from the memory that is resident now
     return answer
 
 

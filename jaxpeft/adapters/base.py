@@ -1,8 +1,11 @@
-"""What an adapter method is: the contract every file in this folder fulfils.
+"""The contract of an adapter method: every file in this folder fulfils it.
 
-A method states its meaning once, as a pure function of weights: `kernel(frozen_kernel, params)` (and `adapted_bias`, for the
-few that change it). Merging uses it, and the tests use it as the oracle for `forward`, the way the same layer is computed in
+A method states its meaning once, as a pure function of weights: `kernel(frozen_kernel, params)`, and `adapted_bias` if it
+changes the bias. Merging uses that function. The tests use it as the oracle for `forward`, which computes the same layer in
 training.
+
+A method also describes itself, in class variables of `Method`. The command line, the optimizer, pruning and the reports read
+them there, so a new method is one new file and one line in `jaxpeft.adapters.METHODS`.
 """
 
 from __future__ import annotations
@@ -21,11 +24,30 @@ from jaxpeft.trees import Layers, pattern_value
 M = TypeVar("M", bound="SiteMethod")
 
 SiteParams = dict[str, jax.Array]
-"""One site's adapter parameters: name → array. `kernel` and `forward` also see what all sites share in it."""
+"""One site's adapter parameters: name → array. `kernel` and `forward` also find in it the factors that all sites share."""
 
 
 PLACEHOLDER = -1
-"""The id of a virtual token: `Model.inputs` writes it, and the method that asked for the room replaces what stands there."""
+"""The id of a virtual token. `Model.inputs` writes it; the method that asked for the token replaces its embedding."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A method in words, for the model card and the README's table.
+
+    Attributes:
+        title: its name as the paper writes it.
+        equation: in one line.
+        source: authors, year and paper.
+        advice: when to choose it, in one line.
+        peft: how its file looks to torch PEFT; "" if PEFT does not have the method, so that its files are jaxpeft's own.
+    """
+
+    title: str
+    equation: str
+    source: str
+    advice: str
+    peft: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,10 +69,10 @@ class FrozenLayer:
 
     Attributes:
         base: x·W₀ + bias, `[..., d_in] → [..., d_out]`; for an embedding W₀[ids], `[...] → [..., d_out]`.
-        weights: maps a dtype to W₀: `[d_in, d_out]` in it (dequantised where the base is stored quantised).
+        weights: maps a dtype to W₀: `[d_in, d_out]` in that dtype, dequantised if the base is stored quantised.
         bias: `[d_out]` or None.
-        dtype: what the layer computes in.
-        is_embedding: whether x are ids.
+        dtype: the dtype in which the layer computes.
+        is_embedding: True if x are ids.
     """
 
     base: Callable[[jax.Array], jax.Array]
@@ -64,30 +86,46 @@ class FrozenLayer:
         return self.weights(self.dtype)
 
     def cast(self, x: jax.Array) -> jax.Array:
-        """The input in the layer's dtype; ids as they are."""
+        """`x` in the layer's dtype; ids stay as they are."""
         return x if self.is_embedding else x.astype(self.dtype)
 
     def times(self, x: jax.Array, matrix: jax.Array) -> jax.Array:
-        """x·matrix, for `matrix: [d_in, k]`: its rows at the ids for an embedding. In the layer's dtype."""
+        """x·matrix in the layer's dtype, for `matrix: [d_in, k]`; for an embedding the matrix's rows at the ids."""
         # Cast first: an fp32 adapter would promote a bf16 layer's output, and with it every layer above.
         matrix = matrix.astype(self.dtype)
         return jnp.take(matrix, x, axis=0) if self.is_embedding else x @ matrix
 
     def plus_bias(self, y: jax.Array) -> jax.Array:
-        """`y: [..., d_out]` with the layer's bias, if it has one."""
+        """`y: [..., d_out]` plus the layer's bias, if it has one."""
         return y if self.bias is None else y + self.bias.astype(self.dtype)
 
 
 class Method(ABC):
-    """One way to fine-tune; implementations are frozen dataclasses, and every field is a flag of that name.
+    """One way to fine-tune. Implementations are frozen dataclasses; every field is an option of that name.
 
-    A method that only trains parameters the model has (BitFit) is done with `fully_trained`; the others are `SiteMethod`s.
+    A method that only trains parameters of the model itself (BitFit) needs no more than `fully_trained`. The others are
+    `SiteMethod`s. The class variables have defaults that are safe for a new method: nothing of it can be pruned, all of it
+    decays, and the user names its target modules.
     """
 
     name: ClassVar[str]
+    """The method's key in `jaxpeft.adapters.METHODS`."""
+    description: ClassVar[Description]
+    prunable: ClassVar[tuple[str, ...]] = ()
+    """Parameters that magnitude pruning may set to zero, by name: the matrices, if a zero in them means "no change"."""
+    allocated: ClassVar[tuple[str, ...]] = ()
+    """Parameters that the method prunes by a budget of its own (AdaLoRA)."""
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Parameters at the sites that weight decay spares."""
+    loraplus: ClassVar[tuple[str, ...]] = ()
+    """Matrices that LoRA+ trains at its higher learning rate; () if LoRA+ is not defined for the method."""
+    default_role: ClassVar[str | None] = None
+    """Which layers it adapts by default, as a role that every model family maps to names; None if it has no choice of layers."""
+    shareable: ClassVar[tuple[str, ...]] = ()
+    """Options in which runs that train in one program may differ (`jaxpeft.runs.sweep_key`)."""
 
     def fully_trained(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
-        """Which of the model's `leaves` (paths) train whole with this method; `adapted_layers` are the layers with an adapter."""
+        """Which of the model's `leaves` (paths) the method trains fully; `adapted_layers` are the layers with an adapter."""
         return set()
 
 
@@ -95,104 +133,116 @@ class SiteMethod(Method):
     """A method with parameters of its own at the layers it adapts."""
 
     embeddings: ClassVar[bool] = False
-    """Whether embeddings can be adapted too."""
-    fixed_targets: ClassVar[tuple[str, ...]] = ()
-    """What it adapts whatever `target_modules` say, where a method has but one place."""
-    prunable: ClassVar[bool] = True
-    """Whether there are matrices that pruning can set entries of to zero."""
+    """True if embeddings can be adapted too."""
+    word_embeddings_only: ClassVar[bool] = False
+    """True if it adapts the word embeddings and nothing else, so that there are no `target_modules` to choose."""
 
     def at(self, path: str) -> Self:
-        """The method as it is at the layer `path`: with the rank and alpha that a pattern gives it."""
+        """The method as it is at the layer `path`, with the rank and alpha that a pattern gives that layer."""
         return self
 
     @property
-    def modifies_base(self) -> bool:
-        """Whether a fresh adapter is not silent, and the frozen kernel is changed by `adjust_base` instead."""
-        return False
-
-    @property
-    def needs_full_precision(self) -> bool:
-        """Whether the frozen matrices at the sites must not be stored quantised, for a fresh adapter is a part of them."""
-        return False
-
-    @property
     def virtual_tokens(self) -> int:
-        """Tokens that the method puts in front of every row; `Model.inputs` makes room for them."""
+        """Tokens that the method puts before every row; `Model.inputs` makes room for them."""
         return 0
 
     @property
     def uses_rng(self) -> bool:
-        """Whether training draws random numbers at the sites."""
+        """True if training draws random numbers at the sites."""
         return drops(getattr(self, "dropout", 0.0))
 
     @abstractmethod
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
-        """Parameters in fp32 for which the layer computes exactly what it did before.
+        """Parameters in fp32 with which the layer computes exactly what it did before.
 
-        `kernel` returns the frozen kernel `[d_in, d_out]` in fp32, for the methods that start from it.
+        `kernel` returns the frozen kernel `[d_in, d_out]` in fp32, for initialisations that need it.
         """
-
-    def init_from(
-        self, statistics: jax.Array, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]
-    ) -> SiteParams:
-        """`init`, for a start that was measured on data: `statistics` is what `jaxpeft.calibration` found at `site`.
-
-        Raises:
-            InputError: where the method does not start from data.
-        """
-        raise InputError(f"{self.name} does not start from data: leave out the evidence for layer {site.path}")
 
     def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
-        """The shapes of what `init` returns for `site`."""
+        """The shapes of the parameters that `init` returns for `site`."""
         zeros = jax.ShapeDtypeStruct((site.d_in, site.d_out), jnp.float32)
         params = jax.eval_shape(lambda kernel: self.init(jax.random.key(0), site, lambda: kernel), zeros)
         return {name: leaf.shape for name, leaf in params.items()}
 
-    def init_shared(self, rng: jax.Array, sites: Mapping[str, Site]) -> SiteParams:
-        """What all sites share and nothing trains, as VeRA's random factors; it is kept with the frozen parameters."""
-        return {}
-
-    @property
-    def saves_shared(self) -> bool:
-        """Whether a file holds what `init_shared` returns; where not, it can be made again from the method alone."""
-        return True
-
-    def shared_shapes(self, sites: Mapping[str, Site]) -> dict[str, tuple[int, ...]]:
-        """The shapes of what `init_shared` returns for `sites`."""
-        shared = jax.eval_shape(lambda: self.init_shared(jax.random.key(0), sites))
-        return {name: leaf.shape for name, leaf in shared.items()}
-
-    def adjust_base(self, frozen_kernel: jax.Array, start: SiteParams) -> jax.Array:
-        """The frozen kernel `[d_in, d_out]` that goes with the fresh adapter `start`, where `modifies_base`."""
-        return frozen_kernel
-
-    def deterministic_init(self) -> Self:
-        """The method whose start changes the base as loading a file of this one does: without chance and without data."""
-        return self
-
     @abstractmethod
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
-        """The adapted kernel `[d_in, d_out]`: what the method means."""
+        """The adapted kernel `[d_in, d_out]`: the meaning of the method."""
 
     def adapted_bias(self, frozen_bias: jax.Array | None, params: SiteParams) -> jax.Array | None:
-        """The adapted bias `[d_out]`, or None where the layer has none."""
+        """The adapted bias `[d_out]`, or None if the layer has none."""
         return frozen_bias
 
     @abstractmethod
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
-        """The adapted layer on x, in the layer's dtype: how the method trains. `rng` is None where nothing is random."""
+        """The adapted layer on x, in the layer's dtype, as it is computed in training. `rng` is None if nothing is random."""
 
     def penalty(self, sites: Layers) -> jax.Array | None:
-        """A term of the training loss that depends on the adapters alone, or None."""
+        """A term of the training loss that depends on the adapters only, or None."""
         return None
 
     def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
-        """The method and `sites` less what `masks` prunes as a whole, where a smaller layer can be written: for export."""
+        """For export: the method and `sites` without the parts that `masks` prunes as a whole, if a smaller layer can be written."""
         return self, sites
 
 
+class SharesFactors(SiteMethod):
+    """A method whose sites share frozen factors, such as VeRA's random matrices. They are kept with the frozen parameters."""
+
+    @abstractmethod
+    def init_shared(self, rng: jax.Array, sites: Mapping[str, Site]) -> SiteParams:
+        """The factors that all `sites` share; they never train."""
+
+    @property
+    def saves_shared(self) -> bool:
+        """True if a file holds the shared factors; False if the method's options are enough to make them again."""
+        return True
+
+    def shared_shapes(self, sites: Mapping[str, Site]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the factors that `init_shared` returns for `sites`."""
+        shared = jax.eval_shape(lambda: self.init_shared(jax.random.key(0), sites))
+        return {name: leaf.shape for name, leaf in shared.items()}
+
+
+class ModifiesBase(SiteMethod):
+    """A method that can begin as a part of the frozen kernel or from data, as LoRA does with PiSSA or EVA.
+
+    A new adapter then changes the output. `adjust_base` takes that change off the frozen kernel, so that the model as a whole
+    computes what it did before.
+    """
+
+    @property
+    @abstractmethod
+    def modifies_base(self) -> bool:
+        """True if a new adapter changes the output, so that `adjust_base` must adjust the frozen kernel."""
+
+    @property
+    def needs_full_precision(self) -> bool:
+        """True if a new adapter is a part of the frozen matrices in full precision, so that they must not be stored quantised."""
+        return self.modifies_base
+
+    @abstractmethod
+    def adjust_base(self, frozen_kernel: jax.Array, start: SiteParams) -> jax.Array:
+        """The frozen kernel `[d_in, d_out]` that goes with the new adapter `start`, if `modifies_base`."""
+
+    def deterministic_init(self) -> Self:
+        """This method with a deterministic, data-free initialisation, as used when a file is loaded."""
+        return self
+
+    def init_from(
+        self, statistics: jax.Array, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]
+    ) -> SiteParams:
+        """`init` from data: `statistics` is what `jaxpeft.calibration` measured at `site`.
+
+        Raises:
+            InputError: if the method's initialisation does not use data.
+        """
+        raise InputError(
+            f"{self.name} is not initialised from data: leave out the calibration statistics of layer {site.path}"
+        )
+
+
 def with_patterns(method: M, path: str) -> M:
-    """`method` with the rank and the alpha of the first key of its `rank_pattern` and `alpha_pattern` that matches the layer `path`."""
+    """`method` with the rank and the alpha for the layer `path`: the first key of each pattern that matches gives the value."""
     options: Any = method
     found = {
         option: pattern_value(patterns, path, getattr(options, option))
@@ -203,12 +253,12 @@ def with_patterns(method: M, path: str) -> M:
 
 
 def drops(rate: float | jax.Array) -> bool:
-    """Whether anything may be dropped at `rate`; yes, where it is a traced array, as of runs that train together at rates of their own."""
+    """True if dropout at `rate` may drop anything. A traced rate always may: replicas of one program have rates of their own."""
     return not isinstance(rate, int | float) or rate > 0
 
 
 def dropout(x: jax.Array, rate: float | jax.Array, rng: jax.Array | None) -> jax.Array:
-    """`x` with entries set to zero at `rate`, the others scaled up; as it is where there is no `rng` or no rate."""
+    """`x` with entries set to zero at `rate` and the others scaled up; unchanged without an `rng` or a rate."""
     if rng is None or not drops(rate):
         return x
     keep = 1.0 - rate
@@ -216,20 +266,20 @@ def dropout(x: jax.Array, rate: float | jax.Array, rng: jax.Array | None) -> jax
 
 
 def in_dtype(factor: float | jax.Array, x: jax.Array) -> jax.Array:
-    """`factor` in the dtype of `x`: an fp32 array would promote a bf16 product, as no Python number does."""
+    """`factor` in the dtype of `x`: unlike a Python number, an fp32 array would promote a bf16 product."""
     return jnp.asarray(factor, x.dtype)
 
 
 def check_masks(method: Method | None, masks: Layers | None) -> None:
-    """Raise InputError where there are `masks` and `method` has nothing that can be pruned."""
-    if masks and isinstance(method, SiteMethod) and not method.prunable:
+    """Raise InputError if there are `masks` and no parameter of `method` can be pruned."""
+    if masks and isinstance(method, SiteMethod) and not (method.prunable or method.allocated):
         raise InputError(
-            f"{method.name} cannot be pruned, for it trains no matrices but scales; set pruning.sparsity to 0"
+            f"{method.name} cannot be pruned: it trains no matrices in which a zero means 'no change'; set pruning.sparsity to 0"
         )
 
 
 def check_rank(rank: int, site: Site) -> None:
-    """Raise InputError where `rank` is not from 1 to the layer's width."""
+    """Raise InputError unless `rank` is from 1 to the layer's width."""
     width = min(site.d_in, site.d_out)
     if not 1 <= rank <= width:
         raise InputError(
@@ -238,7 +288,7 @@ def check_rank(rank: int, site: Site) -> None:
 
 
 def check_positive_rank(rank: int) -> None:
-    """Raise InputError where `rank` is below 1: for the methods whose rank no width bounds."""
+    """Raise InputError if `rank` is below 1, for the methods whose rank may exceed the layer's width."""
     if rank < 1:
         raise InputError(f"adapter.rank {rank} must be at least 1")
 
@@ -246,7 +296,7 @@ def check_positive_rank(rank: int) -> None:
 def kaiming(rng: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
     """U(±1/√fan_in) in fp32: torch's `kaiming_uniform_` with a = √5, which is √(6 / ((1 + 5)·fan_in)).
 
-    PEFT's start of a linear adapter. Many JAX ports use ±√(6/fan_in), 2.45 times as much.
+    PEFT initialises a linear adapter so. Many JAX ports use ±√(6/fan_in), which is 2.45 times as wide.
     """
     bound = fan_in**-0.5
     return jax.random.uniform(rng, shape, jnp.float32, -bound, bound)

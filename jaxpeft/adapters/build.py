@@ -1,16 +1,17 @@
-"""From a model's parameters to the two trees of a run: what is frozen, and what trains."""
+"""Cut a model's parameters into the two trees of a run: the frozen ones, and the adapters that train."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import Method, Site, SiteMethod
-from jaxpeft.errors import InputError
+from jaxpeft.adapters.base import Method, ModifiesBase, SharesFactors, Site, SiteMethod
+from jaxpeft.errors import InputError, did_you_mean
 from jaxpeft.quantization import dequantize, is_quantized, quantize_like
 from jaxpeft.trees import SHARED, Adapters, Params, leaf_paths, nest, split
 
@@ -28,22 +29,22 @@ def init_adapters(
 
     Args:
         params: all parameters of the model, nested.
-        method: what is learned at the `targets`; None for a baseline without adapters.
+        method: the adapter method at the `targets`; None for a baseline without adapters.
         targets: the adapted layers, by path (`match_targets`).
-        rng: key of the initial values. Each layer folds its own path in, so that it starts the same whatever else is adapted.
-        fully_trained: leaf paths that train whole, in fp32: a new head, or everything.
-        statistics: by layer, what `jaxpeft.calibration.calibrate` measured for a start from data (LoRA's eva and lora_ga).
+        rng: key of the initial values. Each layer folds in its own path, so its values do not depend on the other adapted layers.
+        fully_trained: paths of the fully trained leaves, in fp32: a new head, or everything.
+        statistics: by layer, the result of `jaxpeft.calibration.calibrate`, for an initialisation from data (LoRA's eva and lora_ga).
 
     Raises:
-        InputError: where the rank exceeds a layer's width, the method cannot adapt an embedding, its start lacks evidence or wants
-            a base in full precision, or a quantised leaf is to train whole.
+        InputError: if the rank exceeds a layer's width, the method cannot adapt an embedding, its initialisation lacks statistics or
+            needs a base in full precision, or a fully trained leaf is stored quantised.
     """
     whole = set(fully_trained)
     leaves = leaf_paths(params)
     for path, leaf in leaves.items():
         if path in whole and is_quantized(leaf):
             raise InputError(
-                f"{path} is stored quantised and cannot train whole; keep it out of the quantised base, or do not train it"
+                f"{path} is stored quantised and cannot be fully trained; keep it out of the quantised base, or do not train it"
             )
     sites: dict[str, dict[str, jax.Array]] = {}
     for path, site in targets.items() if isinstance(method, SiteMethod) else ():
@@ -54,15 +55,42 @@ def init_adapters(
             method.at(path), site, leaves[_matrix(site)], rng, (statistics or {}).get(path)
         )
     frozen, modules = split(nest(leaves), whole.__contains__)
-    if isinstance(method, SiteMethod) and (shared := method.init_shared(rng, targets)):
+    if isinstance(method, SharesFactors) and (shared := method.init_shared(rng, targets)):
         frozen = {**frozen, SHARED: shared}
-    # Copies: a training step is donated its state, and must not take the caller's `params` with it.
+    # Copies: a training step consumes its state (donation), and must not consume the caller's `params` with it.
     modules = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), modules)
     return frozen, {"sites": sites, "modules": modules}
 
 
-def with_adjusted_base(frozen: Params, method: SiteMethod, targets: Mapping[str, Site]) -> Params:
-    """`frozen` with the kernels at the `targets` as a fresh adapter of `method.repeatable()` changes them."""
+def checked_options(kind: type[Method], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`given` as arguments of the method class `kind`; a list becomes a tuple if the option's default is one.
+
+    Args:
+        kind: the class of the method.
+        given: option → value, as read from a file or a flag.
+        where: the place of the options, for messages.
+
+    Raises:
+        InputError: if the method lacks an option, or a value has not the type of the option's default.
+    """
+    options = {option.name: option for option in fields(kind)}  # type: ignore[arg-type]
+    checked = {}
+    for name, value in given.items():
+        if name not in options:
+            hint = did_you_mean(name, options) or f"; it has {', '.join(options) or 'none'}"
+            raise InputError(f"{where}: the method {kind.name} has no option '{name}'{hint}")
+        default = options[name].default
+        value = tuple(value) if isinstance(default, tuple) and isinstance(value, list) else value
+        # Types are compared as they are, because bool is a subclass of int. A bool default may have names as alternatives.
+        fits = type(value) is type(default) or (type(default) is float and type(value) is int)
+        if type(default) in (int, float, str, tuple) and not fits:
+            raise InputError(f"{where}: {name} of {kind.name} must be a {type(default).__name__}; got {value!r}")
+        checked[name] = value
+    return checked
+
+
+def with_adjusted_base(frozen: Params, method: ModifiesBase, targets: Mapping[str, Site]) -> Params:
+    """`frozen` with the kernels at the `targets` adjusted for a new adapter of `method.deterministic_init()`."""
     method = method.deterministic_init()
     if not method.modifies_base:
         return frozen
@@ -75,13 +103,19 @@ def with_adjusted_base(frozen: Params, method: SiteMethod, targets: Mapping[str,
 def _init_site(
     method: SiteMethod, site: Site, leaf: Any, rng: jax.Array, statistics: jax.Array | None = None
 ) -> tuple[dict[str, jax.Array], Any]:
-    """A fresh adapter for `site`, and the frozen matrix that goes with it."""
+    """A new adapter for `site`, and the frozen matrix that goes with it."""
+    key = jax.random.fold_in(rng, zlib.crc32(site.path.encode()))
+    if not isinstance(method, ModifiesBase):
+        if statistics is not None:
+            raise InputError(
+                f"{method.name} is not initialised from data: leave out the calibration statistics of layer {site.path}"
+            )
+        return method.init(key, site, lambda: _dense(leaf)), leaf
     if method.needs_full_precision and is_quantized(leaf):
         raise InputError(
-            f"layer {site.path} is stored quantised, and this start of {method.name} is a part of its weights in full precision: "
-            "do not quantise the base, or start otherwise"
+            f"layer {site.path} is stored quantised, and this initialisation of {method.name} needs its weights in full "
+            "precision: do not quantise the base, or choose another initialisation"
         )
-    key = jax.random.fold_in(rng, zlib.crc32(site.path.encode()))
     if statistics is None:
         params = method.init(key, site, lambda: _dense(leaf))
     else:
@@ -98,5 +132,5 @@ def _dense(leaf: Any) -> jax.Array:
 
 
 def _stored_like(leaf: Any, kernel: jax.Array) -> Any:
-    """`kernel` in the storage that `leaf` has: its dtype, or quantised again."""
+    """`kernel` stored as `leaf` is: in its dtype, or quantised again."""
     return quantize_like(leaf, kernel) if is_quantized(leaf) else kernel.astype(leaf.dtype)

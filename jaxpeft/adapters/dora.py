@@ -1,7 +1,7 @@
 """DoRA: W = m ⊙ (W₀ + s·A·B) / ‖W₀ + s·A·B‖, column by column (Liu et al. 2024, arXiv 2402.09353, equation 5).
 
-LoRA learns the direction of every output's weights and `m: [d_out]` their length. As section 4.3 of the paper says, the
-norm is a constant of the gradient. It is computed without a `[d_in, d_out]` product (METHODS: LoRA family):
+LoRA learns the direction of every output's weights, and `m: [d_out]` their length. As in section 4.3 of the paper, no gradient
+flows through the norm. The norm is computed without a `[d_in, d_out]` product:
 
     ‖W₀ + s·A·B‖² = ‖W₀‖² + 2s·⟨W₀, A·B⟩ + s²·‖A·B‖² = Σ W₀² + 2s·Σ (AᵀW₀) ⊙ B + s²·Σ (AᵀA·B) ⊙ B
 """
@@ -11,16 +11,25 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import FrozenLayer, SiteParams
+from jaxpeft.adapters.base import Description, FrozenLayer, SiteParams
+
+DESCRIPTION = Description(
+    title="DoRA",
+    equation="W = m ⊙ (W₀ + s·AB) / ‖W₀ + s·AB‖",
+    source="Liu et al. 2024, arXiv 2402.09353",
+    advice="LoRA at a low rank falls short, and a slower step is fine",
+    peft="`LORA`, `use_dora`",
+)
+"""DoRA is LoRA's option `use_dora`, with a name of its own in reports."""
 
 
 def at_magnitude(kernel: jax.Array, m: jax.Array) -> jax.Array:
-    """`kernel: [d_in, d_out]` with its columns scaled to the lengths `m: [d_out]`; no gradient flows through their own lengths."""
+    """`kernel: [d_in, d_out]` with its columns scaled to the lengths `m: [d_out]`; no gradient flows through the norm."""
     return kernel * (m / jax.lax.stop_gradient(jnp.linalg.norm(kernel, axis=0)))
 
 
 def column_norms(frozen_kernel: jax.Array, params: SiteParams, scaling: float) -> jax.Array:
-    """‖W₀ + s·A·B‖ of every column, fp32 `[d_out]`, from products with the rank only."""
+    """‖W₀ + s·A·B‖ of every column, fp32 `[d_out]`, from thin products only."""
     kernel, a, b = frozen_kernel, params["a"], params["b"]
     with jax.default_matmul_precision("highest"):  # thin products: an accelerator's bf16 would save nothing here
         cross = ((a.T @ kernel) * b).sum(0)
@@ -36,13 +45,13 @@ def forward(
 
     Args:
         x: the layer's input.
-        dropped: x after dropout, where there is any: then W₀ is multiplied twice, as in PEFT.
+        dropped: x after dropout, None without dropout. With it W₀ is multiplied twice, as in PEFT.
         delta: s·x_d·A·B, `[..., d_out]`.
         params: `a`, `b` and `m`.
         scaling: s.
         layer: the frozen layer.
     """
-    # Of the fp32 weights also in a bf16 model: m was taken from them, and a fresh adapter must be silent.
+    # From the fp32 weights in a bf16 model too: m was taken from them, and a new adapter must be a no-op.
     norms = jax.lax.stop_gradient(column_norms(layer.weights(jnp.float32), params, scaling))
     ratio = params["m"] / norms
     if dropped is not None:
@@ -50,5 +59,5 @@ def forward(
     else:
         base = layer.base(x)
         plain = base if layer.bias is None else base - layer.bias.astype(layer.dtype)
-    # 1 is taken off in fp32: m/n is close to 1, and in bf16 the difference would lose its digits.
+    # Subtract 1 in fp32: m/n is close to 1, and in bf16 the difference would lose its digits.
     return base + (ratio - 1).astype(layer.dtype) * plain + ratio.astype(layer.dtype) * delta

@@ -1,7 +1,7 @@
 """HiRA: W = W₀ + W₀ ⊙ (A·B), a high-rank update from a low-rank product (Huang et al., ICLR 2025, section 3.2).
 
-There is no alpha and no scaling. Unlike LoRA it needs the product with a full `[d_in, d_out]` matrix in training, about
-6N FLOPs a token at an adapted layer instead of 4N, and it wants a far larger learning rate.
+There is no alpha and no scaling. Unlike LoRA it needs a product with a full `[d_in, d_out]` matrix in training: about
+6N FLOPs per token at an adapted layer instead of 4N. It needs a much higher learning rate.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from typing import ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import FrozenLayer, Site, SiteMethod, SiteParams, dropout, drops, with_patterns
+from jaxpeft.adapters.base import (
+    Description,
+    FrozenLayer,
+    Site,
+    SiteMethod,
+    SiteParams,
+    dropout,
+    drops,
+    with_patterns,
+)
 from jaxpeft.adapters.low_rank import Start, init_low_rank
 
 
@@ -22,6 +31,16 @@ class Hira(SiteMethod):
     """Hadamard high-rank adaptation; `dropout` is the rate on the adapter's input only."""
 
     name: ClassVar[str] = "hira"
+    description: ClassVar[Description] = Description(
+        title="HiRA",
+        equation="W = W₀ + W₀ ⊙ AB",
+        source="Huang et al., ICLR 2025",
+        advice="an update of high rank; wants a rate several times LoRA's",
+        peft="`HIRA`",
+    )
+    prunable: ClassVar[tuple[str, ...]] = ("a", "b")
+    default_role: ClassVar[str | None] = "attention_qv"
+    shareable: ClassVar[tuple[str, ...]] = ("init_weights", "dropout", "rank")
     embeddings: ClassVar[bool] = True
     rank: int = 32
     dropout: float = 0.0
@@ -29,7 +48,7 @@ class Hira(SiteMethod):
     init_weights: Start = True
 
     def at(self, path: str) -> Self:
-        """With the rank of the first pattern that matches `path`."""
+        """The method with the rank of the first pattern that matches `path`."""
         return with_patterns(self, path)
 
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
@@ -37,7 +56,7 @@ class Hira(SiteMethod):
         return init_low_rank(rng, site, self.rank, self.init_weights)
 
     def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
-        """`a` and `b`, of any rank, also one above the layer's width."""
+        """The shapes of `a` and `b`. The rank may exceed the layer's width, as it may in a file."""
         return {"a": (site.d_in, self.rank), "b": (self.rank, site.d_out)}
 
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
@@ -45,7 +64,7 @@ class Hira(SiteMethod):
         return frozen_kernel + frozen_kernel * (params["a"] @ params["b"])
 
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
-        """One product with W₀ ⊙ (1 + A·B) in fp32 without dropout, else base and delta apart. An embedding's rows alone are built."""
+        """In fp32 without dropout one product with W₀ ⊙ (1 + A·B), else base and delta separately. For an embedding only the rows."""
         if layer.is_embedding:
             y = layer.base(x)
             return y + y * (layer.times(x, params["a"]) @ params["b"].astype(layer.dtype))

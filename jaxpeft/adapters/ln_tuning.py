@@ -1,8 +1,8 @@
-"""LN tuning: of the base nothing but its layer norms' scale and bias trains (Zhao et al. 2023, arXiv 2312.11420, section 3).
+"""LN tuning: only the scale and bias of the layer norms train (Zhao et al. 2023, arXiv 2312.11420, section 3).
 
-The paper tunes the norms of a language model for images; PEFT those of any transformer. PEFT has no default for the BERTs and
-must be told the names (`LayerNorm`; DistilBERT's are also `sa_layer_norm` and `output_layer_norm`); here it is every norm, the
-embeddings' and a masked-LM head's too.
+The paper tunes the norms of a language model for images; PEFT does so for any transformer. PEFT has no default for the BERTs and
+must be told the names (`LayerNorm`; in DistilBERT also `sa_layer_norm` and `output_layer_norm`). Here the default is every norm,
+including those of the embeddings and of a masked-LM head.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxpeft.adapters.base import Method
+from jaxpeft.adapters.base import Description, Method
 from jaxpeft.errors import InputError, did_you_mean
 
 
@@ -21,20 +21,27 @@ class LnTuning(Method):
     """The layer norms train.
 
     Attributes:
-        target_modules: None: every layer that has a scale. A list matches a norm's dotted name exactly or by its end after a dot,
-            a string is a regular expression for all of it.
-        exclude_modules: the norms that do not train, in the same forms.
+        target_modules: None selects every layer that has a scale. A list matches a norm's dotted name exactly or by its end after a
+            dot; a string is a regular expression for the whole name.
+        exclude_modules: norms that do not train, in the same forms.
     """
 
     name: ClassVar[str] = "ln-tuning"
+    description: ClassVar[Description] = Description(
+        title="LN tuning",
+        equation="the layer norms' scales and biases train",
+        source="Zhao et al. 2023, arXiv 2312.11420",
+        advice="a baseline; often enough to move to a new domain",
+        peft="`LN_TUNING`",
+    )
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
 
     def fully_trained(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
-        """The scale and the bias of every norm that is named.
+        """The scale and the bias of every selected norm.
 
         Raises:
-            InputError: where a name matches no layer norm, or none is left.
+            InputError: if a name matches no layer norm, or no norm is left.
         """
         leaves = list(leaves)
         norms = {leaf.removesuffix("/scale").replace("/", ".") for leaf in leaves if leaf.endswith("/scale")}
@@ -57,7 +64,7 @@ class LnTuning(Method):
 
 
 def _entries(names: str | Sequence[str]) -> set[str | tuple[str]]:
-    """What must each match something: a regular expression, or every name of a list."""
+    """The entries that must each match a norm: the regular expression, or every name of the list."""
     return {names} if isinstance(names, str) else {(name,) for name in names}
 
 

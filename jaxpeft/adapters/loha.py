@@ -1,17 +1,17 @@
 """LoHa: W = W₀ + s·(B₁·A₁) ⊙ (B₂·A₂), s = alpha/rank: a product of two low-rank matrices, entry by entry.
 
 Hyeon-Woo et al. 2021 (FedPara, arXiv 2108.06098, proposition 1) give the parameterisation, whose rank reaches r²; Yeh et al. 2023
-(LyCORIS, arXiv 2309.14859) make an adapter of it. Differs from LyCORIS as PEFT does: uniform instead of normal starts. With
-PEFT's names, transposed: `w1_a, w2_a: [r, d_out]`, `w1_b, w2_b: [d_in, r]`.
+(LyCORIS, arXiv 2309.14859) make an adapter of it. This file differs from LyCORIS as PEFT does: the initialisation is uniform, not
+normal. Names are PEFT's, matrices transposed: `w1_a, w2_a: [r, d_out]`, `w1_b, w2_b: [d_in, r]`.
 
-Cost: W − W₀ has a factorisation of rank r², the columns of B₁ and B₂ multiplied pair by pair, and so have the rows of A₁
-and A₂ (the Khatri-Rao product):
+Cost: W − W₀ has a factorisation of rank r². Its factors are the columns of B₁ and B₂ multiplied pair by pair, and the rows of A₁
+and A₂ likewise (the Khatri-Rao product):
 
     (B₁·A₁) ⊙ (B₂·A₂) = (B₁ ∗ B₂)·(A₁ ∗ A₂),   B₁ ∗ B₂: [d_in, r²],   A₁ ∗ A₂: [r², d_out]
 
-At small ranks the layer is computed so: a LoRA of rank r², 64 for r = 8. From r² ≥ d_in·d_out / (d_in + d_out) on (r 20 at
-768 × 768) the `[d_in, d_out]` update is built instead. With N = d_in·d_out that is 6N FLOPs a token in training besides the
-layer's own 4N, and 4·r·N each time it is built, besides what its gradient costs.
+At small ranks the layer is computed so, as a LoRA of rank r² (64 for r = 8). From r² ≥ d_in·d_out / (d_in + d_out) on (r 20 at
+768 × 768) the `[d_in, d_out]` update is built instead. With N = d_in·d_out that costs 6N FLOPs per token in training on top of the
+layer's own 4N, and 4·r·N each time the update is built, plus its gradient.
 """
 
 from __future__ import annotations
@@ -23,19 +23,28 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import FrozenLayer, Site, SiteParams, kaiming
+from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteParams, kaiming
 from jaxpeft.adapters.lycoris import Lycoris
 
 
 @dataclass(frozen=True)
 class Loha(Lycoris):
-    """Low-rank Hadamard product; `rank_dropout` divides what it keeps by its share, as in PEFT."""
+    """Low-rank Hadamard product; `rank_dropout` scales up the outputs it keeps, as in PEFT."""
 
     name: ClassVar[str] = "loha"
+    description: ClassVar[Description] = Description(
+        title="LoHa",
+        equation="W = W₀ + s·(A₁B₁) ⊙ (A₂B₂)",
+        source="Hyeon-Woo et al. 2021, arXiv 2108.06098",
+        advice="rank r² for the parameters of rank 2r",
+        peft="`LOHA`",
+    )
+    prunable: ClassVar[tuple[str, ...]] = ("w1_a", "w1_b", "w2_a", "w2_b")
+    default_role: ClassVar[str | None] = "attention_qv"
     init_weights: bool = True
 
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
-        """`w1_a`, `w2_a: [rank, d_out]` on ±1/√rank, `w1_b: [d_in, rank]` on ±1/√d_in, `w2_b` of zeros; or drawn too, for tests."""
+        """`w1_a`, `w2_a: [rank, d_out]` on ±1/√rank, `w1_b: [d_in, rank]` on ±1/√d_in, `w2_b` = 0 (drawn too for tests)."""
         keys, r = jax.random.split(rng, 4), self.rank
         w2_b = kaiming(keys[3], (site.d_in, r), site.d_in)
         return {
@@ -50,14 +59,14 @@ class Loha(Lycoris):
         return frozen_kernel + self.scaling * _update(params)
 
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
-        """By the thin factors, or by the full update where that is cheaper: see the top of this file."""
+        """By the thin factors, or by the full update if that is cheaper: see the top of this file."""
         x = layer.cast(x)
         (d_in, r), d_out = params["w1_b"].shape, params["w1_a"].shape[1]
         if r**2 * (d_in + d_out) < d_in * d_out:
             left, right = _factors(params)
             delta = layer.times(layer.times(x, left), right)
         else:
-            # Recomputed in the backward pass, as PEFT does: else it would keep three [d_in, d_out] matrices a layer.
+            # Recompute the update in the backward pass, as PEFT does: storing it keeps three [d_in, d_out] matrices per layer.
             delta = jax.checkpoint(lambda x, params: layer.times(x, _update(params)))(x, params)
         return layer.base(x) + self.dropped(self.scaling * delta, rng, rescaled=True)
 

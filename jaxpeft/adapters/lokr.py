@@ -1,11 +1,11 @@
 """LoKr: W = W₀ + s·(W₁ ⊗ W₂), s = alpha/rank, a Kronecker product of two small matrices (Yeh et al. 2023, arXiv 2309.14859).
 
-d_in = m·n and d_out = l·k; `w1: [m, l]` and `w2: [n, k]`, entry (i·n + j, p·k + q) of the update is W₁[i, p]·W₂[j, q]. A factor that
-is large beside the rank is itself a product of rank r, W₂ = B₂·A₂ with `w2_b: [n, r]`, `w2_a: [r, k]`, and with
-`decompose_both` W₁ too. A transposed Kronecker product is that of the transposed factors in the same order, so that PEFT's tensors
-are the transposes of ours, and its names are kept.
+d_in = m·n and d_out = l·k. With `w1: [m, l]` and `w2: [n, k]`, entry (i·n + j, p·k + q) of the update is W₁[i, p]·W₂[j, q]. If W₂ is
+large compared with the rank, it is itself a product of rank r: W₂ = B₂·A₂ with `w2_b: [n, r]`, `w2_a: [r, k]`. With
+`decompose_both` the same holds for W₁. A transposed Kronecker product is the product of the transposed factors in the same order,
+so PEFT's tensors are the transposes of ours, and the names are PEFT's.
 
-As in PEFT, and unlike LyCORIS, s counts also where no factor is decomposed.
+As in PEFT, and unlike LyCORIS, s applies even if no factor is decomposed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import FrozenLayer, Site, SiteParams, kaiming
+from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteParams, kaiming
 from jaxpeft.adapters.lycoris import Lycoris
 from jaxpeft.errors import InputError
 
@@ -27,12 +27,23 @@ from jaxpeft.errors import InputError
 class Lokr(Lycoris):
     """Low-rank Kronecker product.
 
-    `decompose_factor` is m and l where it divides d_in and d_out, else their upper bound; -1: near the square root.
-    `rank_dropout_scale`: whether what `rank_dropout` keeps is divided by its share. `init_weights`: what starts at zero, W₁ (True),
-    W₂ ("lycoris"), or nothing (False, for tests).
+    Attributes:
+        decompose_both: give W₁ a low rank too.
+        decompose_factor: m and l if it divides d_in and d_out, else their upper bound; -1: near the square root.
+        rank_dropout_scale: scale up the outputs that `rank_dropout` keeps.
+        init_weights: the factor that is zero at first: W₁ (True), W₂ ("lycoris") or none (False, for tests).
     """
 
     name: ClassVar[str] = "lokr"
+    description: ClassVar[Description] = Description(
+        title="LoKr",
+        equation="W = W₀ + s·C ⊗ (AB)",
+        source="Yeh et al. 2023, arXiv 2309.14859",
+        advice="the smallest file of those with matrices",
+        peft="`LOKR`",
+    )
+    prunable: ClassVar[tuple[str, ...]] = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")
+    default_role: ClassVar[str | None] = "attention_qv"
     decompose_both: bool = False
     decompose_factor: int = -1
     rank_dropout_scale: bool = False
@@ -41,7 +52,7 @@ class Lokr(Lycoris):
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
         """`w1: [m, l]` or `w1_b: [m, r]` and `w1_a: [r, l]`; `w2: [n, k]` or `w2_b: [n, r]` and `w2_a: [r, k]`.
 
-        Uniform, ±1/√rows of each; zero are w1 or w1_a, with "lycoris" w2 or w2_b.
+        Each is uniform, ±1/√rows, but w1 or w1_a is zero; with "lycoris" it is w2 or w2_b.
 
         Raises:
             InputError: for an unknown `init_weights`.
@@ -66,7 +77,7 @@ class Lokr(Lycoris):
         return frozen_kernel + self.scaling * jnp.kron(w1, w2)
 
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
-        """x as an [m, n] matrix X: W₁ᵀ·X·W₂, from the small factors only."""
+        """With x as an [m, n] matrix X the update is W₁ᵀ·X·W₂, computed from the small factors."""
         x = layer.cast(x)
         blocks = x.reshape(*x.shape[:-1], params["w1" if "w1" in params else "w1_b"].shape[0], -1)
         h = _times_factor(blocks, params, "w2", layer)
@@ -76,16 +87,17 @@ class Lokr(Lycoris):
 
 
 def _times_factor(x: jax.Array, params: SiteParams, name: str, layer: FrozenLayer) -> jax.Array:
-    """x·W₁ or x·W₂ over the last axis, whole or through its rank."""
+    """x·W₁ or x·W₂ over the last axis; a decomposed factor is never multiplied out."""
     if name in params:
         return layer.times(x, params[name])
     return layer.times(layer.times(x, params[f"{name}_b"]), params[f"{name}_a"])
 
 
 def split_width(width: int, factor: int) -> tuple[int, int]:
-    """A width as a product of two numbers, by LyCORIS's rule: `factor` and the rest where it divides the width.
+    """A width as a product of two numbers, by LyCORIS's rule.
 
-    Else the largest divisor up to the width's square root and up to `factor`, where that is not -1, and the rest:
+    If `factor` divides the width, the numbers are `factor` and the quotient. Otherwise the first is the largest divisor up to the
+    square root of the width, and up to `factor` unless that is -1:
 
     >>> split_width(768, -1), split_width(768, 4), split_width(768, 7), split_width(127, -1)
     ((24, 32), (4, 192), (6, 128), (1, 127))

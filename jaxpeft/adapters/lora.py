@@ -1,15 +1,15 @@
 """LoRA: y = x·W₀ + s·dropout(x)·A·B, with s = alpha/rank (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
-Differs from the paper: A is drawn as PEFT draws it (uniform, ±1/√d_in), not normal. Matrices are stored as Flax
+This file differs from the paper: A is drawn as PEFT draws it (uniform, ±1/√d_in), not normal. Matrices are stored as Flax
 kernels, `a: [d_in, r]` and `b: [r, d_out]`: the transposes of PEFT's `lora_A` and `lora_B`. Options have PEFT's names:
 
 - `use_rslora`: s = alpha/√rank (Kalajdzievski 2023, arXiv 2312.03732).
-- `use_dora`: a magnitude per output besides (`dora.py`).
+- `use_dora`: add a magnitude per output (`dora.py`).
 - `rank_pattern`, `alpha_pattern`: layers of another rank or alpha.
-- `bias`: which biases of the base train besides: none, all, or lora_only, those of the adapted layers.
+- `bias`: which biases of the base train too: none, all, or lora_only (those of the adapted layers).
 - `lora_bias`: a bias on B.
-- `init_lora_weights`: how A and B start (`initialization/`), with options of its own for three of the starts: `loftq_config`,
-  `eva_config`, `lora_ga_config`, mappings with PEFT's keys; what they leave out has PEFT's defaults.
+- `init_lora_weights`: the initialisation of A and B (`lora_init/`). Three of the initialisations have options: `loftq_config`,
+  `eva_config` and `lora_ga_config`, mappings with PEFT's keys and PEFT's defaults.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import numpy as np
 
 from jaxpeft.adapters import dora
 from jaxpeft.adapters.base import (
+    Description,
     FrozenLayer,
+    ModifiesBase,
     Site,
-    SiteMethod,
     SiteParams,
     check_rank,
     dropout,
@@ -49,10 +50,22 @@ from jaxpeft.errors import InputError
 
 
 @dataclass(frozen=True)
-class Lora(SiteMethod):
+class Lora(ModifiesBase):
     """Low-rank adaptation; `dropout` is the rate on the adapter's input only."""
 
     name: ClassVar[str] = "lora"
+    description: ClassVar[Description] = Description(
+        title="LoRA",
+        equation="y = xW₀ + s·xAB, s = α/r",
+        source="Hu et al. 2021, arXiv 2106.09685",
+        advice="the default",
+        peft="`LORA`",
+    )
+    prunable: ClassVar[tuple[str, ...]] = ("a", "b")
+    undecayed: ClassVar[tuple[str, ...]] = ("bias",)
+    loraplus: ClassVar[tuple[str, ...]] = ("b",)
+    default_role: ClassVar[str | None] = "attention_qv"
+    shareable: ClassVar[tuple[str, ...]] = ("init_lora_weights", "dropout", "rank", "alpha")
     embeddings: ClassVar[bool] = True
     rank: int = 8
     alpha: float = 8.0
@@ -69,7 +82,7 @@ class Lora(SiteMethod):
     lora_ga_config: Options | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no start can be."""
+        """Refuse an unknown initialisation, and options that exclude each other."""
         options = {name: getattr(self, name) for name in ("loftq_config", "eva_config", "lora_ga_config")}
         check_start(self.init_lora_weights, options, lora_bias=self.lora_bias)
         if self.lora_bias and self.use_dora:
@@ -82,48 +95,48 @@ class Lora(SiteMethod):
 
     @property
     def modifies_base(self) -> bool:
-        """Whether the frozen kernel is changed to make room for a start of A·B that is not zero."""
+        """True if A·B is not zero at first, so that the frozen kernel must be adjusted."""
         return self.init_lora_weights in ("pissa", "olora", "loftq", "lora_ga") or self.draws_start
 
     @property
     def draws_start(self) -> bool:
-        """Whether chance decides what the frozen kernel loses to the start: "pissa_niter_N"."""
+        """True if the adjustment of the frozen kernel depends on random numbers: "pissa_niter_N"."""
         return pissa_rounds(self.init_lora_weights) is not None
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether the start is measured on data (`jaxpeft.calibration`)."""
+        """True if the initialisation uses data (`jaxpeft.calibration`)."""
         return self.init_lora_weights in DATA_DRIVEN
 
     @property
     def needs_full_precision(self) -> bool:
-        """As in PEFT: of the starts that change the base, OLoRA alone takes a quantised one, and quantises what is left again."""
+        """True unless OLoRA: as in PEFT, only OLoRA adjusts a quantised kernel, and quantises the result again."""
         return self.modifies_base and self.init_lora_weights != "olora"
 
     @property
     def exports_difference(self) -> bool:
-        """Whether what was trained is exported as the difference to its start (PiSSA, OLoRA, LoRA-GA)."""
+        """True if the file holds the difference to the initial adapter (PiSSA, OLoRA, LoRA-GA)."""
         return self.modifies_base and self.init_lora_weights != "loftq"
 
     def fully_trained(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
-        """The biases that `bias` names."""
+        """The biases that the option `bias` selects."""
         if self.bias == "none":
             return set()
         biases = {leaf for leaf in leaves if leaf.rpartition("/")[2] == "bias"}
         return biases if self.bias == "all" else biases & {f"{layer}/bias" for layer in adapted_layers}
 
     def at(self, path: str) -> Self:
-        """With the rank and alpha of the first pattern that matches `path`."""
+        """The method with the rank and alpha of the first pattern that matches `path`."""
         return with_patterns(self, path)
 
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
-        """`a: [d_in, rank]`, `b: [rank, d_out]`; for DoRA `m: [d_out]` = norms of W₀ + s·A·B; with `lora_bias`, `bias: [d_out]` = 0."""
+        """`a: [d_in, rank]`, `b: [rank, d_out]`; DoRA adds `m: [d_out]`, the norms of W₀ + s·A·B; `lora_bias` adds `bias: [d_out]` = 0."""
         return self._init(None, rng, site, kernel)
 
     def init_from(
         self, statistics: jax.Array, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]
     ) -> SiteParams:
-        """The same for `eva` and `lora_ga`, whose `statistics` is components of the inputs or the gradient of the kernel."""
+        """`init` for `eva`, from components of the inputs, and for `lora_ga`, from the gradient of the kernel."""
         return (
             self._init(statistics, rng, site, kernel)
             if self.needs_statistics
@@ -135,7 +148,7 @@ class Lora(SiteMethod):
     ) -> SiteParams:
         start = self.init_lora_weights
         options = self.lora_ga_config if start == "lora_ga" else self.loftq_config
-        check_rank(self.rank, site)  # before the scaling divides by it
+        check_rank(self.rank, site)  # here, because the scaling divides by it
         if self.lora_bias and site.kind == "embedding":
             raise InputError(
                 f"lora_bias has no place at the embedding '{site.path}', as in PEFT; leave it out of target_modules"
@@ -148,41 +161,42 @@ class Lora(SiteMethod):
             )
             params["bias"] = drawn if start is False else zero
         if self.use_dora:
-            # The norms of what the layer computes now: of the changed kernel, where the start changes it.
+            # m must be the norms of the kernel that the layer uses now: the adjusted one, if it is adjusted.
             frozen_kernel = self.adjust_base(kernel(), params) if self.modifies_base else kernel()
             params["m"] = jnp.linalg.norm(frozen_kernel + self.scaling * _product(params), axis=0)
         return params
 
     def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
-        """`a`, `b`, and `m` and `bias` where the options ask for them; of any rank, also one above the layer's width."""
+        """The shapes of `a`, `b`, and of `m` and `bias` if they exist. The rank may exceed the layer's width, as it may in a file."""
         shapes: dict[str, tuple[int, ...]] = {"a": (site.d_in, self.rank), "b": (self.rank, site.d_out)}
         extra = [name for name, wanted in (("m", self.use_dora), ("bias", self.lora_bias)) if wanted]
         return {**shapes, **dict.fromkeys(extra, (site.d_out,))}
 
     def adjust_base(self, frozen_kernel: jax.Array, start: SiteParams) -> jax.Array:
-        """W₀ − s·A·B: what PiSSA, OLoRA and LoRA-GA leave of the kernel; for LoftQ its quantised Q."""
+        """W₀ − s·A·B for PiSSA, OLoRA and LoRA-GA; for LoftQ its quantised Q."""
         if self.init_lora_weights == "loftq":
-            # Its rounds once more: A and B of the last one do not say what came before.
+            # Run LoftQ's rounds again: Q does not follow from the last round's A and B.
             options = full_options("loftq_config", self.loftq_config)
             return jnp.asarray(loftq(np.asarray(frozen_kernel), self.rank, options)[0])
         return frozen_kernel - self.scaling * _product(start)
 
     def deterministic_init(self) -> Self:
-        """PiSSA by an exact SVD for "pissa_niter_N", whose draw a file does not hold; LoRA-GA as a LoRA without a start.
+        """For "pissa_niter_N" an exact PiSSA; for LoRA-GA a plain LoRA, with a UserWarning.
 
-        Loading the former, PEFT draws again. For the latter it leaves the base as it is, and so does this, with a UserWarning.
+        A file does not hold the random numbers of "pissa_niter_N": PEFT draws others at every load. It does not hold LoRA-GA's
+        gradients either: PEFT then leaves the base as it is, and so does this.
         """
         if self.init_lora_weights == "lora_ga":
             warnings.warn(
-                "LoRA-GA changed the base it was trained on, by gradients that its file does not hold: the file is right for a base that "
-                "was saved after that change only; for the unchanged base, export the difference to the start",
+                "LoRA-GA changed the base it was trained on, and the file does not hold the gradients to repeat that: the file fits "
+                "only a base that was saved after the change; for the unchanged base, export the difference to the initial adapter",
                 stacklevel=2,
             )
             return replace(self, init_lora_weights=True)
         return replace(self, init_lora_weights="pissa") if self.draws_start else self
 
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
-        """W₀ + s·A·B, and for DoRA its columns at the lengths m."""
+        """W₀ + s·A·B; for DoRA with its columns at the lengths m."""
         kernel = frozen_kernel + self.scaling * (params["a"] @ params["b"])
         return dora.at_magnitude(kernel, params["m"]) if self.use_dora else kernel
 
@@ -190,7 +204,7 @@ class Lora(SiteMethod):
         """bias + s·(B's bias).
 
         Raises:
-            InputError: where the layer has no bias for B's to be added to.
+            InputError: if the layer has no bias to which B's bias could be added.
         """
         if "bias" not in params:
             return frozen_bias
@@ -203,7 +217,7 @@ class Lora(SiteMethod):
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
         """The side path: two thin products, never a `[d_in, d_out]` one."""
         x = layer.cast(x)
-        h = x if layer.is_embedding else dropout(x, self.dropout, rng)  # ids cannot be dropped
+        h = x if layer.is_embedding else dropout(x, self.dropout, rng)  # ids cannot be set to zero
         delta = layer.times(h, params["a"]) @ params["b"].astype(layer.dtype)
         if "bias" in params:
             delta = delta + params["bias"].astype(layer.dtype)
@@ -215,5 +229,5 @@ class Lora(SiteMethod):
 
 
 def _product(params: SiteParams) -> jax.Array:
-    """A·B in full fp32: what is taken off the kernel must be what the adapter puts back."""
+    """A·B in full fp32: the adapter must add back exactly the product that is taken off the kernel."""
     return jnp.matmul(params["a"], params["b"], precision="highest")

@@ -1,4 +1,4 @@
-"""How two thin matrices are drawn: what LoRA and HiRA share, and LoRA's orthogonal start."""
+"""How two thin matrices are drawn: the initialisation of LoRA and HiRA, and LoRA's orthogonal one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def init_low_rank(rng: jax.Array, site: Site, rank: int, start: Start = True) ->
 
     Args:
         rng: key of the draw.
-        site: the layer; for an embedding `a` is zero and `b` ~ N(0, 1) with every silent start.
+        site: the layer. For an embedding, `a` is zero and `b` ~ N(0, 1), unless `start` is False.
         rank: r, from 1 to the layer's width.
         start: True: A ~ U(±1/√d_in), B = 0. "gaussian": A ~ N(0, (1/r)²), B = 0. False: neither is zero, for tests.
 
     Raises:
-        InputError: where the rank exceeds the layer's width, or for an unknown start.
+        InputError: if the rank exceeds the layer's width, or `start` is unknown.
     """
     check_rank(rank, site)
     key_a, key_b = jax.random.split(rng)
@@ -45,22 +45,22 @@ def init_low_rank(rng: jax.Array, site: Site, rank: int, start: Start = True) ->
 
 
 def orthogonal(rng: jax.Array, site: Site, rank: int) -> SiteParams:
-    """`a: [d_in, rank]` and `b: [rank, d_out]`, neither zero, with A·B = 0: their rows lie in orthogonal spaces of the rank.
+    """`a: [d_in, rank]` and `b: [rank, d_out]`, neither zero, with A·B = 0: they use orthogonal halves of the rank's space.
 
     A = X·Q₁/10, B = Q₂ᵀ·Y/10 with X, Y ~ N(0, 1) and Q₁, Q₂ the even and the odd rows of an orthogonal matrix (PEFT's
     "orthogonal", datta0.github.io/posts/rethink-lora-init). A·B is zero up to rounding, about 1e-9.
 
     Raises:
-        InputError: for an odd rank, or one that exceeds the layer's width.
+        InputError: if the rank is odd or exceeds the layer's width.
     """
     check_rank(rank, site)
     if rank % 2:
         raise InputError(
-            f"the orthogonal start splits the rank in two: give an even one, not {rank} (layer {site.path})"
+            f"the orthogonal initialisation splits the rank in two: give an even rank, not {rank} (layer {site.path})"
         )
     key_q, key_a, key_b = jax.random.split(rng, 3)
     q, _ = jnp.linalg.qr(jax.random.normal(key_q, (rank, rank)))
     x = jax.random.normal(key_a, (site.d_in, rank // 2))
     y = jax.random.normal(key_b, (rank // 2, site.d_out))
-    times = partial(jnp.matmul, precision="highest")  # else a TPU's product would not be orthogonal
+    times = partial(jnp.matmul, precision="highest")  # a TPU's default would round A and B, and A·B would not be zero
     return {"a": times(x, q[0::2]) / 10, "b": times(q[1::2].T, y) / 10}

@@ -1,10 +1,10 @@
-"""What LoHa and LoKr share, the methods of LyCORIS (Yeh et al. 2023, arXiv 2309.14859): scaling, patterns, and dropouts.
+"""The common part of LoHa and LoKr, the methods of LyCORIS (Yeh et al. 2023, arXiv 2309.14859): scaling, patterns, dropouts.
 
-They have no dropout on the adapter's input but two others, in training only:
+They have no dropout on the adapter's input. They have two others, in training only:
 
-- `rank_dropout`: the rate at which outputs of the adapter are set to zero, the same ones for the whole batch. PEFT's
-  name for it is LyCORIS's; what it drops are rows of the update in torch's layout, not ranks.
-- `module_dropout`: the rate at which a layer goes without its adapter, for the whole batch; nothing is scaled up for it.
+- `rank_dropout`: the rate at which outputs of the adapter are set to zero, the same ones for the whole batch. The name is
+  LyCORIS's and PEFT's; it drops rows of the update in torch's layout, not ranks.
+- `module_dropout`: the rate at which a layer runs without its adapter, for the whole batch. Nothing is scaled up for it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Lycoris(SiteMethod):
         check_positive_rank(self.rank)
         for option in ("rank_dropout", "module_dropout"):
             if not 0 <= (rate := getattr(self, option)) < 1:
-                raise InputError(f"{option} {rate} is no rate: it must be from 0 to below 1")
+                raise InputError(f"adapter.{option} is {rate}; it must be at least 0 and below 1")
 
     @property
     def scaling(self) -> float:
@@ -44,18 +44,18 @@ class Lycoris(SiteMethod):
 
     @property
     def uses_rng(self) -> bool:
-        """Whether a dropout is on."""
+        """True if one of the dropouts is on."""
         return bool(self.rank_dropout or self.module_dropout)
 
     def at(self, path: str) -> Self:
-        """With the rank and alpha of the first pattern that matches `path`."""
+        """The method with the rank and alpha of the first pattern that matches `path`."""
         return with_patterns(self, path)
 
     def dropped(self, y: jax.Array, rng: jax.Array | None, *, rescaled: bool) -> jax.Array:
-        """What the dropouts leave of the adapter's output `y: [..., d_out]`; all of it where `rng` is None.
+        """The adapter's output `y: [..., d_out]` after the dropouts; unchanged if `rng` is None.
 
-        With `rescaled`, the outputs kept are divided by their share. Where none is kept nothing is added; PEFT then divides
-        zero by zero.
+        With `rescaled`, the outputs that are kept are divided by their share. If none is kept, the adapter adds nothing; PEFT
+        then divides zero by zero.
         """
         if rng is None:
             return y

@@ -1,15 +1,15 @@
-"""Prompt tuning: n trained vectors stand in front of the embedded words of every row (Lester et al. 2021, arXiv 2104.08691, section 2).
+"""Prompt tuning: n trained vectors before the embedded words of every row (Lester et al. 2021, arXiv 2104.08691, section 2).
 
 It changes the input and no layer. Its one site is the embedding of the words: the caller makes room for n tokens
-(`Model.inputs(batch, virtual_tokens=n)`), and there the rows of the prompt take the place of looked-up ones. Positions, token types
-and LayerNorm treat them as words. As in PEFT a classifier that reads the first token of a row then reads the prompt's first.
+(`Model.inputs(batch, virtual_tokens=n)`), and there the rows of the prompt replace the embeddings. Positions, token types and
+LayerNorm treat them as words. As in PEFT, a classifier that reads the first token of a row then reads the prompt's first.
 
 Options have PEFT's names. `prompt_tuning_init`:
 
-- RANDOM: N(0, 1), torch's start of an embedding, far larger than a BERT's words; the paper's is uniform in ±0.5.
+- RANDOM: N(0, 1), as torch initialises an embedding; far larger than the word embeddings of a BERT. The paper's is uniform in ±0.5.
 - SAMPLE_VOCAB: the embeddings of n words drawn from the vocabulary.
-- TEXT: those of `prompt_tuning_init_text`. There is no tokenizer here, so the caller gives `init_token_ids`, which are repeated or
-  cut to n; `tokenizer_name_or_path` and `tokenizer_kwargs` are for PEFT's file only.
+- TEXT: the embeddings of `prompt_tuning_init_text`. There is no tokenizer here, so the caller gives `init_token_ids`, which are
+  repeated or cut to n. `tokenizer_name_or_path` and `tokenizer_kwargs` are only for PEFT's file.
 """
 
 from __future__ import annotations
@@ -21,17 +21,24 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import PLACEHOLDER, FrozenLayer, Site, SiteMethod, SiteParams
+from jaxpeft.adapters.base import PLACEHOLDER, Description, FrozenLayer, Site, SiteMethod, SiteParams
 from jaxpeft.errors import InputError
 
 
 @dataclass(frozen=True)
 class PromptTuning(SiteMethod):
-    """`num_virtual_tokens` trained vectors in front of every row."""
+    """`num_virtual_tokens` trained vectors before every row."""
 
     name: ClassVar[str] = "prompt-tuning"
+    description: ClassVar[Description] = Description(
+        title="Prompt tuning",
+        equation="n trained embeddings in front of every row",
+        source="Lester et al. 2021, arXiv 2104.08691",
+        advice="one frozen model that serves many tasks in a batch",
+        peft="`PROMPT_TUNING`",
+    )
     embeddings: ClassVar[bool] = True
-    fixed_targets: ClassVar[tuple[str, ...]] = ("word_embeddings",)
+    word_embeddings_only: ClassVar[bool] = True
     num_virtual_tokens: int = 20
     prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = "RANDOM"
     prompt_tuning_init_text: str | None = None
@@ -40,7 +47,7 @@ class PromptTuning(SiteMethod):
     tokenizer_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a prompt of no tokens, and an unknown start."""
+        """Refuse a prompt of no tokens, and an unknown initialisation."""
         if self.num_virtual_tokens < 1:
             raise InputError(f"adapter.num_virtual_tokens is {self.num_virtual_tokens}; it must be at least 1")
         if self.prompt_tuning_init not in ("RANDOM", "SAMPLE_VOCAB", "TEXT"):
@@ -54,10 +61,10 @@ class PromptTuning(SiteMethod):
         return self.num_virtual_tokens
 
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
-        """`prompt: [dim, n]`. No start is silent: the prompt is there.
+        """`prompt: [dim, n]`. No initialisation is a no-op, because the prompt adds tokens.
 
         Raises:
-            InputError: for a layer that is no embedding, and for TEXT without token ids, or with one outside the vocabulary.
+            InputError: if the layer is not an embedding, or if TEXT has no token ids or one outside the vocabulary.
         """
         if site.kind != "embedding":
             raise InputError(f"prompt tuning adapts the embedding of the words, and '{site.path}' is a linear layer")
@@ -79,28 +86,27 @@ class PromptTuning(SiteMethod):
         return (ids * repetitions)[: self.num_virtual_tokens]
 
     def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
-        """`prompt: [dim, n]`: the transpose of PEFT's."""
+        """`prompt: [dim, n]`, the transpose of PEFT's tensor."""
         return {"prompt": (site.d_out, self.num_virtual_tokens)}
 
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
-        """Nothing: a longer input is no change of weights.
+        """Prompt tuning adds tokens and changes no weights.
 
         Raises:
             InputError: always.
         """
         raise InputError(
-            "prompt tuning puts tokens in front of the input, which no weights of a plain model do: it cannot be merged; "
-            "serve the base with its adapter"
+            "prompt tuning cannot be merged: it adds input tokens, not weights; serve the base with the adapter"
         )
 
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
-        """`x: [batch, n + seq]` ids, the first n the placeholder → the prompt, then the embedded words.
+        """`x: [batch, n + seq]` ids, of which the first n are the placeholder → the prompt, then the embedded words.
 
-        A row without room, or with more of it than this prompt needs, comes out NaN: inside a compiled program nothing louder can
-        be said, and its first words would be lost in silence.
+        A row with fewer or more placeholders than n becomes NaN. A compiled program cannot raise an error, and otherwise the
+        prompt would replace words unnoticed.
 
         Raises:
-            InputError: for rows that are not longer than the prompt.
+            InputError: if the rows are not longer than the prompt.
         """
         n = self.num_virtual_tokens
         if x.shape[-1] <= n:

@@ -1,12 +1,12 @@
 """VeRA: y = x·W₀ + ((dropout(x)·A) ⊙ λ_d)·B ⊙ λ_b, A and B random, frozen and shared (Kopiczko et al. 2023, arXiv 2310.11454, eq. 2).
 
-Every layer learns the vectors λ_d: [r], which starts at `d_initial`, and λ_b: [d_out], which starts at zero. The paper
-shares A and B among layers of one shape; here, as in PEFT, one pair is as wide as the widest adapted layer, and each layer uses
-its first d_in rows of `vera_a: [max d_in, r]` and its first d_out columns of `vera_b: [r, max d_out]`. The rank may exceed a
-layer's width. The pair stands in `frozen`, and depends on the key and on the largest widths alone.
+Every layer learns the vectors λ_d: [r], initially `d_initial`, and λ_b: [d_out], initially zero. The paper shares A and B among
+layers of one shape. Here, as in PEFT, one pair is as wide as the widest adapted layer, and each layer uses its first d_in rows of
+`vera_a: [max d_in, r]` and its first d_out columns of `vera_b: [r, max d_out]`. The rank may exceed a layer's width. The pair is
+kept in `frozen`. It depends only on the key and on the largest widths.
 
-The pair is torch's for the same `projection_prng_key`, bit for bit, so that an adapter saved without it (`save_projection` false) is
-as good as one saved with it, on either side.
+For the same `projection_prng_key` the pair equals torch's, bit for bit. So an adapter saved without it (`save_projection` false)
+is as good as one saved with it, in jaxpeft and in PEFT.
 """
 
 from __future__ import annotations
@@ -20,15 +20,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.adapters.base import FrozenLayer, Site, SiteMethod, SiteParams, check_positive_rank, dropout
+from jaxpeft.adapters.base import (
+    Description,
+    FrozenLayer,
+    SharesFactors,
+    Site,
+    SiteParams,
+    check_positive_rank,
+    dropout,
+)
 
 
 @dataclass(frozen=True)
-class Vera(SiteMethod):
+class Vera(SharesFactors):
     """Vector-based random matrix adaptation; `dropout` is the rate on the adapter's input only."""
 
     name: ClassVar[str] = "vera"
-    prunable: ClassVar[bool] = False
+    description: ClassVar[Description] = Description(
+        title="VeRA",
+        equation="y = xW₀ + (d ⊙ xA)B ⊙ b, A and B frozen and shared",
+        source="Kopiczko et al. 2023, arXiv 2310.11454",
+        advice="many adapters to keep: vectors alone train",
+        peft="`VERA`, with its projections",
+    )
+    default_role: ClassVar[str | None] = "attention_qv"
+    shareable: ClassVar[tuple[str, ...]] = ("dropout",)
     rank: int = 256
     dropout: float = 0.0
     d_initial: float = 0.1
@@ -41,11 +57,11 @@ class Vera(SiteMethod):
 
     @property
     def saves_shared(self) -> bool:
-        """Whether a file holds the random factors; the key draws them again."""
+        """True if a file holds the random factors; the key is enough to draw them again."""
         return self.save_projection
 
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
-        """`lambda_d: [rank]` of `d_initial` and `lambda_b: [d_out]` of zeros; without `init_weights` from N(0, 1) and ones, for tests."""
+        """`lambda_d: [rank]` = `d_initial` and `lambda_b: [d_out]` = 0. Without `init_weights` ~ N(0, 1) and = 1, for tests."""
         if not self.init_weights:
             return {"lambda_d": jax.random.normal(rng, (self.rank,)), "lambda_b": jnp.ones(site.d_out, jnp.float32)}
         return {
@@ -54,9 +70,9 @@ class Vera(SiteMethod):
         }
 
     def init_shared(self, rng: jax.Array, sites: Mapping[str, Site]) -> SiteParams:
-        """`vera_a: [max d_in, rank]` and `vera_b: [rank, max d_out]`, U(±√(6/fan_in)); the run's `rng` plays no part.
+        """`vera_a: [max d_in, rank]` and `vera_b: [rank, max d_out]`, U(±√(6/fan_in)); `rng` is not used.
 
-        fan_in is that of PEFT's tensors, max d_in for A and the rank for B.
+        fan_in is the one of PEFT's tensors: max d_in for A and the rank for B.
         """
         d_in, d_out = max(site.d_in for site in sites.values()), max(site.d_out for site in sites.values())
         words = np.frombuffer(
@@ -70,12 +86,12 @@ class Vera(SiteMethod):
         }
 
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
-        """W₀ + (A ⊙ λ_d)·(B ⊙ λ_b), of A and B as much as the layer is wide."""
+        """W₀ + (A ⊙ λ_d)·(B ⊙ λ_b), with A and B cut to the layer's widths."""
         a, b = _factors(params, frozen_kernel.shape[0])
         return frozen_kernel + (a * params["lambda_d"]) @ (b * params["lambda_b"])
 
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
-        """The side path: two thin products, and two scalings of activations."""
+        """The side path: two products through the rank, and two scalings of activations."""
         x = layer.cast(x)
         a, b = _factors(params, x.shape[-1])
         h = layer.times(dropout(x, self.dropout, rng), a) * params["lambda_d"].astype(layer.dtype)
@@ -83,15 +99,15 @@ class Vera(SiteMethod):
 
 
 def _factors(params: SiteParams, d_in: int) -> tuple[jax.Array, jax.Array]:
-    """The layer's share of A, `[d_in, r]`, and of B, `[r, d_out]`."""
+    """A and B cut to the layer's widths: `[d_in, r]` and `[r, d_out]`."""
     return params["vera_a"][:d_in], params["vera_b"][:, : params["lambda_b"].shape[0]]
 
 
 def _kaiming_relu(words: np.ndarray, fan_in: int) -> np.ndarray:
-    """PEFT's `_kaiming_init`, uniform within √3·gain/√fan_in with ReLU's gain √2, made of the generator's `words: [n]` as torch does.
+    """PEFT's `_kaiming_init` from the generator's `words: [n]`: uniform within √3·gain/√fan_in with ReLU's gain √2.
 
-    torch's CPU generator is the Mersenne twister of numpy's legacy one. Of every word it takes 24 bits, and rounds u·(2·bound) − bound
-    once.
+    torch's CPU generator is the Mersenne twister, as in numpy's legacy generator. torch uses 24 bits of every word, and rounds
+    u·(2·bound) − bound once.
     """
     bound = np.float32(math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(fan_in)))
     uniform = (words & 0xFFFFFF) * 2.0**-24

@@ -1,8 +1,8 @@
-"""What LoRA's starts from data are measured by, on the frozen model: EVA's input components, LoRA-GA's kernel gradients.
+"""Measure a frozen model for LoRA's data-driven initialisations: input components for EVA, kernel gradients for LoRA-GA.
 
 calibrated = calibrate(model, method, targets, batches, loss=loss)
 frozen, adapters = init_adapters(
-    model.params, calibrated.method, calibrated.targets, rng=rng, statistics=calibrated.evidence
+    model.params, calibrated.method, calibrated.targets, rng=rng, statistics=calibrated.statistics
 )
 """
 

@@ -1,4 +1,4 @@
-"""The measurement that a method's start asks for, if any."""
+"""Measure the statistics that a method's initialisation needs, if any."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jaxpeft.trees import Params
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What `init_adapters` takes.
+    """Arguments for `init_adapters`.
 
     Attributes:
-        method: with the ranks and alphas that EVA gives the layers (`rank_pattern`, `alpha_pattern`).
-        targets: the adapted layers, less those that EVA gives rank 0.
-        statistics: by layer, what was measured there; empty where the start needs nothing.
+        method: the method, with the ranks and alphas that EVA chose per layer (`rank_pattern`, `alpha_pattern`).
+        targets: the adapted layers, without those of rank 0 (EVA).
+        statistics: the measurement by layer; empty if the initialisation needs none.
     """
 
     method: Method | None
@@ -38,14 +38,16 @@ def calibrate(
     *,
     loss: Callable[[Params, Mapping[str, Any]], jax.Array],
 ) -> Calibrated:
-    """Measure what the start of `method` is made from; any other method comes back as it is, and no batch is looked at.
+    """Measure the statistics from which `method` is initialised.
+
+    A method that needs none is returned unchanged, and no batch is read.
 
     Args:
-        model: the base; its parameters are measured as they are.
-        method: what is learned at the `targets`.
+        model: the base model. It is measured with its parameters as they are.
+        method: the adapter method for the `targets`.
         targets: the layers to adapt, by path.
-        batches: what to measure on, as `jaxpeft.data` makes them. EVA goes through them until its components stand
-            still; LoRA-GA goes through them once.
+        batches: batches as `jaxpeft.data` makes them. EVA reads them repeatedly until its components converge.
+            LoRA-GA reads them once.
         loss: maps parameters and a batch to the mean loss in fp32, a scalar (LoRA-GA).
 
     Raises:

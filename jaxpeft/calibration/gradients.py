@@ -1,4 +1,4 @@
-"""The mean gradient of the loss by frozen kernels: what LoRA-GA starts from (Wang et al. 2024, arXiv 2407.05000, section 3.3)."""
+"""LoRA-GA's statistics: the mean gradient with respect to frozen kernels (Wang et al. 2024, arXiv 2407.05000, section 3.3)."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ def kernel_gradients(
     targets: Mapping[str, Site],
     batches: Collection[Mapping[str, Any]],
 ) -> dict[str, jax.Array]:
-    """The gradient `[d_in, d_out]` in fp32 by the kernel of every linear target, by layer; embeddings have none.
+    """The gradient `[d_in, d_out]` in fp32 with respect to the kernel of each linear target, by layer.
 
-    As in PEFT's `preprocess_loraga`, the mean over the batches of each batch's own gradient. Whether dropout is on is the
-    `loss`'s affair; PEFT leaves it on.
+    As in PEFT's `preprocess_loraga`, it is the mean over the batches of each batch's own gradient. Embeddings get none.
+    `loss` decides whether dropout is on; PEFT leaves it on.
 
     Args:
         loss: maps parameters and a batch to the mean loss in fp32, a scalar.
-        params: the model's parameters, nested. No gradient is taken of other leaves.
+        params: the model's parameters, nested. Only the kernels of linear targets get gradients.
         targets: the layers, by path.
-        batches: at least one.
+        batches: at least one batch.
 
     Raises:
-        InputError: without batches, or where a target is stored quantised.
+        InputError: there are no batches, or a target is stored quantised.
     """
     if not len(batches):
-        raise InputError("LoRA-GA starts from gradients and was given no batch to take them on")
+        raise InputError("LoRA-GA needs at least one batch, got none; set adapter.calibration_batches")
     paths = {path: f"{path}/kernel" for path, site in targets.items() if site.kind == "linear"}
     leaves = leaf_paths(params)
     for path, leaf in paths.items():
         if is_quantized(leaves[leaf]):
             raise InputError(
-                f"layer {path} is stored quantised, and LoRA-GA needs its gradient: do not quantise the base"
+                f"layer {path} is stored quantised, but LoRA-GA needs its gradient: do not quantise the base"
             )
+    # Only these are differentiated, so no memory goes to gradients of other leaves.
     kernels = {leaf: leaves.pop(leaf) for leaf in paths.values()}
 
     @jax.jit

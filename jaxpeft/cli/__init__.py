@@ -1,4 +1,4 @@
-"""The command line: `jaxpeft COMMAND`, or `python -m jaxpeft COMMAND`. One file for each command, imported when it is called."""
+"""The command line: `jaxpeft COMMAND` or `python -m jaxpeft COMMAND`. Each command has a file, which is imported when it is called."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ COMMANDS = {
     "compare": "Compare methods at their best learning rates over several seeds.",
     "preflight": "Compile a run for a TPU without TPU hardware.",
 }
-"""Command → its line of help. `jaxpeft/cli/COMMAND.py` holds its `main(argv, prog=…)`."""
+"""Command → its line of help. `jaxpeft/cli/COMMAND.py` has its `main(argv, prog=…)`."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m jaxpeft` and of the `jaxpeft` script."""
+    """Run the command in `argv`, or in the process's own arguments. Entry point of `python -m jaxpeft` and of the `jaxpeft` script."""
     args = own_process() if argv is None else list(argv)
     first = args[0] if args else ""
     if first in ("-h", "--help"):

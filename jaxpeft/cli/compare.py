@@ -15,7 +15,7 @@ _DESCRIPTION = (
 
 
 def main(argv: Sequence[str], *, prog: str) -> None:
-    """Parse a comparison's file and flags, run what is left of it, and write its report."""
+    """Parse a comparison's file and flags, train its remaining runs, and write its report."""
     build = parse_file_into(CompareConfig, list(argv), prog, description=_DESCRIPTION)
 
     def run() -> None:

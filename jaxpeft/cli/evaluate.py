@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from jaxpeft.cli.process import guarded
 from jaxpeft.config import EvaluationConfig
 from jaxpeft.config.parsing import Parser
+from jaxpeft.errors import InputError
 
 
 def main(argv: Sequence[str], *, prog: str) -> None:
@@ -18,15 +20,43 @@ def main(argv: Sequence[str], *, prog: str) -> None:
         "--pseudo_perplexity", type=bool, default=False, help="Also mask every token one at a time (masked-lm)."
     )
     rows = EvaluationConfig.pseudo_perplexity_rows
-    parser.add_argument("--pseudo_perplexity_rows", type=int, default=rows, help="Rows that pseudo-perplexity reads.")
+    parser.add_argument("--pseudo_perplexity_rows", type=int, default=rows, help="Rows used for pseudo-perplexity.")
     values = parser.parse_args(list(argv))
-    guarded(lambda: run(**values.as_dict()), prog)
+    guarded(lambda: evaluate(**values.as_dict()), prog)
 
 
-def run(run: str, split: str, pseudo_perplexity: bool, pseudo_perplexity_rows: int) -> None:
+def evaluate(run: str, split: str, pseudo_perplexity: bool, pseudo_perplexity_rows: int) -> None:
     """Print the metrics of the best adapter of the run in the directory `run` on its validation or test rows."""
+    from jaxpeft.report.console import log
     from jaxpeft.runs.compilation_cache import enable_compilation_cache
-    from jaxpeft.runs.load import evaluate
+    from jaxpeft.runs.data import load_data, row_options
+    from jaxpeft.runs.evaluator import Evaluator
+    from jaxpeft.runs.load import load_run
+    from jaxpeft.tasks.metrics import get_metric
+    from jaxpeft.training.sharding import data_parallel
 
     enable_compilation_cache()
-    evaluate(run, split, pseudo_perplexity, pseudo_perplexity_rows)
+    finished = load_run(run)
+    config = finished.config
+    if pseudo_perplexity and not finished.objective.task.fills_masks:
+        raise InputError(f"pseudo-perplexity is a figure of masked-lm, but '{run}' is a {config.task} run")
+    options = replace(
+        config.evaluation, pseudo_perplexity=pseudo_perplexity, pseudo_perplexity_rows=pseudo_perplexity_rows
+    )
+    task, splits = load_data(config.data, config.task)
+    if split == "test" and splits.test is None:
+        log("there is no labelled test split: measuring on validation")
+    if split == "validation":
+        splits = replace(splits, test=splits.validation)
+    evaluator = Evaluator.build(
+        options,
+        splits,
+        finished.tokenizer,
+        replace(finished.objective, task=task),
+        data_parallel(),
+        rows=row_options(config.data),
+        seed=config.seed,
+    )
+    for name, value in evaluator.test(finished.frozen, finished.adapters, {}).items():
+        metric = get_metric(name)
+        log(f"{metric.title:24} {metric.in_words(value)}")

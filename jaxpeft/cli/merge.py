@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from jaxpeft.cli.process import guarded
 from jaxpeft.config.parsing import Parser
+from jaxpeft.errors import InputError
 
 
 def main(argv: Sequence[str], *, prog: str) -> None:
@@ -20,13 +22,39 @@ def main(argv: Sequence[str], *, prog: str) -> None:
         help="Quantise the merged weights again, as the run's base is; false: write them in float32.",
     )
     values = parser.parse_args(list(argv))
-    guarded(lambda: run(**values.as_dict()), prog)
+    guarded(lambda: merge(**values.as_dict()), prog)
 
 
-def run(run: str, output: str, requantize: bool) -> None:
-    """Merge the run in the directory `run` into the new directory `output`."""
+def merge(run: str, output: str, requantize: bool) -> None:
+    """Merge the run in the directory `run`, and write the model to the new directory `output`: in fp32, or quantised as the base.
+
+    Raises:
+        InputError: `output` is not new, there is no finished run, or its adapter cannot be merged.
+    """
+    from jaxpeft.interop.transformers_files import new_directory, save_model
+    from jaxpeft.merging import merge as merge_trees
+    from jaxpeft.quantization import is_quantized
+    from jaxpeft.report.console import log
     from jaxpeft.runs.compilation_cache import enable_compilation_cache
-    from jaxpeft.runs.load import merge
+    from jaxpeft.runs.load import load_run
+    from jaxpeft.trees import leaf_paths
 
     enable_compilation_cache()
-    merge(run, output, requantize)
+    target = new_directory(output)
+    finished = load_run(run)
+    model, method = finished.objective.model, finished.objective.method
+    if requantize and not any(map(is_quantized, leaf_paths(finished.frozen).values())):
+        raise InputError(f"--requantize is true, but the base of '{run}' is not quantised; leave it out")
+    if tied := model.tied_embeddings(finished.adapters["sites"]):
+        raise InputError(
+            f"the adapter of '{tied}' cannot be merged: the model's decoder is tied to it and would change too; serve it as an adapter"
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        params = merge_trees(finished.frozen, finished.adapters, method, requantize=requantize)
+    for warning in caught:
+        log(f"warning: {warning.message}")
+    weights = save_model(target, model, params, tokenizer=finished.tokenizer, label_names=finished.results.label_names)
+    log(
+        f"merged model in {target} ({weights.stat().st_size / 1e6:.1f} MB); {model.torch_class}.from_pretrained('{target}') loads it"
+    )

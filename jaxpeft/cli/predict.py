@@ -17,10 +17,10 @@ def main(argv: Sequence[str], *, prog: str) -> None:
     parser.add_argument("texts", nargs="+", help="Texts, each in quotes.")
     parser.add_argument("--top", type=int, default=5, help="Answers per text or mask.")
     values = parser.parse_args(list(argv))
-    guarded(lambda: run(**values.as_dict()), prog)
+    guarded(lambda: predict(**values.as_dict()), prog)
 
 
-def run(run: str, texts: Sequence[str], top: int) -> None:
+def predict(run: str, texts: Sequence[str], top: int) -> None:
     """Print the answers of the run in the directory `run` to `texts`."""
     if top < 1:
         raise InputError(f"--top is {top}; it must be at least 1")
@@ -32,7 +32,7 @@ def run(run: str, texts: Sequence[str], top: int) -> None:
     answers: list[Any] = load_run(run).predict(texts, top=top)
     for text, found in zip(texts, answers, strict=True):
         log(text)
-        groups = found if found and isinstance(found[0], list) else [found]  # a list for each mask, or one
+        groups = found if found and isinstance(found[0], list) else [found]  # a list of answers per mask, or only one
         for i, group in enumerate(groups):
             place = f"mask {i + 1}: " if len(groups) > 1 else ""
             log("  " + place + ", ".join(_in_words(name, value) for name, value in group))

@@ -1,4 +1,4 @@
-"""`jaxpeft preflight`: compiles a run's steps for a TPU on a machine without one."""
+"""`jaxpeft preflight`: compile a run's steps for a TPU on a machine without one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from jaxpeft.cli.process import guarded
 from jaxpeft.config.parsing import Parser, parse_run_and
 
 _DESCRIPTION = (
-    "Compile a run's training and evaluation steps for a TPU without TPU hardware (Linux on x86-64, with libtpu): do they fit, "
-    "what do they cost, what limits them, and what is the largest batch. Exit status: 0 if everything fits, 1 if not, 2 for bad input."
+    "Compile a run's training and evaluation steps for a TPU without TPU hardware (Linux on x86-64, with libtpu). Report whether they "
+    "fit, their cost, their bottleneck and the largest batch. Exit status: 0 if everything fits, 1 if not, 2 for bad input."
 )
 
 
 def main(argv: Sequence[str], *, prog: str) -> None:
-    """Parse a run's flags and preflight's own, and compile; exits with status 1 if the steps do not fit."""
+    """Parse a run's flags and preflight's own flags, and compile. Exits with status 1 if the steps do not fit."""
     values, build = parse_run_and(list(argv), prog, description=_DESCRIPTION, add_flags=_add_flags)
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""What every command does around its work: the process's environment, and errors of one line."""
+"""Common to all commands: the environment of the process, and errors in one line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from jaxpeft.errors import InputError, fail
 
 
 def own_process() -> list[str]:
-    """The arguments of this process, for a command that has the process to itself.
+    """Prepare a process that runs only one command, and return its arguments.
 
-    Keeps transformers and datasets from importing torch or TensorFlow if they are installed: torch takes two seconds and 200 MB.
+    transformers and datasets would import torch and TensorFlow if they are installed, and torch takes two seconds and 200 MB.
+    Environment variables keep them from it.
     """
     for framework in ("USE_TORCH", "USE_TF"):
         os.environ.setdefault(framework, "0")

@@ -1,4 +1,4 @@
-"""`jaxpeft quantize`: a model with its linear layers in 4 or 8 bits, as bitsandbytes stores them."""
+"""`jaxpeft quantize`: write a model with its linear layers in 4 or 8 bits, in bitsandbytes' format."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from jaxpeft.cli.process import guarded
 from jaxpeft.config import ModelConfig
 from jaxpeft.config.parsing import Parser
+from jaxpeft.quantization import NUMBER_FORMATS
 
 
 def main(argv: Sequence[str], *, prog: str) -> None:
     """Parse the arguments and write the model."""
     parser = Parser(
-        prog=prog, description="Write a model with its encoder's linear layers quantised, as bitsandbytes stores them."
+        prog=prog, description="Write a model with the linear layers of its encoder quantised, in bitsandbytes' format."
     )
-    parser.add_argument("model", help="What --model.name takes: hub id, directory, package:module/folder.")
+    parser.add_argument("model", help="Hub id, directory or package:module/folder, as in --model.name.")
     parser.add_argument("output", help="A new directory for the model.")
-    parser.add_argument("--data_type", choices=["nf4", "fp4", "int8"], default="nf4", help="How weights are stored.")
+    parser.add_argument(
+        "--data_type", choices=list(NUMBER_FORMATS), default="nf4", help="Number format of the weights."
+    )
     parser.add_argument(
         "--block_size",
         type=int,
@@ -24,20 +27,22 @@ def main(argv: Sequence[str], *, prog: str) -> None:
         help="Weights that share one scale in 4 bits, a power of two from 64 to 4096.",
     )
     parser.add_argument(
-        "--double_quantization", type=bool, default=True, help="Store the scales of 4-bit weights in 8 bits too."
+        "--double_quantization", type=bool, default=True, help="Also store the scales of 4-bit weights in 8 bits."
     )
     parser.add_argument(
         "--task",
         choices=["masked-lm", "classification"],
         default=None,
-        help="Write only what the model for this task has; null: all that the checkpoint holds for either. In torch, a "
-        "bare BERT's masked language model loads only from what was written for masked-lm.",
+        help="Write only the weights of the model for this task; null: the checkpoint's weights for both. torch can load a "
+        "bare BERT as a masked language model only if it was written for masked-lm.",
     )
     values = parser.parse_args(list(argv))
-    guarded(lambda: run(**values.as_dict()), prog)
+    guarded(lambda: quantize(**values.as_dict()), prog)
 
 
-def run(model: str, output: str, data_type: str, block_size: int, double_quantization: bool, task: str | None) -> None:
+def quantize(
+    model: str, output: str, data_type: str, block_size: int, double_quantization: bool, task: str | None
+) -> None:
     """Quantise the model named `model` into the new directory `output`, and print the sizes before and after."""
     from jaxpeft.interop.quantize import quantize_model
     from jaxpeft.quantization import Quantization

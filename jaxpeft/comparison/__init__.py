@@ -1,1 +1,1 @@
-"""Methods side by side: a grid of runs from one file, resumed where it stopped, and one report of them."""
+"""Compare methods: a grid of runs from one file, which can be resumed, and one report."""

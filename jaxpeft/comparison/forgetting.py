@@ -1,94 +1,95 @@
-"""Forgetting: what fine-tuning left of the encoder's masked language modelling, on text that it was not trained on.
+"""Forgetting: how well a fine-tuned encoder still models masked words, on text that it was not trained on.
 
-The head is not what is asked about. It is the checkpoint's own where that has one; else a head that was trained on the frozen base, the
-same for all. Only what was trained inside the encoder is put in front of it.
+All runs are measured with the same masked-LM head: the checkpoint's own or, if it has none, a head trained on the frozen
+base. Only the trained parameters inside the encoder are used with it.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.config import AdapterConfig, DataConfig, PruningConfig, RunConfig
-from jaxpeft.config.files import directory_of, read_config
+from jaxpeft.config import AdapterConfig, DataConfig, RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.models.build import Model
+from jaxpeft.runs.base_model import base_shapes, load_base
+from jaxpeft.runs.data import load_data, row_options
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.load import TrainedRun, load_run
-from jaxpeft.runs.prepare import prepare_data, prepare_model, prepare_model_shapes, prepare_splits
 from jaxpeft.runs.train import run
-from jaxpeft.training.evaluation import evaluate_masked_lm
-from jaxpeft.training.objective import Batch, Objective
+from jaxpeft.tasks.base import Batch
+from jaxpeft.tasks.masked_lm import MaskedLM
+from jaxpeft.training.evaluation import evaluate
+from jaxpeft.training.objective import Objective
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_eval_step
 from jaxpeft.trees import SHARED, Adapters, Params, by_leaf, leaf_paths, nest, under, without_shared
 
 
 def head_for(config: RunConfig) -> Path | None:
-    """The directory of the finished run that `config` describes, a head on the frozen base; trained now where it is not there yet.
+    """Train the masked-LM head of `config` on the frozen base, if it is not trained yet, and return the run's directory.
 
-    None where the base's checkpoint has a masked-LM head of its own.
+    Returns None if the base's checkpoint has a masked-LM head of its own.
 
     Raises:
         InputError: as `runs.train.run`.
     """
-    directory = directory_of(config)
-    if (directory / "results.json").is_file():
-        return directory
-    if not prepare_model_shapes(config, None).missing:
+    directory = RunDirectory.of(config)
+    if directory.is_finished:
+        return directory.path
+    length = config.data.max_length
+    if not base_shapes(config.model, MaskedLM(), None, config.adapter, max_length=length).missing:
         return None
     run(config)
-    return directory
+    return directory.path
 
 
 def measure(run: Path, data: DataConfig, head: Path | None, max_rows: int) -> dict[str, float]:
-    """Masked-LM perplexity on `data`'s test rows (validation rows, where it has none) of a finished run's encoder, and of its base.
+    """Masked-LM perplexity of a finished run's encoder and of its base, on the test rows of `data`.
+
+    If `data` has no test rows, the validation rows are read.
 
     Args:
         run: the run's directory.
         data: general text.
-        head: a finished masked-LM run with adapter.method head on the same base; None: the checkpoint has a head.
-        max_rows: rows of `data.max_length` tokens that are read.
+        head: a finished masked-LM run with adapter.method head on the same base; None if the checkpoint has a head.
+        max_rows: maximum rows of `data.max_length` tokens to read.
 
     Returns:
-        `before` and `after`.
+        `before` (the base) and `after` (the run).
 
     Raises:
-        InputError: where there is no head.
+        InputError: there is no head.
     """
     finished = load_run(run)
-    config = _with_everything_frozen(read_config(run / "config.yaml"), data)
-    model, tokenizer = prepare_model(config, None)
+    config = RunDirectory(run).read_config()
+    task, splits = load_data(data, MaskedLM.name)
+    # Method head freezes the whole base, so it is loaded as it was before the run.
+    frozen, length = AdapterConfig(method="head"), data.max_length
+    model, tokenizer = load_base(config.model, task, None, frozen, max_length=length, seed=config.seed)
     leaves = leaf_paths(model.params)
     if head is not None:
         leaves |= by_leaf(load_run(head).adapters["modules"])
     elif model.missing:
         raise InputError(f"the checkpoint of {config.model.name} has no masked-LM head to measure forgetting with")
-    splits = prepare_splits(config)
-    rows: Any = prepare_data(config, splits.test or splits.validation, tokenizer, config.evaluation.batch_size)
+    rows = task.make_data(
+        splits.test or splits.validation,
+        tokenizer,
+        row_options(data),
+        batch_size=config.evaluation.batch_size,
+        seed=config.seed,
+    )
     batches = list(rows.head(max_rows).eval_batches())
-    silent: Adapters = {"sites": {}, "modules": {}}
+    nothing: Adapters = {"sites": {}, "modules": {}}
     after, adapters = _with_encoder(finished, model, leaves)
     return {
-        "before": _perplexity(Objective(model, None), nest(leaves), silent, batches),
-        "after": _perplexity(Objective(model, finished.objective.method), after, adapters, batches),
+        "before": _perplexity(Objective(model, None, task), nest(leaves), nothing, batches),
+        "after": _perplexity(Objective(model, finished.objective.method, task), after, adapters, batches),
     }
 
 
-def _with_everything_frozen(config: RunConfig, data: DataConfig) -> RunConfig:
-    """The run's base, as it was, for masked language modelling on `data`."""
-    return replace(
-        config,
-        task="masked-lm",
-        data=data,
-        adapter=AdapterConfig(method="head"),
-        pruning=PruningConfig(),
-        training=replace(config.training, metric=None, loraplus_lr_ratio=None),
-    )
-
-
 def _with_encoder(finished: TrainedRun, model: Model, leaves: dict[str, Any]) -> tuple[Params, Adapters]:
-    """The masked-LM `leaves` with what `finished` has of the encoder, and its adapters there."""
+    """The masked-LM `leaves` with the encoder of `finished` in them, and its adapters inside the encoder."""
     encoder = [model.base_prefix]
     frozen, shared = without_shared(finished.frozen)
     own = leaf_paths(frozen) | by_leaf(finished.adapters["modules"])
@@ -102,4 +103,4 @@ def _perplexity(objective: Objective, frozen: Params, adapters: Adapters, batche
     parallel = data_parallel()
     frozen, adapters = parallel.replicate(frozen), parallel.replicate(adapters)
     step = make_eval_step(objective)
-    return evaluate_masked_lm(step, parallel, frozen, adapters, {}, batches)["perplexity"]
+    return evaluate(objective.task, step, parallel, frozen, adapters, {}, batches)["perplexity"]

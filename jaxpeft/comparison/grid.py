@@ -1,6 +1,6 @@
-"""What is compared: methods × tasks × seeds × learning rates, from one file, as the configurations of ordinary runs.
+"""The grid of a comparison: methods × tasks × seeds × learning rates from one file, as configurations of ordinary runs.
 
-Nothing heavy is imported here.
+This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ ALWAYS: dict[str, dict[str, Any]] = {
     "full": {"learning_rates": [2e-5, 5e-5, 1e-4], "adapter": {"method": "full"}},
     "head": {"learning_rates": [1e-3, 3e-3, 1e-2], "adapter": {"method": "head"}},
 }
-"""The two ends that every method lies between: rows of every comparison, with these learning rates where a file names no others."""
+"""Every comparison also has these two extremes as rows. The learning rates are defaults, which a file may replace."""
 
-_LEARNING_RATE_OF_COSTS = 1e-5  # time and memory are the same at any, and this one diverges nowhere
+_LEARNING_RATE_OF_COSTS = 1e-5  # time and memory do not depend on it, and no method diverges at this one
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class ForgettingConfig:
-    """Whether the encoder still knows what it knew: masked-LM perplexity on text of another kind, before and after."""
+    """Forgetting: masked-LM perplexity of the encoder on text of another kind, before and after training."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(name="python-docs"))
-    """General text: its test rows are read, and its training rows train the head of a base whose checkpoint has none."""
+    """General text. Its test rows are measured. Its training rows train a masked-LM head if the base's checkpoint has none."""
     max_rows: int = 200
-    """Rows of max_length tokens that are read."""
+    """Maximum rows of max_length tokens to read."""
     head_steps: int = 300
-    """Updates of that head, on the frozen base."""
+    """Steps to train that head, on the frozen base."""
     head_learning_rate: float = 3e-3
-    """Their peak learning rate."""
+    """Peak learning rate of that head."""
 
     def __post_init__(self) -> None:
-        """Refuse to measure nothing."""
+        """Raise InputError for numbers below 1."""
         for name, value in (("max_rows", self.max_rows), ("head_steps", self.head_steps)):
             if value < 1:
                 raise InputError(f"forgetting.{name} is {value}; it must be at least 1")
@@ -48,39 +48,39 @@ class ForgettingConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """A comparison."""
+    """A comparison of methods on tasks."""
 
     tasks: dict[str, dict[str, Any]]
     """Task → keys of a run's configuration: task, data, training, evaluation."""
     methods: dict[str, dict[str, Any]]
-    """Method → keys of a run's configuration, and learning_rates: a list, or task → list. full and head are always rows."""
+    """Method → keys of a run's configuration, and learning_rates: a list, or task → list. full and head are always included."""
     name: str = "comparison"
-    """Its files go to output_dir/name."""
+    """Name of the comparison. Its files go to output_dir/name."""
     output_dir: str = "runs"
     """Directory of all runs."""
     base: dict[str, Any] = field(default_factory=dict)
-    """Keys of a run's configuration that all runs share; a task's win over them, and a method's over both."""
+    """Keys of a run's configuration that all runs share. A task's keys override them, and a method's override both."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Every method runs once with each, at its best learning rate."""
+    """Seeds. Each method is trained once with each, at its best learning rate."""
     search_seeds: int = 1
-    """The first so many seeds run at every learning rate; the best mean on validation decides."""
+    """Number of seeds, from the first, that are trained at every learning rate. The best mean on validation decides."""
     baseline: str = "lora"
-    """The method that differences are taken against, on the same seeds."""
+    """Method to which the others are compared, on the same seeds."""
     together: int = 8
-    """Runs that train in one program, at most, where they fit together; 1: every run by itself."""
+    """Maximum runs that train in one program, if they may share one; 1: each run trains by itself."""
     cost_updates: int = 40
-    """Updates of the run that each method's speed, memory and compile time are measured on, by itself."""
+    """Steps of the separate run on which each method's speed, memory and compile time are measured."""
     forgetting: ForgettingConfig | None = field(default_factory=ForgettingConfig)
-    """How forgetting is measured; null: not."""
+    """How to measure forgetting; null: not measured."""
     retry_failed: bool = False
-    """Run again what failed before; else it stays a failure of the report."""
+    """Train runs again that failed before; false: they stay failures in the report."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be compared."""
+        """Raise InputError for a comparison that cannot be run."""
         checks = [
             ("tasks", self.tasks, bool(self.tasks), "at least one task"),
-            ("seeds", self.seeds, self.seeds and len(set(self.seeds)) == len(self.seeds), "different numbers, one at least"),
-            ("search_seeds", self.search_seeds, 1 <= self.search_seeds <= len(self.seeds), f"from 1 to {len(self.seeds)}, the seeds"),
+            ("seeds", self.seeds, self.seeds and len(set(self.seeds)) == len(self.seeds), "different numbers, at least one"),
+            ("search_seeds", self.search_seeds, 1 <= self.search_seeds <= len(self.seeds), f"from 1 to {len(self.seeds)} (seeds)"),
             ("together", self.together, self.together >= 1, "at least 1"),
             ("cost_updates", self.cost_updates, self.cost_updates >= 20, "at least 20"),
         ]  # fmt: skip
@@ -90,11 +90,11 @@ class CompareConfig:
         names = self.all_methods
         for name in (*self.tasks, *names):
             if not _NAME.fullmatch(name):
-                raise InputError(f"'{name}' becomes the name of files; use letters, digits, '-', '_' and '.' alone")
+                raise InputError(f"'{name}' becomes part of file names; use only letters, digits, '-', '_' and '.'")
         for name in ALWAYS:
             if (method := names[name]["adapter"].get("method")) != name:
                 raise InputError(
-                    f"methods.{name}.adapter.method is '{method}'; '{name}' is always that: give the other another name"
+                    f"methods.{name}.adapter.method is '{method}'; the name '{name}' is reserved for method '{name}': choose another name"
                 )
         if self.baseline not in names:
             raise InputError(f"baseline '{self.baseline}' is not among the methods{did_you_mean(self.baseline, names)}")
@@ -104,12 +104,12 @@ class CompareConfig:
         cells = [cell.name for cell in search_cells(self)]
         if twice := next((name for name in cells if cells.count(name) > 1), None):
             raise InputError(
-                f"two runs would be called '{twice}'; give tasks and methods names that cannot be confused"
+                f"two runs would have the name '{twice}'; rename tasks or methods so that run names are unique"
             )
 
     @property
     def directory(self) -> Path:
-        """Where the comparison's files are."""
+        """The directory of the comparison's files: output_dir/name."""
         return Path(self.output_dir) / self.name
 
     @property
@@ -118,16 +118,16 @@ class CompareConfig:
         return {**self.methods, **{name: merged(ALWAYS[name], self.methods.get(name, {})) for name in ALWAYS}}
 
     def learning_rates(self, task: str, method: str) -> list[float]:
-        """The learning rates that a method is searched over on a task, ascending.
+        """The learning rates to try for a method on a task, ascending.
 
         Raises:
-            InputError: where the file names none.
+            InputError: the file gives none, or values that are no numbers.
         """
         named = self.all_methods[method].get("learning_rates")
         rates = named.get(task) if isinstance(named, Mapping) else named
         where = f"methods.{method}.learning_rates"
         if not rates:
-            raise InputError(f"{where} names none for task '{task}'; give a list of numbers, or one for each task")
+            raise InputError(f"{where} has none for task '{task}'; give a list of numbers, or one list per task")
         try:
             return sorted({float(rate) for rate in rates})
         except (TypeError, ValueError):
@@ -145,12 +145,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The run's name."""
+        """The run's name, made from all four fields."""
         return f"{self.task}-{self.method}-lr{self.learning_rate:g}-seed{self.seed}"
 
 
 def search_cells(config: CompareConfig) -> list[Cell]:
-    """The runs that the learning rates are chosen by."""
+    """The runs that choose the learning rates: every rate with the first `search_seeds` seeds."""
     return [
         Cell(task, method, rate, seed)
         for task in config.tasks
@@ -161,7 +161,7 @@ def search_cells(config: CompareConfig) -> list[Cell]:
 
 
 def cells_at(config: CompareConfig, best: Mapping[tuple[str, str], float]) -> list[Cell]:
-    """All seeds of every (task, method) whose best learning rate is known."""
+    """The runs of all seeds for every (task, method) in `best`, which holds its learning rate."""
     return [Cell(task, method, rate, seed) for (task, method), rate in best.items() for seed in config.seeds]
 
 
@@ -169,7 +169,7 @@ def run_of(config: CompareConfig, cell: Cell) -> RunConfig:
     """The configuration of a cell's run.
 
     Raises:
-        InputError: as `RunConfig`, with the place in the file.
+        InputError: as `RunConfig`. The message names the task and the method.
     """
     method = {key: value for key, value in config.all_methods[cell.method].items() if key != "learning_rates"}
     ours = {"evaluation": {"before": False}}  # the report does not read it
@@ -184,7 +184,7 @@ def run_of(config: CompareConfig, cell: Cell) -> RunConfig:
 
 
 def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
-    """A short run of a method, by itself, which is measured for speed, memory and compile time."""
+    """A short run of a method, in a process of its own, to measure speed, memory and compile time."""
     values: dict[str, Any] = {
         "name": f"{task}-{method}",
         "output_dir": str(config.directory / "costs"),
@@ -192,6 +192,7 @@ def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
         "training": {
             "num_steps": config.cost_updates,
             "warmup_steps": 2,
+            # Several log intervals, because the first one and those that compile are not counted in the speed.
             "log_every_steps": max(1, config.cost_updates // 8),
             "eval_every_steps": config.cost_updates,
             "early_stopping_patience": None,
@@ -204,11 +205,12 @@ def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
             "pseudo_perplexity": False,
             "examples": [],
         },
+        # Pruning must also take place within the short run.
         "pruning": {"begin": 0.05, "end": 0.5},
     }
     own = {key: value for key, value in config.all_methods[method].items() if key != "learning_rates"}
     if own.get("adapter", {}).get("method") == "adalora":
-        values["adapter"] = {"tinit": 2, "tfinal": 2, "deltaT": 1}  # its schedule, within so few updates
+        values["adapter"] = {"tinit": 2, "tfinal": 2, "deltaT": 1}  # AdaLoRA's schedule must fit into so few steps
     return run_config(
         merged(config.base, config.tasks[task], own, values), f"the short run of task '{task}', method '{method}'"
     )
@@ -230,12 +232,13 @@ def head_run(config: CompareConfig) -> RunConfig:
             "warmup_steps": f.head_steps // 10,
         },
     }
+    # Only the model: the other shared keys are meant for the compared runs.
     base = {key: value for key, value in config.base.items() if key in ("model",)}
     return run_config(merged(base, values), "forgetting")
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings laid over each other; what comes later wins."""
+    """Merge nested mappings. Later ones override earlier ones."""
     result: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():

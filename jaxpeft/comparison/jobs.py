@@ -1,4 +1,4 @@
-"""A comparison's jobs, each a process (`worker.py`): started, stopped in good order, and never two comparisons on one directory."""
+"""Run a comparison's jobs as processes (`worker.py`): start them, stop them cleanly, and lock the comparison's directory."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from jaxpeft.report.console import log
 _LOCK = ".lock"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _held: list[int] = []
-"""File descriptors of locks, which the workers inherit: a worker whose parent was killed keeps others out until it ends."""
+"""File descriptors of locks. Workers inherit them, so a worker whose parent was killed holds the lock until it ends."""
 
 
 @contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Keep other comparisons out of `directory` meanwhile.
+    """Lock `directory` against other comparisons while the block runs.
 
     Raises:
-        InputError: where another one is at it.
+        InputError: another process holds the lock.
     """
     with (directory / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(
-                f"another process is at the comparison in '{directory}'; wait for it, or stop it"
+                f"another process is working on the comparison in '{directory}'; wait for it, or stop it"
             ) from None
         _held.append(file.fileno())
         try:
@@ -44,28 +44,29 @@ def alone_in(directory: Path) -> Iterator[None]:
 
 
 def do(job: dict[str, Any], **environment: str) -> str | None:
-    """Let a process do a job; None, or why it failed. A signal that comes meanwhile lets the job save, and stops the comparison.
+    """Run a job in a new process with additional `environment` variables. Returns None, or why the process failed.
 
     Raises:
-        SystemExit: 128 + signal.
+        SystemExit: 128 + signal, if a signal arrives. The job saves its state first.
     """
+    # transformers would import these frameworks if they are installed.
     frameworks = {"USE_TORCH": "0", "USE_TF": "0"}
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxpeft.comparison.worker"],
         stdin=subprocess.PIPE,
         env={**frameworks, **os.environ, **environment},
         pass_fds=_held,
-        start_new_session=True,  # Ctrl-C and a closed terminal reach it once, through this process
+        start_new_session=True,  # so that Ctrl-C and a closed terminal reach it only once, through this process
         text=True,
     )
     stopped: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
-        if not stopped:
+        if not stopped:  # only once: a second signal would end the worker before it has saved
             process.send_signal(signal.SIGTERM)
         stopped.append(number)
 
-    # One that is ignored, as SIGHUP is under nohup, stays so.
+    # Signals that are ignored stay ignored, as SIGHUP is under nohup.
     before = {
         number: signal.signal(number, pass_on) for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
     }
@@ -76,12 +77,12 @@ def do(job: dict[str, Any], **environment: str) -> str | None:
             signal.signal(number, handler)
     status = process.returncode
     if stopped or status in (128 + signal.SIGTERM, 128 + signal.SIGINT):
-        log("stopped; the same command goes on from here")
+        log("stopped; run the same command again to continue")
         raise SystemExit(128 + stopped[0] if stopped else status)
-    return None if not status else _in_words(status)
+    return None if not status else _describe_status(status)
 
 
-def _in_words(status: int) -> str:
+def _describe_status(status: int) -> str:
     return (
         f"its process ended with signal {signal.Signals(-status).name}"
         if status < 0

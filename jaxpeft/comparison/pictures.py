@@ -1,4 +1,4 @@
-"""The pictures of a comparison, SVG files: every method has its own marker, dash and hatch, so that they can be told apart in print."""
+"""The pictures of a comparison, as SVG. Each method has its own marker, dash and hatch, so that black-and-white prints are clear."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxpeft.comparison.summary import QUALITY, Row
-from jaxpeft.report.results import NAMES
-from jaxpeft.tasks.metrics import SMALLER_IS_BETTER
+from jaxpeft.comparison.summary import Row
+from jaxpeft.tasks.metrics import get_metric
 
 _MARKERS = "os^DvPX*<>hp"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2, 1, 2)))
@@ -20,10 +19,10 @@ _SIZE = (6.4, 4.4)
 
 
 def draw(rows: Sequence[Row], directory: Path, task: str) -> dict[str, Path]:
-    """Draw a task's pictures into `directory`; caption → file. A picture that lacks its figures is left out."""
+    """Draw a task's pictures into `directory`. Returns caption → file, without pictures for which there are no figures."""
     directory.mkdir(parents=True, exist_ok=True)
-    metric = QUALITY[rows[0].kind][0]
-    name = NAMES[metric]
+    metric = rows[0].kind.reported_metrics[0]
+    name = get_metric(metric).title
     pictures: dict[str, Callable[[Any], bool]] = {
         f"{task}: {name} against trained parameters": lambda axes: _against(
             axes, rows, metric, lambda row: row.any.parameters_trainable, "trained parameters (log scale)"
@@ -47,6 +46,7 @@ def _draw(onto: Callable[[Any], bool], caption: str, path: Path) -> bool:
     import matplotlib
     from matplotlib.figure import Figure
 
+    # hashsalt and the missing date make the same figures give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "jaxpeft", "font.size": 10}):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
@@ -78,7 +78,7 @@ def _against(axes: Any, rows: Sequence[Row], metric: str, x_of: Callable[[Row], 
     axes.set(
         xscale="log", xlabel=label, ylabel=f"{_label(metric, rows[0].any.test_split)}\n± standard deviation over seeds"
     )
-    # Within a decade, powers of ten would label next to nothing.
+    # Within one decade, labels at powers of ten only would leave the axis nearly empty.
     if shown and max(x for _, _, x in shown) < 10 * min(x for _, _, x in shown):
         _plain_numbers(axes.xaxis, subs=(1, 2, 3, 4, 5, 6, 8))
     _scale(axes, metric, [row.quality(metric).mean for _, row, _ in shown])
@@ -88,13 +88,13 @@ def _against(axes: Any, rows: Sequence[Row], metric: str, x_of: Callable[[Row], 
 
 
 def _curves(axes: Any, rows: Sequence[Row], metric: str) -> bool:
-    """The mean over the seeds, and a band from the smallest to the largest."""
+    """Draw the mean over the seeds, and a band from the smallest to the largest."""
     values: list[float] = []
     for i, row in enumerate(rows):
         curves = [
             {each["step"]: each[metric] for each in record.curve if metric in each} for record in row.runs.values()
         ]
-        # Where one run stopped early, the others go on without it.
+        # Only steps that all seeds reached: beyond an early stop the mean would be of fewer runs.
         steps = sorted(set.intersection(*(set(curve) for curve in curves)) - {0})
         if not steps:
             continue
@@ -103,7 +103,7 @@ def _curves(axes: Any, rows: Sequence[Row], metric: str) -> bool:
         axes.plot(steps, at.mean(0), marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=row.title, **style)
         axes.fill_between(steps, at.min(0), at.max(0), color=style["color"], alpha=0.15, linewidth=0)
         values += at.mean(0).tolist()
-    axes.set(xlabel="step (updates)", ylabel=_label(metric, "validation"))
+    axes.set(xlabel="step", ylabel=_label(metric, "validation"))
     _scale(axes, metric, values)
     axes.grid(color="0.92")
     _legend(axes)
@@ -125,13 +125,13 @@ def _memory(axes: Any, rows: Sequence[Row]) -> bool:
 
 
 def _scale(axes: Any, metric: str, values: Sequence[float]) -> None:
-    if metric in SMALLER_IS_BETTER and values and max(values) > 4 * min(values):
+    if not get_metric(metric).larger_is_better and values and max(values) > 4 * min(values):
         axes.set_yscale("log")
         _plain_numbers(axes.yaxis, subs=(1, 2, 5))
 
 
 def _plain_numbers(axis: Any, *, subs: Sequence[int]) -> None:
-    """Label a logarithmic axis with numbers as they are read, at `subs` times the powers of ten."""
+    """Label a logarithmic axis with plain numbers, at `subs` times the powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=subs))
@@ -140,8 +140,8 @@ def _plain_numbers(axis: Any, *, subs: Sequence[int]) -> None:
 
 
 def _label(metric: str, split: str) -> str:
-    better = "lower" if metric in SMALLER_IS_BETTER else "higher"
-    return f"{split} {NAMES[metric]} ({better} is better)"
+    better = "higher" if get_metric(metric).larger_is_better else "lower"
+    return f"{split} {get_metric(metric).title} ({better} is better)"
 
 
 def _legend(axes: Any) -> None:

@@ -1,86 +1,82 @@
-"""What the runs of a comparison left on disk, read back: one record a run, whether it was finished or failed."""
+"""Read the runs of a comparison back from disk: one record per run, whether it finished or failed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from jaxpeft.comparison.grid import Cell, CompareConfig
 from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.report.results import Results, read_results
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.tasks.metrics import score
-
-FAILURE = "failure.txt"
-FORGETTING = "forgetting.json"
-FORGETTING_FAILURE = "forgetting-failure.txt"
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run of the grid: `results`, or the `failure` that it ended in, or neither where it was not done yet."""
+    """A run of the grid. It has `results` if it finished, `failure` (the reason) if it failed, and neither before it ended."""
 
     cell: Cell
-    directory: Path
+    directory: RunDirectory
     results: Results | None = None
     failure: str | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has ended, in either way."""
+        """True if the run has finished or failed."""
         return self.results is not None or self.failure is not None
 
     @property
     def curve(self) -> list[dict[str, Any]]:
-        """The validations, in order: `step` and metrics."""
-        return [row for row in read_metrics(self.directory / "metrics.jsonl") if row["split"] == "validation"]
+        """The validations in order, each with `step` and metrics."""
+        return [row for row in read_metrics(self.directory.metrics) if row["split"] == "validation"]
 
     def validation(self) -> float:
-        """The validation metric of the best adapter, larger is better: what the learning rate is chosen by."""
+        """The validation score of the best adapter, larger is better. It decides the learning rate."""
         assert self.results
         (best,) = [row for row in self.curve if row["step"] == self.results.best_step][-1:]
         return score(best, self.results.best_metric)
 
     @property
     def forgetting(self) -> dict[str, Any] | None:
-        """Perplexity of general text, `before` and `after`, where it was measured, and the `settings` that it was measured with."""
-        file = self.directory / FORGETTING
+        """Perplexity of general text, `before` and `after`, with the `settings` of the measurement. None if not measured."""
+        file = self.directory.forgetting
         return json.loads(file.read_text()) if file.is_file() else None
 
     @property
     def failures(self) -> list[str]:
-        """What went wrong with it."""
-        file = self.directory / FORGETTING_FAILURE
-        forgetting = [f"forgetting is not measured: {file.read_text()}"] if file.is_file() else []
+        """The reasons for which the run, or the measurement of its forgetting, failed."""
+        file = self.directory.forgetting_failure
+        forgetting = [f"forgetting was not measured: {file.read_text()}"] if file.is_file() else []
         return [*([self.failure] if self.failure else []), *forgetting]
 
 
 def read_record(config: CompareConfig, cell: Cell) -> Record:
-    """The record of a cell's run, as far as there is one."""
-    directory = config.directory / "runs" / cell.name
+    """The record of a cell's run. The run need not have ended, or even started."""
+    directory = RunDirectory(config.directory / "runs" / cell.name)
     return Record(cell, directory, *_outcome(directory))
 
 
 def read_cost(config: CompareConfig, task: str, method: str) -> tuple[Results | None, str | None]:
-    """What a method's short run by itself measured, where it was done, or why it failed."""
-    return _outcome(config.directory / "costs" / f"{task}-{method}")
+    """The results of a method's short run for costs, or the reason of its failure. Both are None before it ended."""
+    return _outcome(RunDirectory(config.directory / "costs" / f"{task}-{method}"))
 
 
-def _outcome(directory: Path) -> tuple[Results | None, str | None]:
-    results, failure = directory / "results.json", directory / FAILURE
-    if results.is_file():
-        return read_results(results), None
-    return None, failure.read_text() if failure.is_file() else None
+def _outcome(directory: RunDirectory) -> tuple[Results | None, str | None]:
+    if directory.is_finished:
+        return read_results(directory.results), None
+    return None, directory.failure.read_text() if directory.failure.is_file() else None
 
 
 @dataclass(frozen=True)
 class Search:
-    """How the learning rate of a method on a task was chosen: rate → mean score of the validation `metric`, None where a run failed.
+    """The search for a method's learning rate on a task.
 
-    A score is the metric, or what is smaller where better (loss, perplexity) with its sign turned.
+    `scores` maps a rate to the mean score of the validation `metric`, or to None if a run failed. A score is the metric
+    itself or, for metrics where smaller is better (loss, perplexity), its negative.
     """
 
     task: str
@@ -90,18 +86,19 @@ class Search:
 
     @property
     def best(self) -> float | None:
-        """The rate of the best mean; of equal ones the smaller. None where every rate failed."""
+        """The rate with the best mean, the smallest of equal ones. None if every rate failed."""
         known = {rate: value for rate, value in self.scores.items() if value is not None}
+        # sorted: `max` takes the first of equal ones.
         return max(sorted(known), key=known.__getitem__) if known else None
 
     @property
     def at_the_edge(self) -> bool:
-        """Whether the best of several rates is the smallest or the largest: a better one may lie beyond."""
+        """True if the best of several rates is the smallest or the largest, so that a better one may lie beyond."""
         return len(self.scores) > 1 and self.best in (min(self.scores), max(self.scores))
 
 
 def searches(records: Iterable[Record]) -> list[Search]:
-    """The choice of every (task, method) whose search runs, all of `records`, have ended."""
+    """One `Search` for every (task, method) in `records` whose runs have all ended."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record.cell.task, record.cell.method), []).append(record)

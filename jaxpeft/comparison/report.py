@@ -1,4 +1,4 @@
-"""The report of a comparison: `report.md`, a `report.html` that needs no network, `results.csv`, pictures, and what the terminal says."""
+"""The report of a comparison: `report.md`, a self-contained `report.html`, `results.csv`, pictures, and tables in the terminal."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from jaxpeft.comparison.grid import CompareConfig
 from jaxpeft.comparison.pictures import draw
 from jaxpeft.comparison.records import Record, Search
 from jaxpeft.comparison.statistics import CONFIDENCE
-from jaxpeft.comparison.summary import QUALITY, Row, Spread, Summary, summarise, verdict
+from jaxpeft.comparison.summary import Row, Spread, Summary, summarise, verdict
 from jaxpeft.report.console import log, show_table
-from jaxpeft.report.results import NAMES
-from jaxpeft.tasks.metrics import SMALLER_IS_BETTER
+from jaxpeft.tasks.metrics import get_metric
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the report: its head, the text of a cell, and the number that it is sorted by."""
+    """One cell of the report with its column: the column's head, the cell's text, and the value to sort by."""
 
     head: str
     text: str
@@ -33,7 +32,7 @@ class Column:
 
 
 def write_report(config: CompareConfig) -> Path:
-    """Write the report of what has been run so far, print its tables, and return the HTML file's path."""
+    """Write the report of all runs so far, print its tables, and return the path of the HTML file."""
     summary = summarise(config)
     directory = config.directory
     pictures = {task: draw(rows, directory / "pictures", task) for task, rows in summary.rows.items() if rows}
@@ -73,7 +72,7 @@ def cells(row: Row, baseline: str) -> list[Column]:
     return [
         Column("method", row.title, row.title),
         Column("learning rate", f"{row.search.best:g}" if row.search else "–", row.search.best if row.search else None),
-        *(Column(NAMES[m], spread(m, s := row.quality(m)), s.mean) for m in QUALITY[row.kind]),
+        *(Column(get_metric(m).title, spread(m, s := row.quality(m)), s.mean) for m in row.kind.reported_metrics),
         Column("seeds", str(len(row.runs)), len(row.runs)),
         Column("against the baseline", _difference(row, baseline), row.difference.mean if row.difference else None),
         Column("trained", f"{results.parameters_trainable:,}", results.parameters_trainable),
@@ -89,7 +88,7 @@ def cells(row: Row, baseline: str) -> list[Column]:
 
 
 def spread(metric: str, of: Spread) -> str:
-    """Mean ± standard deviation, with the digits that mean something."""
+    """Mean ± standard deviation, with 1 digit for perplexities and 4 for other metrics."""
     digits = 1 if "perplexity" in metric else 4
     deviation = "" if of.deviation is None else f" ± {of.deviation:,.{digits}f}"
     return f"{of.mean:,.{digits}f}{deviation}"
@@ -99,7 +98,7 @@ def _difference(row: Row, baseline: str) -> str:
     d = row.difference
     if d is None:
         return "the baseline" if row.method == baseline else "–"
-    digits = 1 if "perplexity" in QUALITY[row.kind][0] else 4
+    digits = 1 if "perplexity" in row.kind.reported_metrics[0] else 4
     interval = "" if d.low is None else f" [{d.low:+,.{digits}f}, {d.high:+,.{digits}f}]"
     return f"{d.mean:+,.{digits}f}{interval}: {verdict(row, baseline)}"
 
@@ -109,31 +108,31 @@ def _forgetting(found: tuple[float, Spread] | None) -> str:
 
 
 _NOTES = """
-Every method runs at its own best learning rate: the best mean on validation over the search's seeds ({search_seeds}), of the
-adapter that validation chose.
+Every method is trained at its own best learning rate: the rate with the best mean on validation over the search's seeds
+({search_seeds}), each with the adapter that validation chose.
 
 Quality is the mean over the seeds ± the sample standard deviation. Differences are to {baseline} on the same seeds, with a
-{confidence:.0%} percentile bootstrap interval over the pairs. One is called better or worse where the interval leaves 0 out and a
-paired t-test has p < 0.05; the interval alone would say so of three seeds one time in four by chance. Nothing is corrected for
-the number of comparisons.
+{confidence:.0%} percentile bootstrap interval over the pairs. A method is called better or worse if the interval excludes 0 and a
+paired t-test has p < 0.05. By the interval without the test, three seeds would differ by chance one time in four. There is no
+correction for the number of comparisons.
 
-Tokens/s, peak memory and compile time are of one run of {cost_updates} updates by itself, in a process of its own, with no
-program from a cache. Tokens/s are real tokens, of log intervals after the first in which nothing was compiled. Peak memory has
-evaluation in it, at evaluation.batch_size; compile time is of all programs of the process.
+Tokens/s, peak memory and compile time are measured in a separate run of {cost_updates} steps, in a process of its own and without
+cached programs. Tokens/s count real tokens, over log intervals after the first in which nothing was compiled. Peak memory includes
+evaluation at evaluation.batch_size. Compile time is the total for all programs of the process.
 
-Training is the updates of a run at that speed, and nothing else. Wall time is what a run took in the grid from its first update
-to its last, with compiling and validations; of runs that trained in one program each has an equal share. Programs came from a
-cache where they could.
+Training time is only a run's steps, at that speed. Wall time is the time a run took in the grid from its first step to its last,
+including compiling and validations. Runs that trained in one program share its time equally. Programs came from a cache if
+possible.
 """
 
 _FORGETTING = """
-Forgetting is masked-LM perplexity on {text}, of the base → of the fine-tuned encoder, in front of one and the same masked-LM
-head. An encoder that was trained with a new head of its own, as in masked-LM, fits that one and not this.
+Forgetting is masked-LM perplexity on {text}, of the base → of the fine-tuned encoder, both with the same masked-LM head. An
+encoder that was trained with a new head of its own, as in masked-LM, fits that head better than this one.
 """
 
 
 def notes(summary: Summary) -> list[str]:
-    """What a reader must know of the numbers."""
+    """Notes for the reader on how the numbers were measured, one paragraph each."""
     config = summary.config
     seeds = ", ".join(map(str, config.seeds[: config.search_seeds]))
     text = _NOTES.format(
@@ -143,31 +142,31 @@ def notes(summary: Summary) -> list[str]:
         text += _FORGETTING.format(text=config.forgetting.data.name or config.forgetting.data.train_file)
     lines = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
     lines += [
-        f"{task} has no test rows: its figures are of the validation rows that chose learning rate and adapter, and flatter all methods."
+        f"{task} has no test rows. Its figures are on the validation rows that chose learning rate and adapter, so all are too good."
         for task, rows in summary.rows.items()
         if rows and rows[0].any.test_split == "validation"
     ]
     edges = [f"{search.method} on {search.task} ({search.best:g})" for search in summary.searches if search.at_the_edge]
     if edges:
         lines.append(
-            f"The best learning rate is at the edge of those tried, and a better one may lie beyond: {', '.join(edges)}."
+            f"The best learning rate is at the edge of those tried, so a better one may lie beyond: {', '.join(edges)}."
         )
     together = sum(1 for record in summary.records if record.results and record.results.trained_together > 1)
     if together:
         lines.append(
-            f"{together} runs trained in one program with others of the grid, each with its own data order, dropout and optimizer."
+            f"{together} runs trained in one program with other runs of the grid, each with its own data order, dropout and optimizer."
         )
     return lines
 
 
 def _search(search: Search) -> dict[str, Any]:
-    sign = -1 if search.metric in SMALLER_IS_BETTER else 1
+    sign = 1 if get_metric(search.metric).larger_is_better else -1
     tried = [
         (f"{rate:g}", "failed" if value is None else f"{sign * value:.4g}", rate == search.best)
         for rate, value in search.scores.items()
     ]
-    metric = NAMES.get(search.metric, search.metric)
-    return {"task": search.task, "method": search.method, "metric": metric, "tried": tried, "edge": search.at_the_edge}
+    title = get_metric(search.metric).title
+    return {"task": search.task, "method": search.method, "metric": title, "tried": tried, "edge": search.at_the_edge}
 
 
 def _card(record: Record, directory: Path) -> str:
@@ -184,7 +183,7 @@ def _machine(summary: Summary) -> str:
 
 
 def _write_csv(records: Iterable[Record], path: Path) -> None:
-    """A line for every run of the grid, finished or failed."""
+    """Write one line for every run of the grid, finished or failed."""
     lines = []
     for record in sorted(records, key=lambda each: each.cell):
         cell, results = record.cell, record.results
@@ -207,6 +206,7 @@ def _write_csv(records: Iterable[Record], path: Path) -> None:
                 line[name] = getattr(results, name)
             line["validation_score"] = record.validation()
         lines.append(line | ({"failure": "; ".join(record.failures)} if record.failures else {}))
+    # Lines differ in their metrics, so the header is the union of their keys.
     names = list(dict.fromkeys(name for line in lines for name in line))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
@@ -216,7 +216,7 @@ def _write_csv(records: Iterable[Record], path: Path) -> None:
 
 def _render(template: str, *, autoescape: bool = False, **context: Any) -> str:
     environment = Environment(autoescape=autoescape, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters["data_uri"] = _data_uri
+    environment.filters["data_uri"] = _data_uri  # pictures inside the HTML, so that it is a single file
     environment.filters["relative"] = lambda path, directory: Path(path).relative_to(directory).as_posix()
     source = (files("jaxpeft.comparison") / "templates" / template).read_text()
     return environment.from_string(source).render(**context)

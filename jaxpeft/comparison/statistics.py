@@ -1,4 +1,4 @@
-"""Differences of methods on the same seeds, with the interval that chance leaves them."""
+"""Differences between methods on the same seeds, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference of two methods over `num_pairs` seeds, and the interval that it lies in with `CONFIDENCE`.
+    """The mean difference of two methods over `num_pairs` seeds, with its interval [`low`, `high`] at `CONFIDENCE`.
 
-    `low`, `high` and `p_value` (of Student's paired test) are None where one pair leaves nothing to resample.
+    `low`, `high` and `p_value` (of Student's paired t-test) are None for a single pair, which cannot be resampled.
     """
 
     mean: float
@@ -27,10 +27,10 @@ class Difference:
 
     @property
     def is_distinguishable(self) -> bool:
-        """Whether the interval leaves 0 out, and a paired t-test would not call that chance.
+        """True if the interval excludes 0 and a paired t-test has p < 1 - `CONFIDENCE`.
 
-        The interval alone would be wrong too often: of n pairs it leaves 0 out where all differences have one sign, which chance brings
-        about one time in 2^(n-1), with three seeds one in four.
+        The interval on its own would be wrong too often. For n pairs it excludes 0 if all differences have one sign, which
+        happens by chance one time in 2^(n-1): with three seeds, one in four.
         """
         if self.low is None or self.high is None or self.p_value is None:
             return False
@@ -40,16 +40,16 @@ class Difference:
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """The difference `ours − theirs`, paired by position, with a percentile bootstrap interval (Efron 1979) and a t-test (Student 1908).
 
-    Pairing takes out what both share of a seed: its order of the data and its start.
+    Pairing removes the effects that both share because of the seed: data order and initialisation.
 
     Raises:
-        ValueError: for sequences of unequal length, or empty ones.
+        ValueError: the sequences differ in length, or are empty.
     """
     if len(ours) != len(theirs) or not len(ours):
         raise ValueError(f"{len(ours)} values cannot be paired with {len(theirs)}")
     differences = np.subtract(ours, theirs, dtype=np.float64)
     mean = float(differences.mean())
-    # Equal but for rounding counts as equal: there is nothing to resample then.
+    # Differences that are equal up to rounding cannot be resampled.
     if len(differences) == 1 or np.ptp(differences) <= 1e-9 * np.abs(differences).max():
         if len(differences) == 1:
             return Difference(mean, None, None, None, 1)
@@ -60,7 +60,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
         n_resamples=_RESAMPLES,
         confidence_level=CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(0),  # the same report from the same runs
+        rng=np.random.default_rng(0),  # fixed, so that the same runs give the same report
     ).confidence_interval
     p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
     return Difference(mean, float(interval.low), float(interval.high), p_value, len(differences))

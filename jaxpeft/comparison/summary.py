@@ -1,4 +1,4 @@
-"""The rows of the report: what the runs of a method on a task measured, over its seeds."""
+"""The rows of the report: the measurements of a method on a task, over its seeds."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ from jaxpeft.comparison.records import Record, Search, read_cost, read_record, s
 from jaxpeft.comparison.statistics import Difference, paired_difference
 from jaxpeft.report.methods import method_name
 from jaxpeft.report.results import Results
-from jaxpeft.tasks.metrics import SMALLER_IS_BETTER
-
-QUALITY = {
-    "masked-lm": ("perplexity", "accuracy"),
-    "classification": ("accuracy", "f1"),
-    "regression": ("pearson", "spearman"),
-}
-"""What is told of each kind of task, the deciding metric first."""
+from jaxpeft.tasks import task_for
+from jaxpeft.tasks.base import Task
+from jaxpeft.tasks.metrics import get_metric
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (None of a single value) of `values`, one a seed."""
+    """Mean and sample standard deviation of `values`, one per seed."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """The mean."""
+        """The mean over the seeds."""
         return fmean(self.values)
 
     @property
     def deviation(self) -> float | None:
-        """The standard deviation, with n − 1."""
+        """The sample standard deviation (n − 1 in the denominator); None for a single value."""
         return stdev(self.values) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method on a task. `runs` are its finished runs at its best learning rate, by seed; `cost` its short run by itself.
+    """A method on a task.
 
-    `difference` is of the deciding metric, to the comparison's baseline on the seeds that both finished; None for the baseline itself.
+    Attributes:
+        task: the task's name.
+        method: the method's name in the file.
+        title: the method's name in the report.
+        search: the search for its learning rate.
+        runs: its finished runs at the best learning rate, by seed.
+        cost: its short run for speed and memory.
+        difference: of the deciding metric to the baseline, on the seeds that both finished; None for the baseline itself.
     """
 
     task: str
@@ -54,14 +56,13 @@ class Row:
     difference: Difference | None = None
 
     @property
-    def kind(self) -> str:
-        """masked-lm, classification or regression."""
-        results = self.any
-        return "regression" if results.num_labels == 1 else results.task
+    def kind(self) -> Task:
+        """The task, for the labels of the data: a classification whose labels are numbers is a regression."""
+        return task_for(self.any.task, self.any.num_labels)
 
     @property
     def any(self) -> Results:
-        """What one of the runs measured: for what is the same in all of them."""
+        """The results of any one run, to read values that are the same in all of them."""
         results = next(iter(self.runs.values())).results
         assert results
         return results
@@ -72,26 +73,26 @@ class Row:
 
     @property
     def forgetting(self) -> tuple[float, Spread] | None:
-        """Perplexity of general text before, and after over the seeds, where it was measured."""
+        """Perplexity of general text: before, and after over the seeds. None if it was not measured."""
         found = [record.forgetting for record in self.runs.values() if record.forgetting]
         return (found[0]["before"], Spread(tuple(each["after"] for each in found))) if found else None
 
     @property
     def wall_seconds(self) -> float:
-        """Mean over the seeds of what a run took in the grid, its share where several trained in one program."""
+        """Mean seconds of a run in the grid, over the seeds. Runs that trained in one program share its time equally."""
         return fmean(r.seconds / r.trained_together for record in self.runs.values() if (r := record.results))
 
     @property
     def training_seconds(self) -> float | None:
-        """Seconds to train one run by itself, compiling and evaluation left out: its updates at the speed of `cost`."""
+        """Seconds to train one run by itself, without compiling and evaluation: its steps at the speed of `cost`."""
         return self.cost.seconds_per_step * self.any.steps if self.cost else None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A whole comparison, as far as it has been run: rows by task in the file's order, without those that have no finished run.
+    """A whole comparison so far: rows by task, in the file's order. A method without a finished run has no row.
 
-    `failures` are pairs (which run, why).
+    `failures` are pairs (run, reason).
     """
 
     config: CompareConfig
@@ -102,7 +103,7 @@ class Summary:
 
 
 def summarise(config: CompareConfig) -> Summary:
-    """Read what the runs of a comparison left on disk."""
+    """Read all runs of a comparison from disk, finished or not."""
     searched = [read_record(config, cell) for cell in search_cells(config)]
     chosen = searches(searched)
     best = {(each.task, each.method): each for each in chosen}
@@ -113,9 +114,9 @@ def summarise(config: CompareConfig) -> Summary:
         found = []
         for method in config.all_methods:
             cost, why = read_cost(config, task, method)
-            failures += [(f"{task}-{method}, the short run that costs are measured on", why)] if why else []
+            failures += [(f"{task}-{method}, the short run to measure costs", why)] if why else []
             search = best.get((task, method))
-            if search is None or search.best is None:
+            if search is None or search.best is None:  # still searching, or every rate failed
                 continue
             cells = [Cell(task, method, search.best, seed) for seed in config.seeds]
             for cell in cells:
@@ -123,27 +124,28 @@ def summarise(config: CompareConfig) -> Summary:
             runs = {cell.seed: records[cell] for cell in cells if records[cell].results}
             if runs:
                 found.append(Row(task, method, _title(config, cells[0]), search, runs, cost))
-        rows[task] = [_compared(row, found, config.baseline) for row in _told_apart(found)]
+        rows[task] = [_with_difference(row, found, config.baseline) for row in _with_unique_titles(found)]
     failures += [(record.cell.name, why) for record in records.values() for why in record.failures]
     return Summary(config, rows, chosen, failures, list(records.values()))
 
 
-def _told_apart(rows: Sequence[Row]) -> list[Row]:
-    """Rows of one title with the names that the file gives them."""
+def _with_unique_titles(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with the file's method name added to titles that occur more than once."""
     titles = [row.title for row in rows]
     return [replace(row, title=f"{row.title} ({row.method})") if titles.count(row.title) > 1 else row for row in rows]
 
 
 def _title(config: CompareConfig, cell: Cell) -> str:
-    return method_name(run_of(config, cell))
+    run = run_of(config, cell)
+    return method_name(run.adapter, run.pruning, run.model)
 
 
-def _compared(row: Row, rows: Sequence[Row], baseline: str) -> Row:
+def _with_difference(row: Row, rows: Sequence[Row], baseline: str) -> Row:
     other = next((each for each in rows if each.method == baseline), None)
     if other is None or row.method == baseline:
         return row
     shared = [seed for seed in row.runs if seed in other.runs]
-    metric = QUALITY[row.kind][0]
+    metric = row.kind.reported_metrics[0]
 
     def values(of: Row) -> list[float]:
         return [results.test[metric] for seed in shared if (results := of.runs[seed].results)]
@@ -153,7 +155,7 @@ def _compared(row: Row, rows: Sequence[Row], baseline: str) -> Row:
 
 
 def verdict(row: Row, baseline: str) -> str:
-    """What the difference to the baseline says, in words."""
+    """The difference to the baseline in words: better, worse, or not distinguishable."""
     d = row.difference
     if d is None:
         return "–"
@@ -161,5 +163,5 @@ def verdict(row: Row, baseline: str) -> str:
         return "one seed: no interval"
     if not d.is_distinguishable:
         return f"not distinguishable from {baseline}"
-    better = (d.mean < 0) == (QUALITY[row.kind][0] in SMALLER_IS_BETTER)
+    better = (d.mean > 0) == get_metric(row.kind.reported_metrics[0]).larger_is_better
     return f"{'better' if better else 'worse'} than {baseline}"

@@ -1,11 +1,11 @@
-"""A process that does one job of a comparison: so that memory is a job's own, and a crash ends no other.
+"""A process that does one job of a comparison, so that each job has its own memory and a crash ends no other job.
 
     python -m jaxpeft.comparison.worker < JOB
 
-A job is JSON: `{"do": "train", "runs": [a run's configuration, …], "resume": […], "by_itself": …}`, or `{"do": "forgetting", "runs":
-[directories], "head": the run that trains a masked-LM head where the base has none, "resume": …, "settings": ForgettingConfig}`. What
-failed of a run is written into its directory. The exit status is 0; 1 where several runs failed as a whole, of which nothing is
-written; and 128 + signal where one stopped it.
+A job is JSON: `{"do": "train", "runs": [a run's configuration, …], "resume": […], "by_itself": …}`, or `{"do": "forgetting",
+"runs": [directories], "head": the run that trains a masked-LM head if the base has none, "resume": …, "settings":
+ForgettingConfig}`. The reason of a run's failure is written to the run's directory. The exit status is 0; 1 if several runs
+failed as a whole, in which case nothing is written; and 128 + signal if a signal stopped the process.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.comparison.records import FAILURE, FORGETTING, FORGETTING_FAILURE
 from jaxpeft.config import DataConfig, RunConfig
-from jaxpeft.config.files import directory_of, run_config
+from jaxpeft.config.files import run_config
 from jaxpeft.errors import InputError
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.sweep_key import sweep_key
 
 
 def main() -> None:
-    """Do the job on standard input; exit with its status."""
+    """Do the job on standard input, and exit with its status."""
     sys.exit(do(json.load(sys.stdin)))
 
 
 def do(job: dict[str, Any]) -> int:
-    """Do a job; its exit status."""
+    """Do a job and return its exit status: 0, or 1 if several runs failed as a whole."""
     arguments = {key: value for key, value in job.items() if key != "do"}
     kinds: dict[str, Callable[..., int]] = {"train": _train, "forgetting": _forgetting}
     return kinds[job["do"]](**arguments)
@@ -40,9 +40,24 @@ def do(job: dict[str, Any]) -> int:
 
 def _train(runs: list[dict[str, Any]], resume: list[bool], by_itself: bool) -> int:
     configs = [_config(values, again) for values, again in zip(runs, resume, strict=True)]
-    failed = _attempt(lambda: _train_configs(configs, by_itself=by_itself))
+
+    def train() -> None:
+        # A run that may share a program is trained by `run_together` even if it is the only one left. So its result does not
+        # depend on which other runs were left.
+        if by_itself or sweep_key(configs[0]) is None:
+            from jaxpeft.runs.train import run
+
+            run(*configs)
+            return
+        from jaxpeft.runs.sweep import run_together
+
+        for config, outcome in zip(configs, run_together(configs), strict=True):
+            if isinstance(outcome, InputError):
+                _write_failure(RunDirectory.of(config), str(outcome))
+
+    failed = _attempt(train)
     if failed and len(configs) == 1:
-        _note(configs[0], failed)
+        _write_failure(RunDirectory.of(configs[0]), failed)
     return int(failed is not None and len(configs) > 1)
 
 
@@ -50,24 +65,9 @@ def _config(values: dict[str, Any], resume: bool) -> RunConfig:
     return replace(run_config(values, values["name"]), resume=resume)
 
 
-def _train_configs(configs: Sequence[RunConfig], *, by_itself: bool) -> None:
-    # What may have company is trained as in company also without: so no result depends on what was left to do beside it.
-    if by_itself or sweep_key(configs[0]) is None:
-        from jaxpeft.runs.train import run
-
-        run(*configs)
-        return
-    from jaxpeft.runs.sweep import run_together
-
-    for config, outcome in zip(configs, run_together(configs), strict=True):
-        if isinstance(outcome, InputError):
-            _note(config, str(outcome))
-
-
-def _note(config: RunConfig, failure: str) -> None:
-    directory = directory_of(config)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / FAILURE).write_text(failure)
+def _write_failure(directory: RunDirectory, failure: str) -> None:
+    directory.path.mkdir(parents=True, exist_ok=True)
+    directory.failure.write_text(failure)
 
 
 def _forgetting(runs: list[str], head: dict[str, Any], resume: bool, settings: dict[str, Any]) -> int:
@@ -77,13 +77,13 @@ def _forgetting(runs: list[str], head: dict[str, Any], resume: bool, settings: d
     failed = _attempt(lambda: found.append(forgetting.head_for(config)))
     if failed:
         for run in map(Path, runs):
-            (run / FORGETTING_FAILURE).write_text(f"its masked-LM head, {config.run_name}: {failed}")
+            RunDirectory(run).forgetting_failure.write_text(f"its masked-LM head, {config.run_name}: {failed}")
         return 0
     data, trained = DataConfig(**settings["data"]), found[0]
     for run in map(Path, runs):
         failed = _attempt(partial(_measure, run, data, trained, settings))
         if failed:
-            (run / FORGETTING_FAILURE).write_text(failed)
+            RunDirectory(run).forgetting_failure.write_text(failed)
     return 0
 
 
@@ -91,16 +91,16 @@ def _measure(run: Path, data: DataConfig, head: Path | None, settings: dict[str,
     from jaxpeft.comparison import forgetting
 
     values = forgetting.measure(run, data, head, settings["max_rows"])
-    (run / FORGETTING).write_text(json.dumps({**values, "settings": settings}, indent=2) + "\n")
+    RunDirectory(run).forgetting.write_text(json.dumps({**values, "settings": settings}, indent=2) + "\n")
 
 
 def _attempt(action: Callable[[], None]) -> str | None:
-    """Why `action` failed, in one line; None where it did not."""
+    """Run `action`. Returns None, or in one line why it failed."""
     try:
         action()
     except InputError as error:
         return str(error)
-    except Exception as error:
+    except Exception as error:  # a bug of ours: the next run may succeed, but the traceback must be seen
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,20 +1,32 @@
-"""What a configuration is checked for before anything is loaded: ranges, and options that exclude each other."""
+"""Check a configuration before anything is loaded: ranges, and options that exclude each other."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from jaxpeft.adapters import METHODS
+from jaxpeft.config.adapter import AdapterConfig, PruningConfig
+from jaxpeft.config.data import DataConfig
+from jaxpeft.config.model import ModelConfig
+from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
 from jaxpeft.errors import InputError
-
-if TYPE_CHECKING:
-    from jaxpeft.config.run import RunConfig
+from jaxpeft.tasks import TASKS
 
 
-def check_ranges(config: RunConfig) -> None:
+def check_ranges(
+    *,
+    model: ModelConfig,
+    data: DataConfig,
+    adapter: AdapterConfig,
+    pruning: PruningConfig,
+    training: TrainingConfig,
+    evaluation: EvaluationConfig,
+    cluster: ClusterConfig,
+    seed: int,
+) -> None:
     """Raise InputError for a number out of its range."""
-    t, p, a, d, m, e = config.training, config.pruning, config.adapter, config.data, config.model, config.evaluation
-    block, c = m.quantization_block_size, config.cluster
+    t, p, a, d, m, e, c = training, pruning, adapter, data, model, evaluation, cluster
+    block = m.quantization_block_size
     checks = [
         ("adapter.rank", a.rank, a.rank is None or a.rank >= 1, "at least 1, or null"),
         ("adapter.alpha", a.alpha, a.alpha is None or a.alpha > 0, "above 0, or null"),
@@ -43,7 +55,7 @@ def check_ranges(config: RunConfig) -> None:
         ("training.warmup_steps", t.warmup_steps, t.warmup_steps >= 0, "at least 0"),
         ("training.weight_decay", t.weight_decay, t.weight_decay >= 0, "at least 0"),
         ("training.max_grad_norm", t.max_grad_norm, t.max_grad_norm >= 0, "at least 0"),
-        ("training.steps_per_dispatch", t.steps_per_dispatch, t.steps_per_dispatch >= 1, "at least 1"),
+        ("training.micro_steps_per_dispatch", t.micro_steps_per_dispatch, t.micro_steps_per_dispatch >= 1, "at least 1"),
         ("training.log_every_steps", t.log_every_steps, t.log_every_steps >= 1, "at least 1"),
         ("training.eval_every_steps", t.eval_every_steps, (t.eval_every_steps or 1) >= 1, "at least 1, or null"),
         ("training.early_stopping_patience", t.early_stopping_patience, (t.early_stopping_patience or 1) >= 1, "at least 1, or null"),
@@ -58,60 +70,72 @@ def check_ranges(config: RunConfig) -> None:
         ("cluster.num_processes", c.num_processes, c.num_processes is None or c.num_processes >= 1, "at least 1, or null"),
         ("cluster.process_id", c.process_id, 0 <= (c.process_id or 0) < (c.num_processes or math.inf),
          "at least 0 and below cluster.num_processes, or null"),
-        ("seed", config.seed, 0 <= config.seed < 2**32, "from 0 to 4294967295"),
+        ("seed", seed, 0 <= seed < 2**32, "from 0 to 4294967295"),
     ]  # fmt: skip
     for flag, value, fine, wanted in checks:
         if not fine:
             raise InputError(f"{flag} is {value}; it must be {wanted}")
 
 
-def check_combinations(config: RunConfig) -> None:
-    """Raise InputError for options that exclude each other, or that miss what they need."""
-    if "://" in config.output_dir:
-        raise InputError(
-            f"output_dir '{config.output_dir}' is a URL; give a directory (a bucket can be mounted with gcsfuse)"
-        )
-    if not config.data.name and not config.data.train_file:
+def check_combinations(
+    *,
+    task: str,
+    output_dir: str,
+    distributed: bool,
+    model: ModelConfig,
+    data: DataConfig,
+    adapter: AdapterConfig,
+    pruning: PruningConfig,
+    training: TrainingConfig,
+    cluster: ClusterConfig,
+) -> None:
+    """Raise InputError for options that exclude each other, or that need an option that is not set."""
+    if "://" in output_dir:  # pathlib would take it as a relative path
+        raise InputError(f"output_dir '{output_dir}' is a URL; give a directory (a bucket can be mounted with gcsfuse)")
+    if not data.name and not data.train_file:
         raise InputError("no data: give data.name (python-docs, wikitext-2-raw-v1, glue/sst2, …) or data.train_file")
-    if config.data.name and config.data.train_file:
+    if data.name and data.train_file:
         raise InputError(
-            f"data.name '{config.data.name}' and data.train_file '{config.data.train_file}' exclude each other: set one to null"
+            f"data.name '{data.name}' and data.train_file '{data.train_file}' exclude each other: set one to null"
         )
-    given = [name for name, value in vars(config.cluster).items() if value is not None]
-    if given and not config.distributed:
-        raise InputError(f"cluster.{given[0]} {getattr(config.cluster, given[0])} needs --distributed")
-    if config.adapter.method not in PRUNABLE and config.pruning.sparsity:
+    given = [name for name, value in vars(cluster).items() if value is not None]
+    if given and not distributed:
+        raise InputError(f"cluster.{given[0]} {getattr(cluster, given[0])} needs --distributed")
+    # A method is imported, and jax with it, only if one of these two options is set.
+    if pruning.sparsity and not _has("prunable", adapter.method):
         raise InputError(
-            f"pruning.sparsity {config.pruning.sparsity} needs an adapter of matrices ({', '.join(PRUNABLE)}), which adapter.method "
-            f"'{config.adapter.method}' is not; set it to 0"
+            f"pruning.sparsity {pruning.sparsity} needs adapter.method to be one of {_those_with('prunable')}, not "
+            f"'{adapter.method}'; set it to 0"
         )
-    if config.training.loraplus_lr_ratio and config.adapter.method != "lora":
+    if training.loraplus_lr_ratio and not _has("loraplus", adapter.method):
         raise InputError(
-            f"training.loraplus_lr_ratio {config.training.loraplus_lr_ratio:g} is LoRA's, and adapter.method is '{config.adapter.method}'; "
-            "set it to null"
+            f"training.loraplus_lr_ratio {training.loraplus_lr_ratio:g} needs adapter.method to be one of "
+            f"{_those_with('loraplus')}, not '{adapter.method}'; set it to null"
         )
-    if config.data.packing and config.task != "classification":
-        raise InputError("data.packing is for classification, and a row of masked-lm is full already; set it to false")
-    if config.data.packing and config.adapter.method == "prompt-tuning":
+    if data.packing and not TASKS[task].can_pack:
         raise InputError(
-            "data.packing cannot be had with prompt-tuning, whose tokens stand in front of a row; set it to false"
+            f"data.packing is only for classification, since rows of {task} are already full; set it to false"
         )
-    if config.adapter.method == "full" and config.model.quantization != "none":
+    if data.packing and adapter.method == "prompt-tuning":
         raise InputError(
-            "adapter.method 'full' trains every weight and cannot train a quantised base: set model.quantization to none"
+            "data.packing cannot be used with prompt-tuning, which puts its tokens in front of a row; set it to false"
         )
-    allowed = METRICS[config.task]
-    if config.training.metric and config.training.metric not in allowed:
+    if adapter.method == "full" and model.quantization != "none":
         raise InputError(
-            f"training.metric '{config.training.metric}' is not measured for {config.task}; choose from {', '.join(allowed)}"
+            "adapter.method 'full' trains every weight, which a quantised base does not allow: set model.quantization to none"
         )
+    if training.metric:
+        allowed = TASKS[task].known_metrics
+        if training.metric not in allowed:
+            raise InputError(
+                f"training.metric '{training.metric}' is not measured for {task}; choose from {', '.join(allowed)}"
+            )
 
 
-PRUNABLE = ("lora", "hira", "loha", "lokr")
-"""Methods whose matrices can be pruned; AdaLoRA allocates its ranks itself."""
+def _has(group: str, method: str) -> bool:
+    """True if `method` declares anything in its field `group`. The baselines are not in the table and declare nothing."""
+    return method in METHODS and bool(getattr(METHODS[method], group))
 
-METRICS = {
-    "masked-lm": ("loss", "perplexity", "accuracy"),
-    "classification": ("loss", "accuracy", "f1", "matthews", "pearson", "spearman"),
-}
-"""Validation metrics by task."""
+
+def _those_with(group: str) -> str:
+    return ", ".join(method for method in METHODS if _has(group, method))

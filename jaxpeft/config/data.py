@@ -7,31 +7,31 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What it learns from."""
+    """The data to train and evaluate on."""
 
     name: str | None = None
-    """python-docs (built in), wikitext-2-raw-v1, glue/sst2 and its like, or any dataset on the hub."""
+    """Dataset: python-docs (built in), wikitext-2-raw-v1, glue/sst2 and others, or any dataset id on the hub."""
     subset: str | None = None
-    """The hub dataset's configuration, where it has several."""
+    """Configuration of the hub dataset, if it has several."""
     train_file: str | None = None
     """Local .txt, .csv, .tsv, .jsonl or .parquet file, instead of name."""
     validation_file: str | None = None
-    """Local file; null: a tenth of the training rows is held out."""
+    """Local file; null: a tenth of the training rows is held out for validation."""
     test_file: str | None = None
-    """Local file; null: the test figures are the validation's."""
+    """Local file; null: test figures are measured on the validation rows."""
     column_names: list[str] | None = None
-    """Names of the columns of a .csv or .tsv without a header line."""
+    """Column names of .csv and .tsv files without a header line."""
     text_column: str | None = None
-    """Column with the text; null: the known one."""
+    """Column with the text; null: 'text', or the columns of a GLUE task."""
     text_pair_column: str | None = None
     """Column with the second text of a pair, for classification."""
     label_column: str | None = None
-    """Column with the label, for classification; null: the known one."""
+    """Column with the label, for classification; null: 'label' if there is one."""
     max_length: int = 128
-    """Tokens in a row: the block's length in masked-lm, the limit of truncation in classification."""
+    """Tokens per row: the block length in masked-lm, the truncation limit in classification."""
     mask_ratio: float = 0.15
-    """Share of the real tokens that is masked (masked-lm), exact for every row."""
+    """Share of the real tokens of each row that are masked, exact for every row (masked-lm)."""
     bucket_lengths: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256, 512])
-    """Tokens: lengths to which classification rows are padded; one program is compiled for each in use."""
+    """Lengths in tokens to which classification rows are padded; one program is compiled for each length in use."""
     packing: bool = False
-    """Train a classifier on rows of max_length tokens with several texts each, as many texts a batch as without; one program."""
+    """Put several texts in each row of up to max_length tokens (classification). Texts per batch stay the same; one program."""

@@ -1,9 +1,8 @@
-"""Configurations in YAML files, and what differs between two."""
+"""Read and write configurations as YAML, and compare two of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from jaxpeft.errors import InputError
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration in the YAML file at `path`.
+    """Read the configuration in the YAML file at `path`. Wrong keys exit with status 2.
 
     Raises:
-        InputError: where there is no such file; a file with wrong keys exits with status 2.
+        InputError: the file does not exist, or its values cannot be combined.
     """
     if not path.is_file():
         raise InputError(f"no {path.name} in '{path.parent}': it is not a run's directory")
@@ -27,46 +26,30 @@ def read_config(path: Path) -> RunConfig:
 
 
 def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
-    """The configuration with these nested keys, as in a YAML file.
+    """The configuration with the nested keys of `values`, as in a YAML file.
 
     Raises:
-        InputError: for a key or a value that a run's configuration cannot have; `where` says whose it is.
+        InputError: a key or a value is invalid. The message names its origin, `where`.
     """
     parser = ValuesParser(prog=where)
     parser.add_class_arguments(RunConfig)
     return build_run(parser, parser.parse_object(dict(values)))
 
 
-def directory_of(config: RunConfig) -> Path:
-    """Where a run's files are."""
-    return Path(config.output_dir) / config.run_name
+def write_config(values: Mapping[str, Any], path: Path) -> None:
+    """Write the `resolved()` values of a configuration to `path`, as YAML that `--config` reads back."""
+    path.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
-def write_config(config: RunConfig, path: Path) -> None:
-    """Write `config` as YAML that `--config` reads back."""
-    path.write_text(yaml.safe_dump(resolved(config), sort_keys=False, allow_unicode=True))
-
-
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """The keys in which two configurations differ, each as `key: old, now new`."""
-    before, after = _flat(resolved(old)), _flat(resolved(new))
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The keys that differ between the `resolved()` values of two configurations, each as `key: old, now new`."""
+    before, after = flat(old), flat(new)
     return [f"{key}: {before[key]}, now {after[key]}" for key in before if before[key] != after[key]]
 
 
-def resolved(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain values, ready for YAML, without what is a wish of one call and not of the run.
-
-    That is `resume`, where this machine keeps compiled programs, and the processes it is spread over: what many hosts saved,
-    one may resume.
-    """
-    values = asdict(config)
-    for key in ("resume", "compilation_cache", "distributed", "cluster"):
-        del values[key]
-    return values
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

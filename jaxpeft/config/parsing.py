@@ -1,4 +1,4 @@
-"""Flags to configurations. jsonargparse parses them; what is ours is errors of one line that name the nearest flag."""
+"""Parse flags into configurations, with jsonargparse. This module adds errors of one line that name the nearest flag."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from jaxpeft.config.run import RunConfig
 from jaxpeft.errors import InputError, did_you_mean, fail
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the docstring of a field is its help text
 
 C = TypeVar("C")
 
@@ -23,14 +23,15 @@ _TRAINS = "Fine-tune a Flax transformer with adapters."
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser with errors of one line that name the nearest flag; exit status 2."""
+    """jsonargparse's parser. An error exits with status 2 and prints one line that names the nearest flag."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what was wrong and the way out, and exit."""
+        """Print the problem and the way out in one line, and exit with status 2."""
         text = re.sub(r"\s+", " ", message).strip()
         fail(f"{text}{self._suggestion(text)}", prog=self.prog, hint=f"see {self.prog} --help")
 
     def _suggestion(self, text: str) -> str:
+        # jsonargparse has three messages for an unknown key.
         keys = [action.dest for action in self._actions if action.dest not in ("help", "print_config")]
         if found := re.search(r"[Uu]nrecognized arguments: --([^\s=]+)", text):
             return did_you_mean(found[1].replace("-", "_"), keys).replace("'", "--", 1).replace("'?", "?")
@@ -42,38 +43,42 @@ class Parser(ArgumentParser):
 
 
 class ValuesParser(Parser):
-    """The same for values that are a part of a file: what is wrong with them is an InputError."""
+    """The same for values that are part of a file. Errors raise InputError."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise InputError."""
+        """Raise InputError with the problem and the nearest key."""
         text = re.sub(r"\s+", " ", message).strip()
         raise InputError(f"{self.prog}: {text}{self._suggestion(text)}")
 
 
 def parse_run(args: list[str], prog: str, default_config: Path | None = None) -> Callable[[], RunConfig]:
-    """Parse a run's flags (syntax, names and types: exit status 2); what is returned builds the configuration and checks it."""
+    """Parse a run's flags and return a function that builds and checks the configuration.
+
+    An error in syntax, names or types exits with status 2. The returned function raises InputError.
+    """
     return _parse(run_parser(prog, default_config), args, default_config)[1]
 
 
 def parse_run_and(
     args: list[str], prog: str, *, description: str, add_flags: Callable[[Parser], None]
 ) -> tuple[Any, Callable[[], RunConfig]]:
-    """As `parse_run`, for a command that has flags of its own besides the run's; returns all values, and what `parse_run` does."""
+    """As `parse_run`, for a command with further flags. Returns all values, and the function of `parse_run`."""
     parser = run_parser(prog, None, description)
     add_flags(parser)
     return _parse(parser, args, None)
 
 
 def parse_file_into(kind: type[C], args: list[str], prog: str, *, description: str) -> Callable[[], C]:
-    """As `parse_run`, for a command whose file and flags are those of another configuration, the dataclass `kind`."""
+    """As `parse_run`, for a command with another configuration: the dataclass `kind`."""
     parser = Parser(
         prog=prog,
         usage=f"{prog} --config FILE [--KEY VALUE ...]",
-        description=f"{description} Every key of a config file is a flag too, and a flag wins.",
+        description=f"{description} Every key of a config file is also a flag, and flags override the file.",
         exit_on_error=True,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
     parser.add_class_arguments(kind)
+    # field.type is text, because annotations are not evaluated.
     args, deep = _without_deep_flags(args, [field.name for field in fields(kind) if str(field.type).startswith("dict")])  # type: ignore[arg-type]
     values = _parse(parser, args, None)[0]
 
@@ -91,9 +96,9 @@ def parse_file_into(kind: type[C], args: list[str], prog: str, *, description: s
 
 
 def _without_deep_flags(args: list[str], names: list[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
-    """`args` without the flags of keys inside the mappings `names`, and these: (path, value).
+    """`args` without the flags for keys inside the mappings `names`, and those flags as (path, value).
 
-    The parser would put `--base.training.num_steps 6` in the place of all of base.training.
+    The parser would let `--base.training.num_steps 6` replace all of base.training.
     """
     left, deep, rest = [], [], iter(args)
     for arg in rest:
@@ -110,24 +115,24 @@ def _parse(parser: Parser, args: list[str], default_config: Path | None) -> tupl
     args = _bare_switches(args)
     if default_config and not any(arg == "--config" or arg.startswith("--config=") for arg in args):
         args = ["--config", str(default_config), *args]
-    _check_yaml(args, parser.prog)
+    _check_yaml(args, parser.prog)  # before the parser, whose error does not name the file
     values = parser.parse_args(args)
     return values, lambda: build_run(parser, values)
 
 
 def build_run(parser: Parser, values: Any) -> RunConfig:
-    """The configuration of parsed `values`, checked."""
+    """Build and check the configuration of parsed `values`."""
     instantiated = parser.instantiate(values)
     return RunConfig(**{field.name: instantiated[field.name] for field in fields(RunConfig)})
 
 
 def run_parser(prog: str, default_config: Path | None, description: str = _TRAINS) -> Parser:
-    """The parser of a run's flags."""
+    """The parser for a run's flags. `default_config` is only named in the help."""
     default = f" Without --config: {default_config.parent.name}/{default_config.name}." if default_config else ""
     parser = Parser(
         prog=prog,
         usage=f"{prog} [--config FILE] [--KEY VALUE ...]",
-        description=f"{description} Every key of a config file is a flag too, and a flag wins." + default,
+        description=f"{description} Every key of a config file is also a flag, and flags override the file." + default,
         exit_on_error=True,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
@@ -136,7 +141,7 @@ def run_parser(prog: str, default_config: Path | None, description: str = _TRAIN
 
 
 def _check_yaml(args: list[str], prog: str) -> None:
-    """Name the file that is no YAML: jsonargparse says only where in it."""
+    """Exit with the name of a config file that is not YAML, because jsonargparse does not name it."""
     for i, arg in enumerate(args):
         named = arg.partition("=")[2] if arg.startswith("--config=") else arg if args[i - 1 : i] == ["--config"] else ""
         path = Path(named)
@@ -147,7 +152,7 @@ def _check_yaml(args: list[str], prog: str) -> None:
 
 
 def _bare_switches(args: list[str]) -> list[str]:
-    """`--resume` alone means `--resume=true`, and so does `--distributed`."""
+    """Expand `--resume` and `--distributed` without a value to `--resume=true` and `--distributed=true`."""
     switches = ("--resume", "--distributed")
     return [
         f"{arg}=true" if arg in switches and args[i + 1 : i + 2] not in (["true"], ["false"]) else arg

@@ -1,18 +1,26 @@
 """A run's configuration: every flag with its unit and default, checked on construction.
 
-A config file holds the same keys as YAML. Nothing heavy is imported here: `--help` must answer at once.
+A config file holds the same keys as YAML. This module imports nothing heavy, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxpeft.config.adapter import AdapterConfig, PruningConfig
 from jaxpeft.config.checks import check_combinations, check_ranges
 from jaxpeft.config.data import DataConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
+from jaxpeft.tasks import FLAG_VALUES, TASKS
+
+# `--help` lists the names of the table. The test is negated, because jsonargparse executes the block of a plain
+# `if TYPE_CHECKING` and would then accept any string.
+if not TYPE_CHECKING:  # noqa: SIM108
+    TaskName = Literal[FLAG_VALUES]
+else:
+    TaskName = str
 
 
 @dataclass(frozen=True)
@@ -20,19 +28,19 @@ class RunConfig:
     """One fine-tuning run."""
 
     name: str | None = None
-    """The run's name: its files go to output_dir/name; null: made from model, data and method."""
+    """Name of the run. Its files go to output_dir/name; null: made from model, data and method."""
     output_dir: str = "runs"
     """Directory of all runs."""
-    task: Literal["masked-lm", "classification"] = "masked-lm"
-    """What is trained: masked language modelling, or the classification of sentences and pairs."""
+    task: TaskName = "masked-lm"
+    """Task: masked language modelling, or classification of sentences and pairs."""
     seed: int = 0
-    """Decides every random draw: new weights, order, masks, dropout."""
+    """Seed of every random draw: new weights, order, masks, dropout."""
     resume: bool = False
-    """Go on with the run of this name from its last checkpoint."""
+    """Continue the run of this name from its last checkpoint."""
     distributed: bool = False
-    """Several hosts (a TPU pod): call jax.distributed.initialize(). Every host runs the same command; output_dir is shared."""
+    """Train on several hosts (a TPU pod) with jax.distributed.initialize(). All hosts run the same command and share output_dir."""
     compilation_cache: str | None = "auto"
-    """Directory that keeps compiled programs for later runs; auto: JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxpeft/compiled; null: none."""
+    """Directory of compiled programs for later runs; auto: JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxpeft/compiled; null: no cache."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -42,13 +50,29 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run, before anything is loaded."""
-        check_ranges(self)
-        check_combinations(self)
+        """Raise InputError for a configuration that cannot be run, before anything is loaded."""
+        TASKS.check(self.task)
+        parts = vars(self)
+        ranged = ("model", "data", "adapter", "pruning", "training", "evaluation", "cluster", "seed")
+        combined = ("task", "output_dir", "distributed", "model", "data", "adapter", "pruning", "training", "cluster")
+        check_ranges(**{name: parts[name] for name in ranged})
+        check_combinations(**{name: parts[name] for name in combined})
+
+    def resolved(self) -> dict[str, Any]:
+        """The configuration as plain values, ready for YAML, without wishes of a single call.
+
+        Those are `resume`, where this machine keeps compiled programs, and the processes that the run is spread over: one host may resume
+        what many hosts saved.
+        """
+        values = asdict(self)
+        for key in ("resume", "compilation_cache", "distributed", "cluster"):
+            del values[key]
+        del values["training"]["steps_per_dispatch"]  # an old name, whose value is under the new one
+        return values
 
     @property
     def run_name(self) -> str:
-        """The run's name, made from what it does where none is given."""
+        """The run's `name` or, if it is None, a name made from model, data and method."""
         if self.name:
             return self.name
         model = self.model.name.rstrip("/").removesuffix("/config.json").split("/")[-1]

@@ -8,69 +8,77 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How it is trained. One step is one update of the optimizer."""
+    """The training. A step is one optimizer step; a micro-step is one forward and backward pass."""
 
     num_steps: int | None = None
-    """Updates in total; null: num_epochs decides."""
+    """Steps in total; null: num_epochs decides."""
     num_epochs: float = 3.0
-    """Passes over the training rows, where num_steps is null."""
+    """Passes over the training rows, if num_steps is null."""
     batch_size: int = 16
-    """Rows in one forward and backward pass, over all devices together."""
+    """Rows per micro-step, over all devices together."""
     accumulation_steps: int = 1
-    """Passes whose gradients are averaged into one update."""
+    """Micro-steps per step; their gradients are averaged."""
     learning_rate: float = 3e-4
-    """Peak learning rate of AdamW. HiRA wants a far larger one than LoRA."""
+    """Peak learning rate of AdamW. HiRA needs a far larger one than LoRA."""
     loraplus_lr_ratio: float | None = None
-    """LoRA+: learning rate of B, and of vectors, over that of A, at least 1; null: one rate for all."""
+    """LoRA+: ratio of the learning rate of B and of vectors to that of A, at least 1; null: one rate for all."""
     loraplus_lr_embedding: float = 1e-6
     """LoRA+: peak learning rate of adapted embeddings."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """What the learning rate does after the warm-up: falls to 0 linearly or as a cosine, or stays."""
+    """Learning rate after the warm-up: it falls to 0 linearly or as a cosine, or stays constant."""
     warmup_steps: int = 100
-    """Updates over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0."""
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay; biases and norms are spared."""
+    """AdamW's decoupled weight decay; biases and norms are not decayed."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this global norm; 0: not at all."""
-    steps_per_dispatch: int = 10
-    """Passes run by one call of the compiled program, at most, and no more than take about twenty seconds; a signal waits for two."""
+    """Global norm to which gradients are clipped; 0: no clipping."""
+    micro_steps_per_dispatch: int = 10
+    """Maximum micro-steps per compiled call. Fewer are used if a call would exceed 20 s, since a stop signal waits for two calls."""
+    steps_per_dispatch: int | None = None
+    """Old name of micro_steps_per_dispatch."""
     log_every_steps: int = 10
-    """Updates between two log lines; metrics leave the device only then."""
+    """Steps between two log lines; metrics leave the device only then."""
     eval_every_steps: int | None = None
-    """Updates between two validations, each with a checkpoint; null: ten times a run."""
+    """Steps between two validations, each with a checkpoint; null: ten validations per run."""
     early_stopping_patience: int | None = None
-    """Validations without a better metric after which the run stops; null: never."""
+    """Number of validations without improvement after which the run stops; null: never."""
     metric: str | None = None
-    """Validation metric that decides which adapter is best: loss, accuracy, f1, matthews, pearson, spearman; null: the task's."""
+    """Validation metric that selects the best adapter: loss, accuracy, f1, matthews, pearson, spearman; null: the task's own."""
+
+    def __post_init__(self) -> None:
+        """Read old names."""
+        if self.steps_per_dispatch is not None:
+            object.__setattr__(self, "micro_steps_per_dispatch", self.steps_per_dispatch)
+            object.__setattr__(self, "steps_per_dispatch", None)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How it is judged."""
+    """The evaluation."""
 
     batch_size: int = 32
-    """Rows in one evaluation pass, over all devices together."""
+    """Rows per evaluation batch, over all devices together."""
     max_batches: int | None = None
-    """Validate on so many batches at most during training, the first ones or, in classification, a fixed random choice; null: all."""
+    """Maximum validation batches during training: the first ones, or in classification a fixed random choice; null: all."""
     max_test_batches: int | None = None
-    """Test on so many batches at most, chosen likewise, which the results then say; null: all, as published figures are."""
+    """Maximum test batches, chosen in the same way and noted in the results; null: all, as in published figures."""
     before: bool = True
-    """Test what the run starts from, too; in a comparison, whose report does not read it, false unless its file says otherwise."""
+    """Also evaluate the initial model on the test set. Off by default in `compare`."""
     pseudo_perplexity: bool = False
-    """Also mask every token one at a time (Salazar et al. 2020): one row's cost for each token."""
+    """Also measure pseudo-perplexity, masking one token at a time (Salazar et al. 2020). Each token costs as much as a row."""
     pseudo_perplexity_rows: int = 100
-    """Test rows that pseudo-perplexity reads."""
+    """Test rows used for pseudo-perplexity."""
     examples: list[str] = field(default_factory=list)
-    """Sentences with a [MASK], filled in before and after training (masked-lm)."""
+    """Sentences with a [MASK] to fill in before and after training (masked-lm)."""
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """How several hosts find each other; null: what jax.distributed.initialize() detects (Cloud TPU, Slurm, Open MPI)."""
+    """Addresses of several hosts. null: the value that jax.distributed.initialize() detects (Cloud TPU, Slurm, Open MPI)."""
 
     coordinator_address: str | None = None
-    """host:port of process 0, which all others reach; null: JAX_COORDINATOR_ADDRESS, or detected."""
+    """host:port of process 0, which all other hosts can reach; null: JAX_COORDINATOR_ADDRESS, or detected."""
     num_processes: int | None = None
-    """Processes in total, one a host."""
+    """Processes in total, one per host."""
     process_id: int | None = None
     """This process's number, from 0."""

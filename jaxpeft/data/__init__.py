@@ -1,4 +1,4 @@
-"""From a dataset's name or files to static-shape numpy batches; knows nothing of jax, models or training."""
+"""From a dataset's name or files to numpy batches of static shapes. Nothing here imports jax, models or training."""
 
 from jaxpeft.data.classification import ClassificationData, Encoded, classification_data, encode_texts
 from jaxpeft.data.glue import GLUE, GlueTask

@@ -1,7 +1,7 @@
-"""Sentence (pair) classification and regression: rows of their own length, batched by length in a few static shapes.
+"""Classification and regression of sentences and pairs: rows are batched by length, in a few static shapes.
 
-A batch is as long as its bucket, so the step compiles once a bucket; rows of similar length share a batch, so little is
-computed on padding. Order and batches are a pure function of (seed, step).
+A batch is as long as its bucket, so the step compiles once per bucket. Rows of similar length share a batch, so little
+is computed on padding. Order and batches are a pure function of (seed, micro-step).
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ Batch = dict[str, np.ndarray]
 
 BUCKET_LENGTHS = (16, 32, 64, 128, 256, 512)
 _TEXTS_PER_CALL = 1024
-_BATCHES_PER_RUN = 4  # of one bucket, one after the other: long enough for the host, short enough for a mixed epoch
+# Consecutive batches of one bucket share a dispatch: four save the host work, and more would mix the epoch less.
+_BATCHES_PER_RUN = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Token ids of rows of different lengths, one after the other.
+    """Token ids of rows of different lengths, concatenated.
 
     Attributes:
       input_ids: `[tokens]` int32, all the rows.
-      token_type_ids: `[tokens]` int32, 1 in the second text of a pair (where the model makes that difference).
+      token_type_ids: `[tokens]` int32, 1 in the second text of a pair (if the model distinguishes the two).
       offsets: `[rows + 1]` int64; row i is `input_ids[offsets[i]:offsets[i + 1]]`.
-      num_truncated: how many rows were cut to `max_length`.
-      max_length: tokens a row at most.
-      pad_token_id: what fills a row up in a batch.
+      num_truncated: number of rows that were cut to `max_length`.
+      max_length: maximum tokens per row.
+      pad_token_id: id that pads a row in a batch.
     """
 
     input_ids: np.ndarray
@@ -46,27 +47,28 @@ class Encoded:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, special ones included: `[rows]` int64."""
+        """Tokens of each row, including special ones: `[rows]` int64."""
         return np.diff(self.offsets)
 
 
 def encode_texts(
     texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, *, max_length: int, truncate: bool = True
 ) -> Encoded:
-    """Tokenise texts, or pairs of them, with the tokenizer's special tokens.
+    """Tokenise texts or pairs of texts, with the tokenizer's special tokens.
 
-    Rows longer than `max_length` tokens are cut (a pair at its longer text) and counted in `num_truncated`; with
-    `truncate=False` the first of them raises InputError. The model's own limit is not known here.
+    Rows longer than `max_length` tokens are cut (a pair at its longer text) and counted in `num_truncated`. With
+    `truncate=False` the first of them raises InputError. This function does not know the model's own limit.
     """
     if max_length < 3:
         raise InputError(
-            f"max_length {max_length} leaves no room for a token between the special ones; give at least 3"
+            f"max_length {max_length} leaves no room for a token between the special tokens; give at least 3"
         )
     if pairs is not None and len(pairs) != len(texts):
-        raise InputError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair a text")
+        raise InputError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair per text")
     ids, types, num_truncated = [], [], 0
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         rows = slice(start, start + _TEXTS_PER_CALL)
+        # First without a limit, to count the rows that are too long.
         chunk = _encode(texts[rows], None if pairs is None else pairs[rows], tokenizer)
         too_long = [row for row, tokens in enumerate(chunk["input_ids"]) if len(tokens) > max_length]
         if too_long and not truncate:
@@ -83,7 +85,7 @@ def encode_texts(
 
 def _encode(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, max_length: int | None = None) -> Any:
     limit = {} if max_length is None else {"truncation": "longest_first", "max_length": max_length}
-    # verbose=False: our own count, not transformers' warning, says which rows are too long.
+    # verbose=False: transformers would warn about long rows, which the caller counts itself.
     return tokenizer(
         list(texts), None if pairs is None else list(pairs), return_token_type_ids=True, verbose=False, **limit
     )
@@ -94,27 +96,27 @@ def _join(rows: list[list[int]]) -> np.ndarray:
 
 
 def cap_buckets(bucket_lengths: Sequence[int], max_length: int) -> tuple[int, ...]:
-    """The bucket lengths below `max_length`, ascending, and `max_length` itself as the last."""
+    """The bucket lengths below `max_length` in ascending order, followed by `max_length`."""
     return (*sorted({length for length in bucket_lengths if length < max_length}), max_length)
 
 
 def bucketed_batches(
     bucket_of_row: np.ndarray, batch_size: int, rng: np.random.Generator, shapes: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One epoch's batches, each row in one of them.
+    """One epoch's batches. Each row is in exactly one of them.
 
-    Rows gather by bucket in a random order; those that do not fill a batch move up to the next larger bucket, so only
-    the largest one can end in an incomplete batch. Then the batches are shuffled, by fours of one bucket: batches of one
-    shape that follow each other are computed in one dispatch.
+    Rows are grouped by bucket in a random order. Rows that do not fill a batch move up to the next larger bucket, so
+    only the largest bucket can end in an incomplete batch. Then the batches are shuffled in groups of four of one
+    bucket, because consecutive batches of one shape are computed in one dispatch.
 
     Args:
-      bucket_of_row: `[rows]` int, the smallest bucket a row fits in.
-      batch_size: rows a batch.
+      bucket_of_row: `[rows]` int, the smallest bucket that fits the row.
+      batch_size: rows per batch.
       rng: decides which rows share a batch, and their order.
-      shapes: decides the order of the buckets, which depends on nothing else.
+      shapes: decides the order of the buckets. Nothing else does.
 
     Returns:
-      The rows of each batch, `[steps, batch_size]` int with -1 for no row, and its bucket, `[steps]` int.
+      The rows of each batch, `[micro-steps, batch_size]` int with -1 for no row, and its bucket, `[micro-steps]` int.
     """
     order = rng.permutation(len(bucket_of_row))
     largest = int(bucket_of_row.max())
@@ -122,10 +124,12 @@ def bucketed_batches(
     batches, buckets = [], []
     for bucket in range(largest + 1):
         waiting = np.concatenate([waiting, order[bucket_of_row[order] == bucket]])
+        # Only the largest bucket keeps an incomplete batch; the others pass their rest on.
         ready = len(waiting) if bucket == largest else len(waiting) // batch_size * batch_size
         batches.append(cut(waiting[:ready], batch_size))
         buckets.append(np.full(len(batches[-1]), bucket))
         waiting = waiting[ready:]
+    # Groups of consecutive batches are numbered over all buckets. The stable sort by a random key keeps each together.
     first_runs = np.cumsum([0, *(num_batches(len(part), _BATCHES_PER_RUN) for part in batches)])
     runs = [first + np.arange(len(part)) // _BATCHES_PER_RUN for first, part in zip(first_runs, batches, strict=False)]
     shuffled = np.argsort(shapes.permutation(first_runs[-1])[np.concatenate(runs)], kind="stable")
@@ -134,14 +138,14 @@ def bucketed_batches(
 
 @dataclass(frozen=True, eq=False)
 class ClassificationData:
-    """Encoded rows and how to batch them; every method is a pure function of these fields and its arguments.
+    """Encoded rows and their batches. Every method is a pure function of the fields and its arguments.
 
     Attributes:
       encoded: the rows' tokens.
-      labels: `[rows]` int32, or float32 for regression; zeros where nobody knows them.
-      batch_size: rows a batch.
-      bucket_lengths: the lengths a batch can have, ascending; the last is `max_length`.
-      seed: the run's, for the training order.
+      labels: `[rows]` int32, or float32 for regression; zeros if the labels are unknown.
+      batch_size: rows per batch.
+      bucket_lengths: possible lengths of a batch, ascending; the last is `max_length`.
+      seed: the run's seed, which decides the training order.
     """
 
     encoded: Encoded
@@ -151,27 +155,31 @@ class ClassificationData:
     seed: int
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Batches an epoch, one of them perhaps filled up with rows of weight 0."""
+    def batches_per_epoch(self) -> int:
+        """Batches per epoch. One of them may be padded with rows of weight 0."""
         return num_batches(len(self.labels), self.batch_size)
 
     @property
     def num_truncated(self) -> int:
-        """Rows that were cut to `max_length`."""
+        """Number of rows that were cut to `max_length`."""
         return self.encoded.num_truncated
 
     @property
     def batch_shapes(self) -> set[tuple[int, int]]:
-        """The (batch, length) pairs of training, in every epoch: as many programs are compiled."""
+        """The (batch, length) pairs of training, the same in every epoch. One program is compiled for each."""
         _, buckets = self._epoch(0)
         return {(self.batch_size, self.bucket_lengths[bucket]) for bucket in set(buckets.tolist())}
 
     def with_seed(self, seed: int) -> ClassificationData:
-        """The same rows in the order of another seed."""
+        """The same rows in the training order of another seed."""
         return replace(self, seed=seed)
 
     def sample(self, num_rows: int) -> ClassificationData:
-        """The same with `num_rows` of the rows at most, a fixed random choice: the first in a file may be of one label."""
+        """At most `num_rows` of the rows, chosen at random with a fixed seed.
+
+        The first rows of a file would not do: files are often sorted by label.
+        """
+        # Not the run's seed, so that runs of different seeds are validated on the same rows.
         order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(self.labels))
         rows, offsets = np.sort(order[:num_rows]), self.encoded.offsets
         tokens = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
@@ -183,17 +191,17 @@ class ClassificationData:
         )
         return replace(self, encoded=encoded, labels=self.labels[rows])
 
-    def train_batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0 over all epochs.
+    def train_batch(self, micro_step: int) -> Batch:
+        """The batch of a micro-step, counted from 0 over all epochs.
 
         `input_ids`, `attention_mask`, `token_type_ids`: `[batch, bucket]` int32. `labels`: `[batch]` int32 or float32.
-        `weights`: `[batch]` float32, 0 for the copies of row 0 that fill up an epoch's incomplete batch.
+        `weights`: `[batch]` float32, 0 for the copies of row 0 that pad an epoch's incomplete batch.
         """
-        return self.assemble(self.device_data, self.draw(step), np)
+        return self.assemble(self.device_data, self.draw(micro_step), np)
 
     @cached_property
     def device_data(self) -> Batch:
-        """What all batches are made of, besides what `draw` says: the tokens of all rows, their `offsets`, and `labels`."""
+        """Arrays shared by all batches, from which `assemble` gathers: all rows' tokens, their `offsets`, and `labels`."""
         return {
             "input_ids": self.encoded.input_ids,
             "token_type_ids": self.encoded.token_type_ids,
@@ -201,18 +209,18 @@ class ClassificationData:
             "labels": self.labels,
         }
 
-    def draw(self, step: int) -> Batch:
-        """What is chance in the batch of a step: its `rows`, `[batch]` int32 (-1: none), in `columns` 0 to bucket - 1."""
-        epoch, index = divmod(step, self.steps_per_epoch)
+    def draw(self, micro_step: int) -> Batch:
+        """Indices of the batch of a micro-step: `rows`, `[batch]` int32 (-1: none), and `columns`, 0 to bucket - 1."""
+        epoch, index = divmod(micro_step, self.batches_per_epoch)
         rows, buckets = self._epoch(epoch)
         return self._draw(rows[index], self.bucket_lengths[buckets[index]])
 
     def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
-        """The batch of a `draw`, in arrays of the namespace `xp`: numpy, or jax's inside a compiled program."""
-        rows = xp.maximum(draw["rows"], 0)
+        """The batch of a `draw`, in arrays of the namespace `xp`: numpy, or jax.numpy inside a compiled program."""
+        rows = xp.maximum(draw["rows"], 0)  # FILL reads row 0, with weight 0
         starts, columns = device_data["offsets"][rows], draw["columns"]
         inside = columns < (device_data["offsets"][rows + 1] - starts)[:, None]
-        tokens = xp.where(inside, starts[:, None] + columns, 0)
+        tokens = xp.where(inside, starts[:, None] + columns, 0)  # padding needs some valid index
         return {
             "input_ids": xp.where(inside, device_data["input_ids"][tokens], self.encoded.pad_token_id).astype(xp.int32),
             "attention_mask": inside.astype(xp.int32),
@@ -222,10 +230,11 @@ class ClassificationData:
         }
 
     def eval_batches(self) -> Iterator[Batch]:
-        """Every row once, by length; as in `train_batch`, and `rows`: `[batch]` int32 puts predictions back in order.
+        """Every row once, sorted by length. Batches are as in `train_batch`, with `rows`: `[batch]` int32 in addition.
 
-        `rows` is -1 where a batch is filled up: `predictions[rows[rows >= 0]] = outputs[rows >= 0]`.
+        `rows` is -1 for padding and restores the order: `predictions[rows[rows >= 0]] = outputs[rows >= 0]`.
         """
+        # By length, so that little is computed on padding.
         for rows in cut(np.argsort(self.encoded.lengths, kind="stable"), self.batch_size):
             bucket = self._bucket_of_row[rows[rows != FILL]].max()
             draw = self._draw(rows, self.bucket_lengths[bucket])
@@ -235,12 +244,13 @@ class ClassificationData:
     def _bucket_of_row(self) -> np.ndarray:
         return np.searchsorted(self.bucket_lengths, self.encoded.lengths)
 
+    # A mutable cell, because the dataclass is frozen.
     @cached_property
     def _last_epoch(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         return {}
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """One epoch's batches; the last answer is kept, as every step of an epoch asks for the same."""
+        """One epoch's batches. The last answer is kept, because every micro-step of an epoch asks for the same."""
         plan = self._last_epoch.get(epoch)
         if plan is None:
             plan = bucketed_batches(self._bucket_of_row, self.batch_size, order_rng(self.seed, epoch), shape_rng(epoch))
@@ -264,28 +274,28 @@ def classification_data(
     bucket_lengths: Sequence[int] = BUCKET_LENGTHS,
     truncate: bool = True,
 ) -> ClassificationData:
-    """Texts to `ClassificationData`.
+    """Encode texts as `ClassificationData`.
 
     Args:
-      texts: one a row.
+      texts: one text per row.
       pairs: the second text of each row, or None.
-      labels: `[rows]` int class ids or float targets; None (to predict) gives zeros.
+      labels: `[rows]` int class ids or float targets; None (for prediction) gives zeros.
       tokenizer: a transformers tokenizer.
-      max_length: tokens a row at most, special ones included.
-      batch_size: rows a batch.
-      seed: the run's, 0 or above; decides the order of training.
-      bucket_lengths: the lengths a batch can have; those above `max_length` are left out and it is added.
-      truncate: False refuses rows that are longer than `max_length`.
+      max_length: maximum tokens per row, including special ones.
+      batch_size: rows per batch.
+      seed: the run's seed, 0 or above; decides the training order.
+      bucket_lengths: possible lengths of a batch. Those above `max_length` are dropped, and `max_length` is added.
+      truncate: if False, a row longer than `max_length` is an error.
 
     Raises:
-      InputError: no rows, columns of different lengths, a batch size below 1, a row that is too long.
+      InputError: there are no rows, the columns differ in length, the batch size is below 1, or a row is too long.
     """
     if not texts:
         raise InputError("there are no texts to classify; give at least one row")
     if batch_size < 1:
-        raise InputError(f"batch size {batch_size} holds no row; give at least 1")
+        raise InputError(f"batch size {batch_size} is too small; give at least 1")
     if labels is not None and len(labels) != len(texts):
-        raise InputError(f"{len(texts)} texts but {len(labels)} labels; give one label a text")
+        raise InputError(f"{len(texts)} texts but {len(labels)} labels; give one label per text")
     encoded = encode_texts(texts, pairs, tokenizer, max_length=max_length, truncate=truncate)
     values = np.zeros(len(texts), np.int32) if labels is None else np.asarray(labels)
     dtype = np.float32 if np.issubdtype(values.dtype, np.floating) else np.int32

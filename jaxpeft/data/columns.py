@@ -1,4 +1,4 @@
-"""Which columns of a table hold the text, its pair and the label; and the values in them."""
+"""Find the columns of a table that hold the text, its pair and the label, and read their values."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jaxpeft.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# The guesses, for tables whose columns nobody named: the name every text dataset of the hub uses, and GLUE's.
+# Guesses for tables whose columns the user did not name: the hub's usual name, and those of GLUE.
 _KNOWN_TEXT_COLUMNS = {("text",), *(task.text_columns for task in GLUE.values())}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; `pair` and `label` are None where a table has none."""
+    """Names of columns. `pair` and `label` are None if the table has no such column."""
 
     text: str
     pair: str | None
@@ -28,17 +28,19 @@ class Columns:
 def choose_columns(
     available: Sequence[str], where: str, *, text: str | None, pair: str | None, label: str | None
 ) -> Columns:
-    """The asked-for columns where they were named, else the one known choice.
+    """The named columns or, for those that are None, a guess.
 
-    Guessed is `text` or the column or columns of a GLUE task, and `label`. Raises InputError, with the list of columns,
-    if a named column is missing or if no choice, or more than one, is possible.
+    The guess for the text is `text` or the columns of a GLUE task, and for the label `label`. Raises InputError with
+    the list of columns if a named column is missing, or if the guess is impossible or ambiguous.
     """
     for flag, name in (("text_column", text), ("text_pair_column", pair), ("label_column", label)):
         if name is not None and name not in available:
             hint = f"{did_you_mean(name, available)}; columns: {', '.join(available)}"
             raise InputError(f"{flag}='{name}': {where} has no such column{hint}")
     if text is None and pair is not None:
-        raise InputError(f"text_pair_column='{pair}' needs text_column too; columns of {where}: {', '.join(available)}")
+        raise InputError(
+            f"text_pair_column='{pair}' also needs text_column; columns of {where}: {', '.join(available)}"
+        )
     if text is None:
         text, pair = _guess_text(available, where)
     return Columns(text, pair, label if label is not None else ("label" if "label" in available else None))
@@ -46,7 +48,7 @@ def choose_columns(
 
 def _guess_text(available: Sequence[str], where: str) -> tuple[str, str | None]:
     found = [columns for columns in _KNOWN_TEXT_COLUMNS if set(columns) <= set(available)]
-    # "question, sentence" (QNLI) contains "sentence": the more specific choice counts.
+    # "question, sentence" (QNLI) contains "sentence", so the more specific choice wins.
     found = [columns for columns in found if not any(set(columns) < set(other) for other in found)]
     if len(found) != 1:
         problem = "several columns could be the text" if found else "no column is known to be the text"
@@ -62,7 +64,7 @@ def column_values(table: Dataset, column: str) -> list[Any]:
 
 
 def text_values(table: Dataset, column: str, where: str) -> list[str]:
-    """The values of a column of text. Raises InputError on the first row (counted from 1) that holds anything else."""
+    """The values of a text column. Raises InputError on the first row (counted from 1) that is not text."""
     values = column_values(table, column)
     for row, value in enumerate(values):
         if not isinstance(value, str):
@@ -73,6 +75,6 @@ def text_values(table: Dataset, column: str, where: str) -> list[str]:
 
 
 def class_names(table: Dataset, column: str) -> tuple[str, ...] | None:
-    """The names a hub dataset declares for the classes of its label column, or None."""
+    """The class names that a hub dataset declares for its label column, or None."""
     names = getattr(table.features[column], "names", None)
     return None if names is None else tuple(names)

@@ -1,4 +1,4 @@
-"""Local files to tables, through the `datasets` library."""
+"""Read local files into tables with the `datasets` library."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _FORMATS = {
     ".jsonl": "json",
     ".parquet": "parquet",
 }
-_ENCODING = "utf-8-sig"  # UTF-8, with or without the mark that spreadsheets write first
+_ENCODING = "utf-8-sig"  # UTF-8 with or without a byte order mark, which spreadsheets write
 
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Without the progress bars and log lines of `datasets` and `huggingface_hub`: what matters is in our errors."""
+    """Hide the progress bars and log lines of `datasets` and `huggingface_hub`. Our errors say what matters."""
     import datasets
     import huggingface_hub.utils as hub_utils
 
@@ -40,7 +40,7 @@ def quiet_datasets() -> Iterator[None]:
     hub_utils.logging.set_verbosity(hub_utils.logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            # The csv reader of datasets 5.0 never closes its file; delete when it does.
+            # The csv reader of datasets 5.0 never closes its file; delete this filter when it does.
             warnings.simplefilter("ignore", ResourceWarning)
             yield
     finally:
@@ -53,22 +53,24 @@ def quiet_datasets() -> Iterator[None]:
 
 
 def read_file(path: str, *, column_names: Sequence[str] | None = None) -> Dataset:
-    """A local file as a table held in memory.
+    """Read a local file as a table in memory.
 
-    .txt gives one column `text`, a row a line. Every column of .csv and .tsv is text: a sentence "NA" stays one, and
-    what a label is depends on all of its rows. .tsv is read without quoting, as SST-2 has stray quotes.
+    A .txt file gives one column, `text`, with one row per line. Every column of .csv and .tsv is read as text: the
+    sentence "NA" stays text, and the kind of a label depends on all of its rows. A .tsv file is read without quoting,
+    because SST-2 has stray quotes.
 
     Args:
       path: a .txt, .csv, .tsv, .json, .jsonl or .parquet file.
-      column_names: the columns of a .csv or .tsv file without a header line; a first line that repeats them is one.
+      column_names: the columns of a .csv or .tsv file without a header line. A first line that repeats the names is
+        taken as the header.
 
     Raises:
-      InputError: no such file, another suffix, a file that does not parse, or no rows.
+      InputError: the file does not exist, has another suffix, does not parse, or has no rows.
     """
     format_name = _format_of(path)
     if column_names is not None and format_name != "csv":
         raise InputError(
-            f"column_names is for .csv and .tsv files without a header, and {path} is neither; leave it out"
+            f"column_names is for .csv and .tsv files without a header, but {path} is neither; leave it out"
         )
     options = _csv_options(path, column_names) if format_name == "csv" else {}
     table = _load(format_name, path, options)
@@ -95,17 +97,17 @@ def _format_of(path: str) -> str:
 def _load(format_name: str, path: str, options: dict[str, Any]) -> Dataset:
     import datasets
 
-    # A cache of its own, thrown away: the shared one would keep a copy of every private file ever read.
+    # A temporary cache: the shared one would keep a copy of every private file ever read.
     with quiet_datasets(), tempfile.TemporaryDirectory() as cache:
         try:
             return datasets.load_dataset(
                 format_name, data_files=path, split="train", cache_dir=cache, keep_in_memory=True, **options
             )
         except ValueError as error:
-            if "corresponds to no data" in str(error):
+            if "corresponds to no data" in str(error):  # datasets' message for a file without rows
                 raise InputError(f"{path} has no rows; give a file with at least one") from error
             raise InputError(_unreadable(path, error)) from error
-        except (datasets.exceptions.DatasetsError, OSError) as error:
+        except (datasets.exceptions.DatasetsError, OSError) as error:  # the cause is the parser's own message
             raise InputError(_unreadable(path, error.__cause__ or error)) from error
 
 
@@ -124,14 +126,15 @@ def _csv_options(path: str, column_names: Sequence[str] | None) -> dict[str, Any
     }
     names, first = _first_rows(path, column_names, dialect)
     if column_names is not None and first == names:
-        # SST-2's train-sentences.tsv has no header and its dev.tsv has one; the names are given for both.
+        # The same names are given for all files of a run, but only SST-2's dev.tsv has a header, not train-sentences.tsv.
         return _csv_options(path, None)
     if len(set(names)) < len(names):
         raise InputError(f"{path}: a column name occurs twice in {', '.join(names)}; rename one")
-    # pandas would take the surplus fields for an index and shift every column by as many.
+    # pandas would read the surplus fields as an index and shift every column.
     if first is not None and len(first) != len(names):
         hint = "give column_names if the file has no header, or quote fields that hold the delimiter"
         raise InputError(f"{path}: {len(names)} columns ({', '.join(names)}) but {len(first)} fields in row 1; {hint}")
+    # pandas would read the sentence "NA" as a missing value (keep_default_na) and guess column types (features).
     options = {**dialect, "keep_default_na": False, "encoding": _ENCODING}
     options["features"] = Features({name: Value("string") for name in names})
     return {**options, "column_names": list(names)} if column_names is not None else options
@@ -140,10 +143,10 @@ def _csv_options(path: str, column_names: Sequence[str] | None) -> dict[str, Any
 def _first_rows(
     path: str, column_names: Sequence[str] | None, dialect: dict[str, Any]
 ) -> tuple[list[str], list[str] | None]:
-    """The names of the columns, and the fields of the first row (None if there is none)."""
+    """The column names, and the fields of the first row (None if there is no row)."""
     try:
         with open(path, encoding=_ENCODING, newline="") as file:
-            rows = (row for row in csv.reader(file, **dialect) if row)
+            rows = (row for row in csv.reader(file, **dialect) if row)  # pandas also skips blank lines
             names = list(column_names) if column_names is not None else next(rows, [])
             return names, next(rows, None)
     except (UnicodeDecodeError, csv.Error) as error:

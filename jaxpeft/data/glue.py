@@ -1,4 +1,4 @@
-"""The GLUE tasks: which columns hold the text, how many labels, and the metrics their authors report."""
+"""The GLUE tasks: text columns, number of labels, and the metrics that their authors report."""
 
 from __future__ import annotations
 

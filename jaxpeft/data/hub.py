@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub to tables, and what to do when the hub does not answer."""
+"""Read datasets of the Hugging Face hub into tables, with a way out if the hub does not answer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ KNOWN_NAMES = ("python-docs", *WIKITEXT, *(f"glue/{task}" for task in GLUE))
 
 
 def hub_id(name: str, subset: str | None) -> tuple[str, str | None]:
-    """The hub's (repository, config name) of a dataset's name; short names are those in `KNOWN_NAMES`.
+    """The hub's (repository, config name) for a dataset's name. `KNOWN_NAMES` lists the short names.
 
-    Raises InputError on a near miss of a short name, on a short name that is given a subset as well, and on what cannot
-    be a repository.
+    Raises InputError on a near miss of a short name, on a short name with a subset, and on a name that cannot be a
+    repository.
     """
+    # A name that resembles a short name is most likely a misspelt one, and must not be searched on the hub.
     is_short = name.startswith(("glue/", "wikitext-")) or ("/" not in name and did_you_mean(name, KNOWN_NAMES) != "")
     if not is_short and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         return name, subset
@@ -30,7 +31,9 @@ def hub_id(name: str, subset: str | None) -> tuple[str, str | None]:
             f"dataset '{name}' is unknown{did_you_mean(name, KNOWN_NAMES)}; known: {', '.join(KNOWN_NAMES)}"
         )
     if subset is not None:
-        raise InputError(f"subset '{subset}' does not go with the dataset '{name}', which names its own; leave it out")
+        raise InputError(
+            f"subset '{subset}' cannot be set for the dataset '{name}', which implies its own; leave it out"
+        )
     family, _, task = name.partition("/")
     return ("nyu-mll/glue", task) if family == "glue" else ("Salesforce/wikitext", name)
 
@@ -38,9 +41,9 @@ def hub_id(name: str, subset: str | None) -> tuple[str, str | None]:
 def read_hub(name: str, *, subset: str | None = None) -> DatasetDict:
     """Every split of a hub dataset, downloaded on first use and read from the `datasets` cache afterwards.
 
-    An unreachable hub is tried for some 20 seconds (`huggingface_hub` repeats its request five times), then the cache;
-    HF_HUB_OFFLINE=1 goes to the cache at once. Raises InputError where the dataset or the subset does not exist, needs
-    authentication, or is neither reachable nor cached.
+    If the hub is unreachable, the cache is read after about 20 seconds (`huggingface_hub` repeats its request five
+    times). With HF_HUB_OFFLINE=1 the cache is read at once. Raises InputError if the dataset or the subset does not
+    exist, needs authentication, or is neither reachable nor cached.
     """
     import datasets
 
@@ -55,6 +58,7 @@ def read_hub(name: str, *, subset: str | None = None) -> DatasetDict:
 
 
 def _no_dataset(name: str, repository: str, config_name: str | None, error: Exception) -> str:
+    # Without the example of usage that datasets adds: the message must be one line.
     reason = " ".join(str(error.__cause__ or error).split()).partition(" Example of usage")[0].rstrip(".")
     what = f"dataset '{name}' (hub: {repository}{f', {config_name}' if config_name else ''}) cannot be loaded: {reason}"
     if "BuilderConfig" in reason or "Config name is missing" in reason:

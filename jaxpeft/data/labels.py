@@ -1,4 +1,4 @@
-"""Labels as they stand in a file (ids, names, numbers as text) to class ids or regression targets."""
+"""Convert the labels of a file (ids, names, numbers as text) to class ids or regression targets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 def encode_labels(
     columns: Mapping[str, Sequence[Any]], *, num_labels: int | None, label_names: Sequence[str] | None
 ) -> tuple[dict[str, np.ndarray], int, tuple[str, ...] | None]:
-    """Raw labels to numbers, by one rule for all the splits.
+    """Convert raw labels to numbers by one rule for all splits.
 
-    Names (text that is not a number) become ids by `label_names` or, without it, by the sorted names of the first
-    split. Integers are ids. Numbers with a fraction, or `num_labels=1`, are regression targets.
+    Names (text that is not a number) become ids: positions in `label_names` or, if it is None, in the sorted names of
+    the first split. Integers are ids. Numbers with a fraction are regression targets, and so is every number if
+    `num_labels` is 1.
 
     Args:
-      columns: where a split stands (for errors; train first) to its labels.
-      num_labels: the number of classes, 1 for regression; None counts the first split's.
+      columns: the labels of each split, train first. The keys name the splits in errors.
+      num_labels: the number of classes, 1 for regression; None counts those of the first split.
       label_names: the names of the classes in the order of their ids, or None.
 
     Returns:
@@ -32,9 +33,11 @@ def encode_labels(
       classes' names or None.
 
     Raises:
-      InputError: a label that is missing, unknown or out of range; it names the split, the row (from 1) and the value.
+      InputError: a label is missing, unknown or out of range. The message names the split, the row (from 1) and the
+        value.
     """
     parsed = {where: [_number(value, where, row) for row, value in enumerate(raw)] for where, raw in columns.items()}
+    # Of all splits together: one name in any of them makes the labels of all of them names.
     values = [value for column in parsed.values() for value in column]
     if num_labels == 1:
         return _targets(parsed), 1, None
@@ -46,8 +49,8 @@ def encode_labels(
 
 
 def _number(value: Any, where: str, row: int) -> int | float | str:
-    """Text that is a number as that number, other text as it is."""
-    if isinstance(value, str):
+    """The value as a number if it is one or its text reads as one; other text is returned stripped."""
+    if isinstance(value, str):  # .csv and .tsv give numbers as text
         text = value.strip()
         if _INTEGER.fullmatch(text):
             return int(text)
@@ -55,12 +58,14 @@ def _number(value: Any, where: str, row: int) -> int | float | str:
     if value is None or value == "" or (isinstance(value, float) and not np.isfinite(value)):
         raise InputError(f"{where}, row {row + 1}: the label is missing ({value!r}); fill it in or drop the row")
     if not isinstance(value, int | float | str):
-        raise InputError(f"{where}, row {row + 1}: the label {value!r} is no number or name; give another label_column")
+        raise InputError(
+            f"{where}, row {row + 1}: the label {value!r} is neither a number nor a name; give another label_column"
+        )
     return value
 
 
 def _are_names(values: Sequence[int | float | str], label_names: Sequence[str] | None) -> bool:
-    """Whether numbers are names, as where the classes are called "1" to "5": `label_names` has every one of them."""
+    """Whether numbers are class names, such as "1" to "5": `label_names` must contain every one of them."""
     return label_names is not None and all(str(value) in label_names for value in values)
 
 
@@ -68,7 +73,7 @@ def _targets(columns: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
     for where, column in columns.items():
         for row, value in enumerate(column):
             if isinstance(value, str):
-                raise InputError(f"{where}, row {row + 1}: the label '{value}' is no number; set num_labels above 1")
+                raise InputError(f"{where}, row {row + 1}: the label '{value}' is not a number; set num_labels above 1")
     return {where: np.asarray(column, np.float32) for where, column in columns.items()}
 
 
@@ -99,7 +104,7 @@ def _encode_ids(
     if names is not None and num_labels is not None and num_labels != len(names):
         raise InputError(f"num_labels is {num_labels}, but label_names has {len(names)}; make the two agree")
     known = len(names) if names is not None else num_labels
-    # A single class cannot be learned; two is what a file whose first rows happen to agree most likely means.
+    # At least two: a single class cannot be learned, so a file with only label 0 most likely has another class.
     count = known if known is not None else max(2, 1 + int(max(next(iter(columns.values())))))
     for where, column in columns.items():
         for row, value in enumerate(column):

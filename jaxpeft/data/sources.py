@@ -1,4 +1,4 @@
-"""One entry for every source of text: the built-in one, local files, and the hub."""
+"""One entry point for every source of text: the built-in one, local files, and the hub."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class _Tables:
-    """What was read, before anybody asked what the columns mean."""
+    """The tables of a source, before their columns are interpreted."""
 
-    tables: Mapping[str, Dataset]  # by split: train, and where there is one validation and test
+    tables: Mapping[str, Dataset]  # by split: train, and validation and test if the source has them
     where: Mapping[str, str]  # by split, for errors
     source: str
     notes: tuple[str, ...] = ()
@@ -48,13 +48,13 @@ def load_splits(
     validation_split: str | None = None,
     test_split: str | None = None,
 ) -> Splits:
-    """The train, validation and test rows of a dataset, from local files if `train_file` is given, else by name.
+    """Load the train, validation and test rows of a dataset: from local files if `train_file` is given, else by name.
 
         load_splits("glue/sst2")
         load_splits(train_file="reviews.csv", text_column="review", label_column="stars")
 
-    Without a validation split 10 % of train are held out; a test split whose labels are all -1 (GLUE's) is left out;
-    `notes` of the result says so.
+    Without a validation split, 10 % of train is held out. A test split whose labels are all -1 (GLUE's) is dropped.
+    `notes` of the result reports both.
 
     Args:
       name: "python-docs", a WikiText config ("wikitext-2-raw-v1"), "glue/TASK", or the id of a hub dataset.
@@ -73,7 +73,7 @@ def load_splits(
       test_split: the hub's name of the split to test on; None is "test".
 
     Raises:
-      InputError: whatever does not exist, cannot be reached, read or understood, or has no rows; one line.
+      InputError: a file, dataset, split or column does not exist, cannot be reached or read, or has no rows.
     """
     if train_file is None and (validation_file or test_file):
         raise InputError(f"{validation_file or test_file} is given without train_file; give train_file, or neither")
@@ -86,6 +86,7 @@ def load_splits(
         read = _from_files({split: path for split, path in files.items() if path}, name, column_names)
     else:
         read = _from_hub(str(name), subset, validation_split, test_split)
+        # GLUE's columns have names of their own, so the task decides unless the user does.
         if (task := GLUE.get(str(name).removeprefix("glue/"))) is not None and text_column is None:
             text_column, text_pair_column = (*task.text_columns, None)[:2]
             num_labels = num_labels or task.num_labels
@@ -109,10 +110,10 @@ def load_file(
     num_labels: int | None = None,
     use_labels: bool = True,
 ) -> Split:
-    """The rows of one file, to predict or to evaluate; arguments and errors as in `load_splits`.
+    """Load the rows of one file for prediction or evaluation. Arguments and errors are as in `load_splits`.
 
-    Labels are read where the file has a column `label`, or `label_column`, that is not all -1; `label_names` and
-    `num_labels` must then be those of the training run, or the ids may mean other classes.
+    Labels are read if the file has a column `label` (or `label_column`) that is not all -1. In that case give the
+    `label_names` and `num_labels` of the training run, or the ids may mean other classes.
     """
     table = read_file(path, column_names=column_names)
     columns = choose_columns(table.column_names, path, text=text_column, pair=text_pair_column, label=label_column)
@@ -135,6 +136,7 @@ def _from_files(files: Mapping[str, str], name: str | None, column_names: Sequen
 
 def _from_hub(name: str, subset: str | None, validation_split: str | None, test_split: str | None) -> _Tables:
     found = read_hub(name, subset=subset)
+    # MNLI has two validation and two test splits: matched and mismatched.
     suffix = "_matched" if name == "glue/mnli" else ""
     wanted = {
         "train": "train",
@@ -164,6 +166,7 @@ def _to_splits(
     splits = {split: _texts(table, columns[split], read.where[split]) for split, table in read.tables.items()}
     if use_labels and columns["train"].label is not None:
         raw = _raw_labels(read, columns)
+        # GLUE's test labels are not public, so a run on it cannot be tested on them.
         if "test" in raw and _all_hidden(raw["test"]):
             notes.append(f"the labels of {read.where['test']} are all -1 (not public): it is not used")
             del raw["test"], splits["test"]
@@ -171,6 +174,7 @@ def _to_splits(
         splits, num_labels, names = _label(splits, raw, read.where, num_labels, label_names or declared)
     else:
         num_labels, names = None, None
+    # After the labels are read, because labelled and unlabelled rows are held out differently.
     if "validation" not in splits:
         splits["train"], splits["validation"], note = hold_out(splits["train"], read.where["train"])
         notes.append(note)
@@ -195,12 +199,12 @@ def _texts(table: Dataset, columns: Columns, where: str) -> Split:
 
 
 def _all_hidden(raw: Sequence[Any]) -> bool:
-    """Whether the labels are withheld, as GLUE's test labels are: every one is -1."""
+    """True if every label is -1, which means that the labels are withheld (as GLUE's test labels are)."""
     return all(value in (-1, "-1") for value in raw)
 
 
 def _raw_labels(read: _Tables, columns: Mapping[str, Columns]) -> dict[str, list[Any]]:
-    """The labels of each split that has them; only a test split may be without."""
+    """The labels of each split that has them. Only a test split may have none."""
     raw = {}
     for split, table in read.tables.items():
         label = columns[split].label
@@ -208,7 +212,7 @@ def _raw_labels(read: _Tables, columns: Mapping[str, Columns]) -> dict[str, list
             raw[split] = column_values(table, label)
         elif split == "validation":
             available = ", ".join(table.column_names)
-            raise InputError(f"{read.where[split]} has no label column, and train has; columns: {available}")
+            raise InputError(f"{read.where[split]} has no label column, but train has one; columns: {available}")
     return raw
 
 
@@ -219,7 +223,7 @@ def _label(
     num_labels: int | None,
     label_names: Sequence[str] | None,
 ) -> tuple[dict[str, Split], int, tuple[str, ...] | None]:
-    # Two splits may be one file, so the errors' key holds the split's name too.
+    # Two splits may come from one file, so the key for errors also holds the split's name.
     keys = {split: f"{split} ({where[split]})" for split in raw}
     encoded, count, names = encode_labels(
         {keys[split]: values for split, values in raw.items()}, num_labels=num_labels, label_names=label_names

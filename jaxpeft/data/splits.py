@@ -1,4 +1,4 @@
-"""What a source gives: texts with optional pairs and labels, a `Split` for each of train, validation and test."""
+"""Texts with optional pairs and labels: one `Split` each for train, validation and test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxpeft.errors import InputError
 
 HELD_OUT_FRACTION = 0.1
-HOLD_OUT_SEED = 0  # fixed, and not the run's seed: two runs of different seeds are judged on the same rows
+HOLD_OUT_SEED = 0  # not the run's seed, so that runs of different seeds are evaluated on the same rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,9 +19,9 @@ class Split:
     """The rows of one split.
 
     Attributes:
-      texts: one text a row.
+      texts: one text per row.
       pairs: the second text of each row (premise/hypothesis, question/answer), or None.
-      labels: [rows] int32 class ids, [rows] float32 for regression, or None where the rows are not labelled.
+      labels: [rows] int32 class ids, [rows] float32 for regression, or None if the rows are not labelled.
     """
 
     texts: list[str]
@@ -38,13 +38,13 @@ class Splits:
     """A dataset, ready to be tokenised.
 
     Attributes:
-      train: the rows to learn from.
-      validation: the rows to choose by; held out from `train` where the source has none (`notes` says so).
+      train: the rows to train on.
+      validation: the rows to select on; held out from `train` if the source has none (`notes` says so).
       test: the rows to report on, or None.
       num_labels: the number of classes, 1 for regression, None without labels.
-      label_names: the classes' names in the order of their ids, where they have names.
-      source: one line for a human: where the rows came from.
-      notes: one line each for what was done to the rows that the user did not ask for.
+      label_names: the classes' names in the order of their ids, or None if they have no names.
+      source: the origin of the rows, in one line for a reader.
+      notes: one line for each change to the rows that the user did not ask for.
     """
 
     train: Split
@@ -56,11 +56,11 @@ class Splits:
     notes: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """SHA-256 of all rows: whether two hosts read the same."""
+        """SHA-256 of all rows, to check that all hosts read the same."""
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             if split is not None:
-                digest.update(json.dumps([split.texts, split.pairs]).encode())
+                digest.update(json.dumps([split.texts, split.pairs]).encode())  # JSON keeps the texts' boundaries
                 digest.update(b"" if split.labels is None else split.labels.tobytes())
         return digest.hexdigest()
 
@@ -77,8 +77,9 @@ def take(split: Split, rows: np.ndarray) -> Split:
 def hold_out(split: Split, where: str) -> tuple[Split, Split, str]:
     """Split train into (train, validation, a note): 10 % of the rows, at least one, become the validation split.
 
-    Unlabelled rows are running text, whose neighbours share sentences: the last rows are held out, in one piece.
-    Labelled files are often sorted by label: a fixed random choice is held out. Raises InputError on a single row.
+    Unlabelled rows are running text whose neighbours share sentences, so the last rows are held out in one piece.
+    Labelled files are often sorted by label, so a fixed random choice is held out. Raises InputError if there are fewer
+    than two rows.
     """
     num_rows = len(split)
     if num_rows < 2:
@@ -87,4 +88,5 @@ def hold_out(split: Split, where: str) -> tuple[Split, Split, str]:
     order = np.arange(num_rows) if split.labels is None else np.random.default_rng(HOLD_OUT_SEED).permutation(num_rows)
     which = "the last" if split.labels is None else "a fixed random"
     note = f"no validation split: {which} {num_held} of {num_rows} rows of {where} are held out (10 %)"
+    # Sorted, so that rows stay in the order of the source.
     return take(split, np.sort(order[:-num_held])), take(split, np.sort(order[-num_held:])), note

@@ -1,4 +1,4 @@
-"""A model's directory with its linear layers in 4 or 8 bits, for runs here and for bitsandbytes in torch."""
+"""Write a model with its linear layers in 4 or 8 bits, for runs here and for bitsandbytes in torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxpeft.errors import InputError
 from jaxpeft.interop.transformers_files import new_directory
-from jaxpeft.models.build import TASKS, AbstractModel, Task, build_abstract_model, checked, read_config
-from jaxpeft.models.quantized_files import quantization_config, stored_tensors
+from jaxpeft.models.build import HEADS, AbstractModel, build_abstract_model, checked, read_config
+from jaxpeft.models.quantized_files import check_storable, quantization_config, stored_tensors
 from jaxpeft.models.sources import TOKENIZER_FILES, Source, resolve
 from jaxpeft.models.weights import Checkpoint, open_checkpoint, to_torch_layout, torch_name
 from jaxpeft.quantization import Quantization, is_quantized, quantize
@@ -21,7 +21,7 @@ from jaxpeft.quantization import Quantization, is_quantized, quantize
 
 @dataclass(frozen=True)
 class Sizes:
-    """What was written: the quantised kernels, their weights and bytes, and the bytes of all leaves and of the file."""
+    """Sizes of a written model: number, weights and bytes of the quantised kernels; bytes of all leaves in fp32, and of the file."""
 
     num_kernels: int
     weights: int
@@ -30,26 +30,28 @@ class Sizes:
     file_bytes: int
 
 
-def quantize_model(name: str, output: Path | str, quantization: Quantization, *, task: Task | None = None) -> Sizes:
+def quantize_model(name: str, output: Path | str, quantization: Quantization, *, task: str | None = None) -> Sizes:
     """Write the model `name` with the encoder's linear layers quantised: weights, config and the tokenizer's files.
 
-    Leaves come one at a time and stand in full precision one at a time, but for those that stay so: embeddings, norms,
-    biases and heads. What neither task has in Flax (a next-sentence head) is left out. A checkpoint without a head is
-    written without one.
+    Leaves are read one at a time, so only one kernel at a time is in full precision. Embeddings, norms, biases and heads stay in full
+    precision. A head that no task has in Flax (next-sentence prediction) is left out. A checkpoint without a head is written
+    without one.
 
     Args:
         name: hub id, directory or `package:module/folder`.
         output: a directory that does not exist yet, or is empty.
         quantization: how to store the kernels.
-        task: write what the model for this task has, and no more; by default all that the checkpoint holds for either.
-            transformers 4.57 fails on quantised layers that a model has no place for: a bare BERT's pooler, in
+        task: write only the leaves of the model for this task; by default all that the checkpoint has for any task.
+            transformers 4.57 fails if a file has a quantised layer that the model lacks, such as the pooler of a bare BERT in
             `AutoModelForMaskedLM`.
 
     Raises:
-        InputError: as `load_model`; for an output that is not empty, and a model that is quantised already.
+        InputError: as `load_model`; if bitsandbytes lacks the number format, the output is not empty, or the model is
+            quantised already.
     """
     from safetensors.numpy import save_file
 
+    check_storable(quantization)
     directory = new_directory(output)
     source = resolve(name)
     config = read_config(source)
@@ -76,13 +78,15 @@ def quantize_model(name: str, output: Path | str, quantization: Quantization, *,
         raise InputError(f"{source.description} holds no linear layer of the encoder '{base_prefix}' to quantise")
     kept = _kept_modules(abstracts, reader.readers.keys())
     config.quantization_config = quantization_config(quantization, kept)
-    config.dtype = "float32"  # what the file holds besides
+    config.dtype = "float32"  # of the leaves that are not quantised
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     for file in TOKENIZER_FILES:
         if (source.directory / file).is_file():
             shutil.copyfile(source.directory / file, directory / file)
-    config.save_pretrained(str(directory))  # last: a directory without it is no model
+    config.save_pretrained(
+        str(directory)
+    )  # last: without its config a directory is not a model, so an interrupted write is noticed
     return Sizes(
         num_kernels=len(quantized),
         weights=sum(tensor.size for tensor in quantized),
@@ -93,9 +97,9 @@ def quantize_model(name: str, output: Path | str, quantization: Quantization, *,
 
 
 def _abstract_models(config: Any) -> list[AbstractModel]:
-    """The model for each task that its architecture has: together they know every leaf that is used here."""
+    """The models for all tasks that the architecture has: together they have every leaf that is used here."""
     found, refused = [], []
-    for task in TASKS:
+    for task in HEADS:
         try:
             found.append(build_abstract_model(config, task))
         except InputError as error:
@@ -115,7 +119,7 @@ def _read(reader: Checkpoint, path: str, shape: tuple[int, ...], source: Source)
 
 
 def _kept_modules(abstracts: Sequence[AbstractModel], held: Collection[str]) -> list[str]:
-    """Torch's names of what bitsandbytes must not expect quantised: the heads, and layers that the checkpoint lacks."""
+    """Torch's names of the modules that bitsandbytes must not expect quantised: heads, and layers that the checkpoint lacks."""
     prefix = abstracts[0].base_prefix
     heads = {path.split("/")[0] for abstract in abstracts for path in abstract.shapes} - {prefix}
     absent = {path for abstract in abstracts for path in abstract.base_kernels if path not in held}

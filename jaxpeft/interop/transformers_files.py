@@ -1,4 +1,4 @@
-"""A merged model as transformers saves one: loads in torch (`from_pretrained`) and, here or in Flax, as a base."""
+"""Write a merged model as transformers does. It loads in torch (`from_pretrained`), and as a base here and in Flax."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from jaxpeft.trees import Params, leaf_paths
 
 
 def new_directory(output: Path | str) -> Path:
-    """`output` as a path, if nothing is there that would be written over.
+    """`output` as a path, if nothing would be overwritten there.
 
     Raises:
-        InputError: where it is a file, or a directory with something in it.
+        InputError: if it is a file, or a directory that is not empty.
     """
     path = Path(output)
     if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
@@ -38,7 +38,7 @@ def save_model(
 ) -> Path:
     """Write `params` (from `merge`) with the model's config and tokenizer; return the weights' file, in torch's layout.
 
-    Quantised kernels are stored as bitsandbytes stores them, and the config says so.
+    Quantised kernels are stored in bitsandbytes' format, and the config names that format.
     """
     from safetensors.numpy import save_file
 
@@ -54,7 +54,7 @@ def save_model(
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     config = type(model.config).from_dict(model.config.to_dict())
     config.architectures = [model.torch_class]
-    config.dtype = "float32"  # what the file holds, whatever the base was stored in
+    config.dtype = "float32"  # of the file, whatever the dtype of the base was
     config.__dict__.pop("quantization_config", None)  # of the base it was loaded from
     if quantized := next(filter(is_quantized, leaves.values()), None):
         kept = {

@@ -1,1 +1,1 @@
-"""Flax models of transformers: where they come from, and how they are built."""
+"""Flax models of transformers: finds their files, builds them, loads their weights, and computes their attention."""

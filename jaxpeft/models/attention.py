@@ -1,8 +1,9 @@
-"""Self-attention in the place of an encoder's own: over several texts in a row, each by itself, and flash attention.
+"""Self-attention computed here instead of by the encoder: flash attention, and rows that hold several texts.
 
-The encoders of transformers know a mask of tokens, no blocks, and compute every score in memory. Where one of the two is
-wanted, `module_overrides` gives what `jaxpeft.inject.apply` calls instead of their attention modules: projections, and with them
-adapters and quantised kernels, stay the module's own; the scores are computed here.
+The encoders of transformers mask tokens, not blocks of tokens, and hold every score in memory. `module_overrides` returns the
+functions that `jaxpeft.inject.apply` calls instead of their attention modules. The projections stay the module's own, and so do
+their adapters and quantised kernels; only the scores are computed here. The model's family
+(`jaxpeft.families`) says how its modules are called.
 """
 
 from __future__ import annotations
@@ -18,31 +19,26 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxpeft.errors import InputError
+from jaxpeft.families import required
+from jaxpeft.families.base import Attention
 from jaxpeft.models.build import Model
 
-# Where the attention modules are, by architecture.
-_PATHS = {
-    **dict.fromkeys(
-        ("bert", "roberta", "xlm-roberta", "roberta-prelayernorm", "electra"), "encoder/layer/{number}/attention/self"
-    ),
-    "distilbert": "transformer/layer/{number}/attention",
-}
-
 FLASH_MIN_LENGTH: dict[str, int] = {"cudnn": 512, "tpu": 1024}
-"""Tokens from which `auto` takes flash attention; reckoned, not yet measured.
+"""Row length in tokens from which `auto` chooses flash attention. Calculated, not yet measured.
 
-The scores of dense attention go through memory about six times in a forward pass, 2 bytes each. At BERT-base's sizes on an H200
-(4.8 TB/s, 600 TFLOP/s) that takes about 60 % of the time of a layer's matrix products at 512 tokens, BERT's limit, and 15 % at 128.
-On a TPU the kernel keeps two fp32 sums a token and head for its backward pass in 128 lanes each, at 512 tokens as much as the scores:
-compiled for v5e, a training step of two layers moves 8 % fewer bytes with it and needs 25 % more room.
+Dense attention moves its scores through memory about six times in a forward pass, 2 bytes each. At BERT-base's sizes on an H200
+(4.8 TB/s, 600 TFLOP/s) this takes about 60 % of the time of a layer's matrix products at 512 tokens, BERT's limit, and 15 % at
+128. On a TPU the kernel keeps two fp32 sums per token and head for its backward pass, in 128 lanes each. At 512 tokens that is as
+much memory as the scores. Compiled for v5e, a training step of two layers moves 8 % fewer bytes with the kernel and needs 25 %
+more memory.
 """
 
-_TPU_BLOCK = 128  # the kernel's tiles; a row is filled up to them
+_TPU_BLOCK = 128  # The kernel works on tiles of this many tokens, so rows are padded to a multiple of it.
 
 Scores = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 """`(query, key, value, segments) → values`: `[rows, length, heads, width]` each, `segments: [rows, length]` int32.
 
-A token sees the tokens of its own segment; 0 is padding, where the answer is finite and means nothing."""
+A token sees the tokens of its own segment. Segment 0 is padding: its values are finite and mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,9 @@ class Flash:
     """Flash attention on the devices of a run.
 
     Attributes:
-        kernel: cuDNN's, or the Pallas kernel for TPUs; neither drops out any of the attention's weights.
-        min_length: rows of fewer tokens are left to dense attention.
-        over_devices: makes a function of arrays that are split by rows one that each device runs on its own part.
+        kernel: cuDNN's kernel, or the Pallas kernel for TPUs. Neither has dropout of attention weights.
+        min_length: shorter rows use dense attention, in tokens.
+        over_devices: wraps a function of arrays that are sharded by rows, so that each device runs it on its own rows.
     """
 
     kernel: Literal["cudnn", "tpu"]
@@ -60,7 +56,7 @@ class Flash:
     over_devices: Callable[[Scores], Scores] = lambda scores: scores
 
     def scores(self, *, packed: bool) -> Scores:
-        """The kernel for rows that hold several texts each (`packed`), or one, followed by padding."""
+        """Return the kernel. If `packed`, a row holds several texts; otherwise it holds one, followed by padding."""
         if self.kernel == "tpu":
             return self.over_devices(_tpu)
         return self.over_devices(_cudnn_packed if packed else _cudnn)
@@ -69,85 +65,92 @@ class Flash:
 def choose_flash(
     asked: Literal["auto", "dense", "flash"], model: Model, device: Any, over_devices: Callable[[Scores], Scores]
 ) -> Flash | None:
-    """The flash attention that `model` is trained and judged with on devices such as `device`; None: its own, dense.
+    """Return the flash attention for training and evaluating `model` on devices like `device`; None for the model's own.
 
-    `auto` takes it where it can be had and for rows long enough to pay; and in training, where no attention weights are dropped.
+    `auto` chooses it if the device, the dtype and the family allow it, for rows of at least `FLASH_MIN_LENGTH` tokens. Training
+    uses it only if no attention weights are dropped.
 
     Raises:
-        InputError: for "flash" where it cannot be.
+        InputError: for "flash" if the device, the dtype, the family or the dropout rate does not allow it.
     """
     kernel, dtype = _kernel(device), jnp.dtype(model.module.dtype).name
     if asked == "auto":
-        possible = kernel and dtype == "bfloat16" and model.model_type in _PATHS
+        possible = dtype == "bfloat16" and model.family.attention
         return Flash(kernel, FLASH_MIN_LENGTH[kernel], over_devices) if possible and kernel else None
     if asked == "dense":
         return None
-    _check_known(model, "model.attention 'flash'")
+    _attention_of(model, "model.attention 'flash'")
     if kernel is None:
         raise InputError(
-            f"model.attention 'flash' needs a TPU, or an NVIDIA GPU of compute capability 8.0 or above, and this is a {device.platform}; "
-            "set it to auto"
+            "model.attention 'flash' needs a TPU, or an NVIDIA GPU of compute capability 8.0 or above, and this is a "
+            f"{device.platform}; set it to auto"
         )
     if dtype != "bfloat16":
         raise InputError(f"model.attention 'flash' computes in bfloat16, and model.dtype is {dtype}; set one of them")
     if rate := attention_dropout(model):
         raise InputError(
-            f"model.attention 'flash' drops out no attention weights, and this model's rate in training is {rate:g}; "
-            "give --model.dropout 0, or set model.attention to auto"
+            "model.attention 'flash' has no dropout of attention weights, and this model's rate in training is "
+            f"{rate:g}; give --model.dropout 0, or set model.attention to auto"
         )
     return Flash(kernel, 0, over_devices)
 
 
 def attention_dropout(model: Model) -> float:
-    """The rate at which the weights of `model`'s attention are dropped in training."""
-    config = model.module.config
-    return getattr(
-        config, "attention_dropout" if model.model_type == "distilbert" else "attention_probs_dropout_prob", 0.0
-    )
+    """Return the rate, 0 to 1, at which `model` drops attention weights in training.
+
+    Raises:
+        InputError: if the attention of the model's family is not known.
+    """
+    return getattr(model.module.config, _attention_of(model, "the dropout of attention").dropout_rate)
 
 
 def check_packing(model: Model) -> None:
     """Raise InputError for a model whose rows cannot hold several texts."""
-    _check_known(model, "data.packing")
-    if getattr(model.config, "sinusoidal_pos_embds", False):
-        raise InputError("data.packing needs position embeddings, and this DistilBERT computes sines; set it to false")
+    if obstacle := _attention_of(model, "data.packing").packing_obstacle(model.config):
+        raise InputError(f"data.packing {obstacle}; set it to false")
 
 
 def module_overrides(
     model: Model, flash: Flash | None, *, packed: bool, training: bool
 ) -> dict[str, Callable[..., Any]]:
-    """What to call instead of `model`'s attention modules, by path.
+    """Return path → the function to call instead of the attention module there.
 
-    The attention mask that the module is given must be segments: 0 for padding, and where rows are `packed`, a number for
-    each text.
+    The attention mask that the model is given must hold segments: 0 for padding, 1 for a token, or if rows are `packed`, another
+    number for each text.
 
     Args:
-        model: an architecture that is known here.
-        flash: what computes the scores; None: dense, with the dropout of the model's configuration.
-        packed: whether rows hold several texts.
-        training: whether there is dropout.
+        model: a model whose family says how its attention is called.
+        flash: the kernel for the scores; None computes them densely, with the dropout of the model's configuration.
+        packed: True if rows hold several texts.
+        training: True if there is dropout.
+
+    Raises:
+        InputError: if the attention of the model's family is not known.
     """
-    prefix, path = model.base_prefix, _PATHS[model.model_type]
+    attention = _attention_of(model, "attention outside the model")
     scores = flash.scores(packed=packed) if flash else None
-    call = _distilbert if model.model_type == "distilbert" else _bert
     rate = attention_dropout(model) if training else 0.0
 
     def attend(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[jax.Array]:
-        return call(module, scores or _dense_of(module, rate), *args, **kwargs)
+        chosen = scores or _dense_of(module, rate, broadcast=attention.broadcast_dropout)
+        return attention.attend(module, chosen, *args, **kwargs)
 
-    return {f"{prefix}/{path.format(number=number)}": attend for number in range(model.config.num_hidden_layers)}
+    layers = range(model.config.num_hidden_layers)
+    return {f"{model.base_prefix}/{attention.path.format(number=number)}": attend for number in layers}
 
 
 def position_taps(model: Model, position_ids: jax.Array) -> dict[str, Callable[[jax.Array], jax.Array]]:
-    """Taps that give `position_ids: [rows, length]` to a model that counts positions itself; {} where it takes them."""
-    if model.model_type != "distilbert":
-        return {}
-    return {f"{model.base_prefix}/embeddings/position_embeddings": lambda counted: position_ids}
+    """Return input hooks that give `position_ids: [rows, length]` to a model that counts positions itself; {} for others.
+
+    Raises:
+        InputError: if the attention of the model's family is not known.
+    """
+    path = _attention_of(model, "data.packing").position_module
+    return {f"{model.base_prefix}/{path}": lambda counted: position_ids} if path else {}
 
 
-def _check_known(model: Model, flag: str) -> None:
-    if model.model_type not in _PATHS:
-        raise InputError(f"{flag}: the attention of '{model.model_type}' is not known ({', '.join(_PATHS)} are)")
+def _attention_of(model: Model, needed_by: str) -> Attention:
+    return required(model.family, "attention", needed_by)
 
 
 def _kernel(device: Any) -> Literal["cudnn", "tpu"] | None:
@@ -158,38 +161,12 @@ def _kernel(device: Any) -> Literal["cudnn", "tpu"] | None:
     return "cudnn" if device.platform == "gpu" and major.isdigit() and int(major) >= 8 else None
 
 
-def _bert(module: Any, scores: Scores, x: jax.Array, segments: jax.Array, *_: Any, **options: Any) -> tuple[jax.Array]:
-    """BERT's self-attention, and that of its kin, which copied it: `x: [rows, length, d]`."""
-    assert all(options.get(name) is None for name in ("layer_head_mask", "key_value_states"))
-    heads = module.config.num_attention_heads
-    query, key, value = (_split(layer(x), heads) for layer in (module.query, module.key, module.value))
-    return (scores(query, key, value, segments).reshape(x.shape),)
-
-
-def _distilbert(
-    module: Any, scores: Scores, *, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, **_: Any
-) -> tuple[jax.Array]:
-    """DistilBERT's, which has its output projection inside."""
-    layers, heads = ((module.q_lin, query), (module.k_lin, key), (module.v_lin, value)), module.n_heads
-    q, k, v = (_split(layer(x), heads) for layer, x in layers)
-    return (module.out_lin(scores(q, k, v, mask).reshape(query.shape)),)
-
-
-def _split(x: jax.Array, heads: int) -> jax.Array:
-    return x.reshape(*x.shape[:2], heads, -1)
-
-
-def _dense_of(module: nn.Module, rate: float) -> Scores:
-    """Dense attention with the dropout of `module`'s own: one mask of weights for all of BERT's rows and heads, as there."""
+def _dense_of(module: nn.Module, rate: float, *, broadcast: bool) -> Scores:
+    """Return dense attention with dropout as in `module`; `broadcast` draws one mask for all rows and heads."""
     if not rate:
         return _dense
-    return partial(
-        _dense,
-        dropout_rng=module.make_rng("dropout"),
-        dropout_rate=rate,
-        broadcast_dropout=not hasattr(module, "q_lin"),
-        deterministic=False,
-    )
+    key = module.make_rng("dropout")
+    return partial(_dense, dropout_rng=key, dropout_rate=rate, broadcast_dropout=broadcast, deterministic=False)
 
 
 def _dense(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, **dropout: Any) -> jax.Array:
@@ -199,14 +176,14 @@ def _dense(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Arr
 
 
 def _same(segments: jax.Array) -> jax.Array:
-    """`[rows, 1, length, length]` bool: which tokens belong to one text."""
+    """Return bool `[rows, 1, length, length]`: True if both tokens belong to the same text."""
     return (segments[:, :, None] == segments[:, None, :])[:, None]
 
 
 def _cudnn(
     query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, *, implementation: Any = "cudnn"
 ) -> jax.Array:
-    # Lengths, not a mask, which would be written out for every pair of tokens. Padding is at the end of a row.
+    # Padding is at the end of a row, so lengths say it all. A mask would be stored for every pair of tokens.
     lengths = (segments > 0).sum(-1, dtype=jnp.int32)
     return jax.nn.dot_product_attention(
         query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
@@ -217,9 +194,8 @@ def _cudnn_packed(
     query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, *, implementation: Any = "cudnn"
 ) -> jax.Array:
     length = query.shape[1]
-    query, key, value, segments = (
-        _filled(x, 2) for x in (query, key, value, segments)
-    )  # the kernel's backward pass wants it even
+    # The kernel's backward pass needs an even length.
+    query, key, value, segments = (_filled(x, 2) for x in (query, key, value, segments))
     out = jax.nn.dot_product_attention(query, key, value, mask=_same(segments), implementation=implementation)
     return out[:, :length]
 
@@ -237,6 +213,6 @@ def _tpu(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array
 
 
 def _filled(x: jax.Array, multiple: int) -> jax.Array:
-    """`x: [rows, length, …]` with zeros behind its rows, up to a `multiple` of tokens."""
+    """Pad the rows of `x: [rows, length, …]` with zeros to a `multiple` of tokens."""
     missing = -x.shape[1] % multiple
     return jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2))) if missing else x

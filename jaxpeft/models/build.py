@@ -1,10 +1,10 @@
-"""Building and loading Flax models of transformers: the only file that imports its Flax classes."""
+"""Builds and loads Flax models of transformers. No other file uses its Flax classes."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,47 +16,40 @@ from flax import linen as nn
 
 from jaxpeft.adapters.base import Site
 from jaxpeft.errors import InputError
+from jaxpeft.families import family_of, required
+from jaxpeft.families.base import Family
 from jaxpeft.inject import discover_sites
 from jaxpeft.models.inputs import module_inputs
 from jaxpeft.models.quantized_files import check_method
 from jaxpeft.models.sources import Source, resolve
 from jaxpeft.models.weights import Checkpoint, open_checkpoint
 from jaxpeft.quantization import Quantization, QuantizedTensor, dequantize, is_quantized, quantize
+from jaxpeft.registry import Registry
 from jaxpeft.trees import Params, leaf_paths, nest
 
-Task = Literal["masked-lm", "classification"]
-TASKS: tuple[Task, ...] = ("masked-lm", "classification")
+HEADS = Registry(
+    "task",
+    {
+        "masked-lm": "transformers:FLAX_MODEL_FOR_MASKED_LM_MAPPING",
+        "classification": "transformers:FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    },
+)
+"""Task → transformers' mapping from a config's class to the Flax class with the task's head."""
 
 Leaf = TypeVar("Leaf", np.ndarray, QuantizedTensor, np.ndarray | QuantizedTensor)
-
-# The module that takes in what the last layer's attention gives, by architecture: from there on no token sees another, so
-# the rest of the layer and the head need only the tokens that are asked for.
-_BEHIND_ATTENTION = {
-    **dict.fromkeys(
-        ("bert", "roberta", "xlm-roberta", "roberta-prelayernorm", "electra"), "encoder/layer/{last}/attention/output"
-    ),
-    "distilbert": "transformer/layer/{last}/sa_layer_norm",
-}
-
-# What transformers' configs call their dropout rates: BERT and its kin, DistilBERT, the classifiers.
-_DROPOUT_RATES = (
-    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
-    *("dropout", "attention_dropout"),
-    *("classifier_dropout", "seq_classif_dropout"),
-)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A Flax module of transformers with its parameters and what one must know to train it.
+    """A Flax module of transformers, its parameters, and what training needs to know of it.
 
-    `missing` lists the leaf paths that the checkpoint lacks and that were drawn at random.
+    `missing` lists the leaf paths that the checkpoint lacks. They were initialised at random.
     """
 
     module: nn.Module
     config: Any
     params: Params
-    task: Task
+    task: str
     source: Source
     missing: tuple[str, ...] = ()
     found_sites: dict[str, Site] | None = None
@@ -67,45 +60,70 @@ class Model:
         return self.config.model_type
 
     @property
+    def family(self) -> Family:
+        """What jaxpeft knows of the architecture."""
+        return family_of(self.model_type)
+
+    @property
     def base_prefix(self) -> str:
-        """The path of the encoder below the heads, such as `bert`."""
-        return _base_prefix(_flax_class(self.config, self.task))
+        """Path of the encoder below the heads, such as `bert`."""
+        return _base_prefix(self.config, _flax_class(self.config, self.task))
 
     @property
     def torch_class(self) -> str:
-        """The name of transformers' torch class of the same model."""
+        """Name of transformers' torch class for the same model."""
         return _flax_class(self.config, self.task).__name__.removeprefix("Flax")
 
     @property
     def quantization(self) -> Quantization | None:
-        """How its quantised kernels are stored, whoever quantised them; None where there are none."""
+        """Storage of the quantised kernels, by whomever they were quantised; None if there are none."""
         return next((Quantization.of(leaf) for leaf in leaf_paths(self.params).values() if is_quantized(leaf)), None)
 
     @property
     def behind_attention(self) -> str | None:
-        """Path of the module behind the last layer's attention, where it is known: what is left out of its input, nothing misses."""
-        path = _BEHIND_ATTENTION.get(self.model_type)
+        """Path of the first module after the last attention; None if the family does not say.
+
+        Tokens no longer interact there, so unused ones can be dropped from its input.
+        """
+        path = self.family.after_attention
         last = self.config.num_hidden_layers - 1
         return f"{self.base_prefix}/{path.format(last=last)}" if path else None
 
     def inputs(self, batch: dict[str, Any], *, virtual_tokens: int = 0) -> dict[str, Any]:
-        """The module's arguments for a batch with `input_ids`, `attention_mask` and maybe `token_type_ids`, each `[batch, seq]`.
+        """Return the module's arguments for a batch: `input_ids`, `attention_mask`, maybe `token_type_ids`, each `[batch, seq]`.
 
-        With `virtual_tokens` there is room for so many in front of every row, as prompt tuning asks for: `[batch, virtual + seq]`.
+        `virtual_tokens` makes room before every row, as prompt tuning needs: `[batch, virtual + seq]`.
         """
         return module_inputs(self.module, self.config, batch, virtual_tokens)
 
+    def tied_embeddings(self, layers: Iterable[str]) -> str | None:
+        """Return the path among `layers` whose embeddings are also the decoder of masked language modelling, or None.
+
+        Raises:
+            InputError: if there are embeddings among them and the family does not say which ones are the words'.
+        """
+        if self.task != "masked-lm" or not self.config.tie_word_embeddings:
+            return None
+        sites = self.sites()
+        embeddings = [path for path in layers if path in sites and sites[path].kind == "embedding"]
+        words = required(self.family, "word_embeddings", "embeddings with an adapter") if embeddings else None
+        return next((path for path in embeddings if path.rpartition("/")[2] == words), None)
+
     def sites(self) -> dict[str, Site]:
-        """All linear layers by path (`discover_sites` on one short row), traced once for a model that was loaded."""
+        """Return all linear layers and embeddings by path. `load_model` has traced them already (`discover_sites`)."""
         return self.found_sites or discover_sites(self.module, self.params, **_example(self.module, self.config))
 
 
 @dataclass(frozen=True)
 class AbstractModel:
-    """A model without its weights: transformers' Flax model, not initialised, and what leaves it has.
+    """A model without its weights.
 
-    `shapes` is leaf path → `jax.ShapeDtypeStruct`, `sites` what `discover_sites` finds, `kernels` the leaf paths of the linear
-    layers' kernels, and `base_prefix` the path of the encoder below the heads, such as `bert`.
+    Attributes:
+        model: transformers' Flax model, not initialised.
+        shapes: leaf path → `jax.ShapeDtypeStruct`.
+        sites: the linear layers and embeddings by path, from `discover_sites`.
+        kernels: leaf paths of the linear layers' kernels.
+        base_prefix: path of the encoder below the heads, such as `bert`.
     """
 
     model: Any
@@ -116,35 +134,36 @@ class AbstractModel:
 
     @property
     def base_kernels(self) -> set[str]:
-        """The kernels of the encoder's linear layers: those that are quantised."""
+        """Leaf paths of the kernels of the encoder's linear layers. Quantisation is for these only."""
         return {path for path in self.kernels if path.startswith(self.base_prefix + "/")}
 
 
 def build_abstract_model(
-    config: Any, task: Task, *, dtype: str = "float32", gradient_checkpointing: bool = False
+    config: Any, task: str, *, dtype: str = "float32", gradient_checkpointing: bool = False
 ) -> AbstractModel:
-    """Build the Flax model of transformers' `config` for `task`, computing nothing.
+    """Build the Flax model of transformers' `config` for `task`, without computing anything.
 
     Raises:
-        InputError: for an architecture without a Flax class, or one that cannot checkpoint gradients.
+        InputError: for an unknown task, and for an architecture without a Flax class, without gradient checkpointing if that
+            is asked for, or with more inputs than an encoder has.
     """
     flax_class = _flax_class(config, task)
     model = _bare(flax_class, config, jnp.dtype(dtype), gradient_checkpointing)
     shapes = leaf_paths(model.params_shape_tree)
     sites = discover_sites(model.module, nest(shapes), **_example(model.module, config))
     kernels = frozenset(f"{layer}/kernel" for layer in sites) & shapes.keys()
-    return AbstractModel(model, shapes, sites, kernels, _base_prefix(flax_class))
+    return AbstractModel(model, shapes, sites, kernels, _base_prefix(config, flax_class))
 
 
 @dataclass(frozen=True)
 class CheckpointHandle:
-    """A model whose weights are yet to be read: what `load_model` reads from, and `models.shapes` takes shapes from.
+    """A model whose weights have not been read yet. `load_model` reads them, `models.shapes` needs only their shapes.
 
-    `trained` are the leaf paths that train whole, `missing` those of them that the checkpoint lacks.
+    `trained` are the leaf paths of the fully trained parameters, `missing` those of them that the checkpoint lacks.
     """
 
     config: Any
-    task: Task
+    task: str
     source: Source
     abstract: AbstractModel
     reader: Checkpoint
@@ -152,14 +171,14 @@ class CheckpointHandle:
     missing: tuple[str, ...]
 
     def model(self, params: Params) -> Model:
-        """The model with `params`."""
+        """Return the model with `params`."""
         s = self.abstract
         return Model(s.model.module, self.config, params, self.task, self.source, self.missing, s.sites)
 
 
 def open_model(
     name: str,
-    task: Task,
+    task: str,
     *,
     weights: Literal["pretrained", "random"],
     num_labels: int | None,
@@ -168,7 +187,7 @@ def open_model(
     gradient_checkpointing: bool,
     trained_leaves: Callable[[Sequence[str], str], set[str]],
 ) -> CheckpointHandle:
-    """Find a model's files and build what needs no weight; arguments and errors are `load_model`'s."""
+    """Find a model's files and build everything that needs no weight. Arguments and errors are those of `load_model`."""
     source = resolve(name)
     config = read_config(source, num_labels)
     abstract = build_abstract_model(
@@ -183,7 +202,7 @@ def open_model(
 
 def load_model(
     name: str,
-    task: Task,
+    task: str,
     *,
     weights: Literal["pretrained", "random"] = "pretrained",
     num_labels: int | None = None,
@@ -194,26 +213,28 @@ def load_model(
     trained_leaves: Callable[[Sequence[str], str], set[str]] = lambda leaves, base_prefix: set(),
     seed: int = 0,
 ) -> Model:
-    """Load a Flax BERT, DistilBERT, RoBERTa, … for `task`; leaves come one at a time, so a quantised base never stands in full.
+    """Load a Flax BERT, DistilBERT, RoBERTa, … for `task`.
 
-    Kernels that the checkpoint holds quantised (`python -m jaxpeft quantize`, or bitsandbytes' own) stay as they are.
+    Leaves are read one at a time, so a quantised base is never held whole in full precision. Kernels that the checkpoint holds
+    quantised (by `python -m jaxpeft quantize` or by bitsandbytes) stay as they are.
 
     Args:
         name: hub id, directory, `package:module/folder`, or a `config.json`.
-        task: masked language modelling or sequence classification.
-        weights: "random" needs no more than a config.
-        num_labels: classes, or 1 for regression; for classification.
-        dtype: what the layers compute in, and what frozen matrices are stored in (vectors and all that trains stay fp32).
-        dropout: rate of every dropout in the base while training; None keeps the checkpoint's own.
+        task: "masked-lm" or "classification" (of sequences).
+        weights: "random" initialises every weight and needs only a config.
+        num_labels: number of classes, or 1 for regression; for classification only.
+        dtype: what the layers compute in, and what frozen matrices are stored in. Vectors and trained leaves stay fp32.
+        dropout: rate of every dropout in the base while training, 0 to 1; None keeps the checkpoint's own.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
-        quantization: store the base's linear kernels in NF4, FP4 or int8. A drawn base (weights "random") stands in full first.
-        trained_leaves: (leaf paths, the base model's prefix) → those that will train; they stay fp32 arrays, as does what
+        quantization: store the base's linear kernels in NF4, FP4 or int8. A base with random weights is held whole in full
+            precision first.
+        trained_leaves: `(leaf paths, base prefix)` → the leaf paths that will train. They stay fp32 arrays, and so do leaves that
             the checkpoint lacks.
-        seed: draws what the checkpoint lacks.
+        seed: for the leaves that the checkpoint lacks.
 
     Raises:
-        InputError: for an unknown model, an architecture without a Flax class, missing or unreadable weights, and where
-            `quantization` is not what the checkpoint holds.
+        InputError: for an unknown model or task, an architecture without a Flax class, missing or unreadable weights, a
+            `dropout` for an architecture whose rates are not known, and a `quantization` other than the checkpoint's.
     """
     opened = open_model(
         name,
@@ -244,10 +265,10 @@ def load_model(
 
 
 def load_tokenizer(directory: Path | str) -> Any:
-    """The fast tokenizer of the files in `directory`.
+    """Load the fast tokenizer from the files in `directory`.
 
     Raises:
-        InputError: where there is none.
+        InputError: if there is none.
     """
     from transformers import AutoTokenizer
 
@@ -258,10 +279,10 @@ def load_tokenizer(directory: Path | str) -> Any:
 
 
 def read_config(source: Source, num_labels: int | None = None) -> Any:
-    """Transformers' config of `source`, without the `quantization_config` that is true of its files only.
+    """Return transformers' config of `source`, without `quantization_config`, which describes only the files.
 
     Raises:
-        InputError: for an architecture that transformers does not know, and for files quantised by another than bitsandbytes.
+        InputError: for an architecture that transformers does not know, and for files that bitsandbytes did not quantise.
     """
     from transformers import AutoConfig
 
@@ -280,31 +301,26 @@ def read_config(source: Source, num_labels: int | None = None) -> Any:
 
 
 def _with_dropout(config: Any, rate: float | None) -> Any:
-    """A copy of `config` with every dropout rate set, so that what is saved keeps the checkpoint's own."""
+    """Return a copy of `config` with every dropout rate set. The original is saved with the model, so it keeps its own rates."""
     if rate is None:
         return config
     copy = type(config).from_dict(config.to_dict())
-    for name in _DROPOUT_RATES:
+    for name in required(family_of(config.model_type), "dropout_rates", f"model.dropout {rate:g}"):
         if hasattr(copy, name):
             setattr(copy, name, rate)
     return copy
 
 
-def _flax_class(config: Any, task: Task) -> Any:
-    from transformers import FLAX_MODEL_FOR_MASKED_LM_MAPPING, FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
-    mapping = (
-        FLAX_MODEL_FOR_MASKED_LM_MAPPING if task == "masked-lm" else FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    )
+def _flax_class(config: Any, task: str) -> Any:
+    mapping = HEADS[task]
     if type(config) not in mapping:
         known = ", ".join(sorted(key.model_type for key in mapping))
         raise InputError(f"transformers has no Flax model of type '{config.model_type}' for {task}; it has {known}")
     return mapping[type(config)]
 
 
-def _base_prefix(flax_class: Any) -> str:
-    # XLM-RoBERTa's class says "xlm-roberta", and its encoder is RoBERTa's (transformers 4.57).
-    return {"xlm-roberta": "roberta"}.get(flax_class.base_model_prefix, flax_class.base_model_prefix)
+def _base_prefix(config: Any, flax_class: Any) -> str:
+    return family_of(config.model_type).base_prefix or flax_class.base_model_prefix
 
 
 def _bare(flax_class: Any, config: Any, dtype: Any, gradient_checkpointing: bool) -> Any:
@@ -313,7 +329,7 @@ def _bare(flax_class: Any, config: Any, dtype: Any, gradient_checkpointing: bool
         if "gradient_checkpointing" not in inspect.signature(flax_class.__init__).parameters:
             raise InputError(f"gradient checkpointing: transformers' {flax_class.__name__} does not have it")
         options = {"gradient_checkpointing": True}
-    # transformers 4 says at every model that version 5 has no Flax; our pin is the answer, and no user can act on it.
+    # transformers 4 warns for every model that version 5 has no Flax. We pin version 4, so no user can act on the warning.
     logger = logging.getLogger("transformers.modeling_flax_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -329,7 +345,7 @@ def _example(module: nn.Module, config: Any) -> dict[str, Any]:
 
 
 def _draw(model: Any, paths: list[str], seed: int) -> dict[str, np.ndarray]:
-    """Initial values of the leaves `paths`, and of no others: XLA drops what is not asked for."""
+    """Return initial values of the leaves `paths`. XLA drops the computation of the others."""
     if not paths:
         return {}
 
@@ -342,13 +358,13 @@ def _draw(model: Any, paths: list[str], seed: int) -> dict[str, np.ndarray]:
 
 
 def checked(leaf: Leaf, path: str, shape: tuple[int, ...], source: Source) -> Leaf:
-    """`leaf`, if it has `shape`.
+    """Return `leaf` if it has `shape`.
 
     Raises:
-        InputError: where the checkpoint's leaf is of another shape than the config's.
+        InputError: if the checkpoint's leaf has another shape than the config says.
     """
     if leaf.shape != shape:
-        raise InputError(f"{source.description}: {path} has shape {leaf.shape} where the config asks for {shape}")
+        raise InputError(f"{source.description}: {path} has shape {leaf.shape}, and the config asks for {shape}")
     return leaf
 
 
@@ -357,9 +373,11 @@ def _check_stored(
 ) -> None:
     held = Quantization.of(tensor)
     if path not in abstract.kernels:
-        raise InputError(f"{source.description}: {path} is stored in {held.data_type}, and only linear layers may be")
+        raise InputError(
+            f"{source.description}: {path} is stored in {held.data_type}, which is possible only for linear layers"
+        )
     if asked and str(asked) != str(held):
         raise InputError(
-            f"{source.description} holds {path} in {held}, and {asked} was asked for: take it as it is "
+            f"{source.description} holds {path} in {held}, and {asked} was asked for: keep its own "
             "(--model.quantization none), or quantise the full-precision model"
         )

@@ -1,4 +1,4 @@
-"""What a Flax module of transformers takes besides token ids and attention mask, and how long its rows may be."""
+"""The arguments of a Flax module of transformers besides token ids and attention mask, and the longest row it can read."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxpeft.adapters.base import PLACEHOLDER
+from jaxpeft.errors import InputError
+from jaxpeft.families import family_of
 
 
 def max_tokens(config: Any) -> int:
-    """The longest sequence the model has positions for, in tokens."""
-    # RoBERTa's positions start behind the padding index.
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return config.max_position_embeddings - offset
+    """Return the longest sequence for which the model has positions, in tokens."""
+    # These positions are up to the padding index, and no token gets them.
+    unused = config.pad_token_id + 1 if family_of(config.model_type).positions_after_padding else 0
+    return config.max_position_embeddings - unused
 
 
 def module_inputs(module: nn.Module, config: Any, batch: dict[str, Any], virtual_tokens: int = 0) -> dict[str, Any]:
-    """Fill in what `module` takes besides token ids and attention mask, with room for `virtual_tokens` in front of every row.
+    """Return all arguments of `module` for a batch, with room for `virtual_tokens` before every row.
 
-    Virtual tokens are attended to and of type 0. With them RoBERTa's positions count padding too, as transformers counts where
-    it is given embeddings instead of ids. `position_ids` of the batch, from 0 in every text, stand in for counted ones.
+    Virtual tokens are attended to and have type 0. With them, RoBERTa's positions count padding too: transformers counts so if it
+    is given embeddings instead of ids. `position_ids` of the batch, from 0 in every text, replace counted ones.
+
+    Raises:
+        InputError: if the module needs an argument that an encoder does not have, such as a decoder's ids.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     types = batch.get("token_type_ids", jnp.zeros_like(ids))
@@ -32,7 +37,7 @@ def module_inputs(module: nn.Module, config: Any, batch: dict[str, Any], virtual
             for array, value in ((ids, PLACEHOLDER), (mask, 1), (types, 0))
         )
     positions = batch.get("position_ids", jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape))
-    if "roberta" in config.model_type:
+    if family_of(config.model_type).positions_after_padding:
         real = (ids != config.pad_token_id).astype(jnp.int32)
         given = virtual_tokens or "position_ids" in batch
         counted = positions + 1 if given else jnp.cumsum(real, axis=-1) * real
@@ -45,4 +50,7 @@ def module_inputs(module: nn.Module, config: Any, batch: dict[str, Any], virtual
         "head_mask": None,
     }
     wanted = inspect.signature(type(module).__call__).parameters
+    for name, parameter in wanted.items():
+        if name != "self" and name not in available and parameter.default is inspect.Parameter.empty:
+            raise InputError(f"a model of type '{config.model_type}' needs {name}: only encoders can be used")
     return {key: value for key, value in available.items() if key in wanted}

@@ -1,6 +1,6 @@
-"""Flax's msgpack files, opened without reading them: where each leaf lies, and a function that reads it alone.
+"""Opens Flax's msgpack files without reading them whole: finds each leaf, and reads one leaf at a time.
 
-Flax's own `msgpack_restore` makes the whole file arrays at once; a quantised base must never stand in full precision.
+Flax's own `msgpack_restore` turns the whole file into arrays at once. A quantised base must never be in memory in full precision.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import numpy as np
 
 from jaxpeft.errors import InputError
 
-_CHUNKED = (
-    b"__msgpack_chunked_array__"  # flax.serialization's mark of an array of more than 1 GB, a dictionary of pieces
-)
+# flax.serialization's mark of an array of more than 1 GB, which is stored as a dictionary of pieces.
+_CHUNKED = b"__msgpack_chunked_array__"
 
 
 def msgpack_leaves(file: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """The leaves of a Flax checkpoint: path joined by slashes → function that reads the array.
+    """Return the leaves of a Flax checkpoint: path joined by slashes → function that reads the array.
 
     Raises:
-        InputError: where the file is no msgpack of nested dictionaries, or ends before its time.
+        InputError: if the file is not msgpack of nested dictionaries, or is cut off.
     """
     from msgpack.exceptions import UnpackException
 
@@ -33,7 +32,7 @@ def msgpack_leaves(file: Path) -> dict[str, Callable[[], np.ndarray]]:
 
 
 def _extents(file: Path) -> Iterator[tuple[str, int, int]]:
-    """Path, first byte and end of each leaf."""
+    """Yield path, first byte and end of each leaf."""
     from msgpack import Unpacker
 
     with file.open("rb") as stream, file.open("rb") as peeking:

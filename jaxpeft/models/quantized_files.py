@@ -1,35 +1,36 @@
-"""Quantised kernels on disk, as bitsandbytes serialises them into safetensors and transformers announces them in config.json.
+"""Quantised kernels on disk: the tensors of bitsandbytes in safetensors, and transformers' entry in config.json.
 
-A 4-bit weight `X.weight` is uint8 codes `[n / 2, 1]` with, beside it, `X.weight.absmax` (float32, or uint8 where it is
-quantised too), `X.weight.quant_map` (the data type's 16 values), `X.weight.nested_absmax` and `.nested_quant_map`, and
-`X.weight.quant_state.bitsandbytes__nf4` or `__fp4`: JSON in bytes with the data type, block size, torch shape, torch dtype and the
-nested offset. An int8 weight is int8 `[out, in]` with `X.SCB`, float32 `[out]`, and `X.weight_format`, 0 for row-major.
-Source: bitsandbytes 0.50, `functional.QuantState.as_dict` and `nn.Linear8bitLt._save_to_state_dict`.
+A 4-bit weight `X.weight` is uint8 codes `[n / 2, 1]`. Beside it are `X.weight.absmax` (float32, or uint8 if quantised
+too), `X.weight.quant_map` (the format's 16 values), `X.weight.nested_absmax` and `.nested_quant_map`, and
+`X.weight.quant_state.bitsandbytes__nf4` or `__fp4`: JSON in bytes with the data type, block size, torch shape, torch dtype
+and the nested offset. An int8 weight is int8 `[out, in]` with `X.SCB`, float32 `[out]`, and `X.weight_format`, 0 for
+row-major. Source: bitsandbytes 0.50, `functional.QuantState.as_dict` and `nn.Linear8bitLt._save_to_state_dict`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxpeft.errors import InputError
-from jaxpeft.quantization import CODEBOOKS, FourBitTensor, Int8Tensor, Quantization, QuantizedTensor
+from jaxpeft.quantization import NUMBER_FORMATS, FourBitTensor, Int8Tensor, Quantization, QuantizedTensor
 from jaxpeft.quantization.double_quantization import NESTED_BLOCK_SIZE, QuantizedAbsmax
 from jaxpeft.quantization.dynamic_map import create_dynamic_map
 from jaxpeft.quantization.four_bit import BLOCK_SIZES
 
 Reader = Callable[[str], np.ndarray]
-"""Torch's name of a tensor → the tensor; raises InputError where the files lack it."""
+"""Torch's name of a tensor → the tensor. Raises InputError if the files lack it."""
 
 _STATE = "quant_state.bitsandbytes__"
 _ROW_MAJOR = 0
 
 
 def is_stored_quantized(name: str, names: Container[str]) -> bool:
-    """Whether, of all tensors `names`, some belong to `name` (`X.weight`) as quantised by bitsandbytes."""
+    """True if `names`, of all tensors in a file, include those that bitsandbytes writes beside the weight `name` (`X.weight`)."""
     return f"{name}.absmax" in names or _int8_scales(name) in names
 
 
@@ -37,77 +38,43 @@ def read_quantized(name: str, names: Container[str], read: Reader) -> QuantizedT
     """The quantised weight `name` (`X.weight`) as a Flax kernel; its arrays are numpy arrays.
 
     Raises:
-        InputError: where a part is missing, does not fit the others or is of a kind that bitsandbytes does not write.
+        InputError: if a part is missing, does not fit the others or is of a kind that bitsandbytes does not write.
     """
-    if _int8_scales(name) in names:
-        return _read_int8(name, names, read)
-    kinds = [kind for kind in CODEBOOKS if f"{name}.{_STATE}{kind}" in names]
-    _check(len(kinds) == 1, name, f"{len(kinds)} tensors {_STATE}… beside it")
-    state = _read_state(name, kinds[0], read)
-    codes, absmax = read(name), read(f"{name}.absmax")
-    d_out, d_in = state["shape"]
-    num_blocks = -(-d_in * d_out // state["blocksize"])
-    # The codes may be stored under another type (bnb_4bit_quant_storage): the bytes are the same.
-    codes = np.ascontiguousarray(codes).reshape(-1).view(np.uint8)
-    _check(codes.size == -(-d_in * d_out // 2), name, f"{codes.size} bytes for {d_in * d_out} weights")
-    _check(absmax.size == num_blocks, name, f"{absmax.size} scales for {num_blocks} blocks")
-    _check_map(name, "quant_map", CODEBOOKS[kinds[0]], read)
-    scales = absmax.reshape(-1)
-    nested = _read_nested(name, scales, state, read) if scales.dtype == np.uint8 else scales.astype(np.float32)
-    return FourBitTensor(codes, nested, (d_in, d_out), state["blocksize"], kinds[0])
+    return _read_int8(name, names, read) if _int8_scales(name) in names else _read_four_bit(name, names, read)
 
 
 def stored_tensors(name: str, tensor: QuantizedTensor) -> dict[str, np.ndarray]:
-    """The tensors, by torch's names, that `tensor` is on disk as the weight `name` (`X.weight`); undoes `read_quantized`."""
-    if isinstance(tensor, Int8Tensor):
-        return {
-            name: np.ascontiguousarray(np.asarray(tensor.values).T),
-            _int8_scales(name): np.asarray(tensor.absmax),
-            f"{name}_format": np.asarray(_ROW_MAJOR, np.uint8),
-        }
-    d_in, d_out = tensor.shape
-    state: dict[str, Any] = {
-        "quant_type": tensor.data_type,
-        "blocksize": tensor.block_size,
-        "dtype": "float32",
-        "shape": [d_out, d_in],
-    }
-    parts = {"quant_map": CODEBOOKS[tensor.data_type]}
-    if isinstance(tensor.absmax, QuantizedAbsmax):
-        parts["absmax"] = np.asarray(tensor.absmax.codes)
-        parts["nested_absmax"] = np.asarray(tensor.absmax.nested_absmax)
-        parts["nested_quant_map"] = create_dynamic_map()
-        state |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32"}
-        state["nested_offset"] = float(tensor.absmax.offset)  # a float32 survives JSON's float64 bit for bit
-    else:
-        parts["absmax"] = np.asarray(tensor.absmax)
-    parts[_STATE + tensor.data_type] = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    return {
-        name: np.asarray(tensor.codes).reshape(-1, 1),
-        **{f"{name}.{part}": array for part, array in parts.items()},
-    }
+    """The tensors of a file, by torch's names, that store `tensor` as the weight `name` (`X.weight`).
+
+    The inverse of `read_quantized`.
+
+    Raises:
+        InputError: if bitsandbytes has no such number format.
+    """
+    return _layout_of(tensor.scheme()).tensors(name, tensor)
 
 
 def quantization_config(quantization: Quantization, kept_modules: Sequence[str]) -> dict[str, Any]:
-    """The `quantization_config` of config.json from which transformers loads such weights through bitsandbytes.
+    """The `quantization_config` of config.json with which transformers loads such weights through bitsandbytes.
 
-    `kept_modules` names the torch modules whose linear layers are not quantised, fully or by their outermost name.
+    Args:
+        quantization: the scheme of all kernels.
+        kept_modules: torch modules whose linear layers are not quantised, by full name or by outermost name.
+
+    Raises:
+        InputError: if bitsandbytes has no such number format.
     """
-    four_bit = quantization.data_type != "int8"
-    config: dict[str, Any] = {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": four_bit,
-        "load_in_8bit": not four_bit,
-        "llm_int8_skip_modules": list(kept_modules),
-    }
-    if four_bit:
-        config |= {
-            "bnb_4bit_compute_dtype": "float32",
-            "bnb_4bit_quant_storage": "uint8",
-            "bnb_4bit_quant_type": quantization.data_type,
-            "bnb_4bit_use_double_quant": quantization.double_quantization,
-        }
-    return config
+    options = _layout_of(quantization).options(quantization)
+    return {"quant_method": "bitsandbytes", "llm_int8_skip_modules": list(kept_modules), **options}
+
+
+def check_storable(quantization: Quantization) -> None:
+    """Refuse a number format that has no files.
+
+    Raises:
+        InputError: if bitsandbytes does not have the format.
+    """
+    _layout_of(quantization)
 
 
 def check_method(config: Mapping[str, Any] | None, where: str) -> None:
@@ -128,6 +95,79 @@ def _int8_scales(name: str) -> str:
     return f"{name.removesuffix('.weight')}.SCB"
 
 
+def _int8_tensors(name: str, tensor: Int8Tensor) -> dict[str, np.ndarray]:
+    return {
+        name: np.ascontiguousarray(np.asarray(tensor.values).T),
+        _int8_scales(name): np.asarray(tensor.absmax),
+        f"{name}_format": np.asarray(_ROW_MAJOR, np.uint8),
+    }
+
+
+def _int8_options(quantization: Quantization) -> dict[str, Any]:
+    return {"load_in_4bit": False, "load_in_8bit": True}
+
+
+def _four_bit_tensors(name: str, tensor: FourBitTensor) -> dict[str, np.ndarray]:
+    d_in, d_out = tensor.shape
+    state: dict[str, Any] = {
+        "quant_type": tensor.data_type,
+        "blocksize": tensor.block_size,
+        "dtype": "float32",
+        "shape": [d_out, d_in],
+    }
+    parts = {"quant_map": _values(tensor.data_type)}
+    if isinstance(tensor.absmax, QuantizedAbsmax):
+        parts["absmax"] = np.asarray(tensor.absmax.codes)
+        parts["nested_absmax"] = np.asarray(tensor.absmax.nested_absmax)
+        parts["nested_quant_map"] = create_dynamic_map()
+        state |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32"}
+        state["nested_offset"] = float(tensor.absmax.offset)  # a float32 survives JSON's float64 bit for bit
+    else:
+        parts["absmax"] = np.asarray(tensor.absmax)
+    parts[_STATE + tensor.data_type] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    return {
+        name: np.asarray(tensor.codes).reshape(-1, 1),
+        **{f"{name}.{part}": array for part, array in parts.items()},
+    }
+
+
+def _four_bit_options(quantization: Quantization) -> dict[str, Any]:
+    return {
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_compute_dtype": "float32",
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": quantization.data_type,
+        "bnb_4bit_use_double_quant": quantization.double_quantization,
+    }
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How one number format is written: (name, tensor) → tensors of the file; scheme → its part of the config."""
+
+    tensors: Callable[[str, Any], dict[str, np.ndarray]]
+    options: Callable[[Quantization], dict[str, Any]]
+
+
+_FOUR_BIT = _Layout(_four_bit_tensors, _four_bit_options)
+_LAYOUTS = {"nf4": _FOUR_BIT, "fp4": _FOUR_BIT, "int8": _Layout(_int8_tensors, _int8_options)}
+"""The number formats that bitsandbytes has. All others live in memory only."""
+
+
+def _layout_of(quantization: Quantization) -> _Layout:
+    if quantization.data_type not in _LAYOUTS:
+        raise InputError(
+            f"a base in {quantization.data_type} cannot be written to files: bitsandbytes has {', '.join(_LAYOUTS)} only; "
+            f"quantise while loading instead (--model.quantization {quantization.data_type})"
+        )
+    return _LAYOUTS[quantization.data_type]
+
+
+def _values(kind: str) -> np.ndarray:
+    return NUMBER_FORMATS[kind].codebook.values
+
+
 def _read_int8(name: str, names: Container[str], read: Reader) -> Int8Tensor:
     values, absmax = read(name), read(_int8_scales(name))
     _check(
@@ -140,8 +180,25 @@ def _read_int8(name: str, names: Container[str], read: Reader) -> Int8Tensor:
     return Int8Tensor(np.ascontiguousarray(values.T), absmax.reshape(-1).astype(np.float32))
 
 
+def _read_four_bit(name: str, names: Container[str], read: Reader) -> FourBitTensor:
+    kinds = [kind for kind, layout in _LAYOUTS.items() if layout is _FOUR_BIT and f"{name}.{_STATE}{kind}" in names]
+    _check(len(kinds) == 1, name, f"{len(kinds)} tensors {_STATE}… beside it")
+    state = _read_state(name, kinds[0], read)
+    codes, absmax = read(name), read(f"{name}.absmax")
+    d_out, d_in = state["shape"]
+    num_blocks = -(-d_in * d_out // state["blocksize"])
+    # The codes may be stored under another type (bnb_4bit_quant_storage): the bytes are the same.
+    codes = np.ascontiguousarray(codes).reshape(-1).view(np.uint8)
+    _check(codes.size == -(-d_in * d_out // 2), name, f"{codes.size} bytes for {d_in * d_out} weights")
+    _check(absmax.size == num_blocks, name, f"{absmax.size} scales for {num_blocks} blocks")
+    _check_map(name, "quant_map", _values(kinds[0]), read)
+    scales = absmax.reshape(-1)
+    nested = _read_nested(name, scales, state, read) if scales.dtype == np.uint8 else scales.astype(np.float32)
+    return FourBitTensor(codes, nested, (d_in, d_out), state["blocksize"], kinds[0])
+
+
 def _read_state(name: str, kind: str, read: Reader) -> dict[str, Any]:
-    """The JSON beside a 4-bit weight, as far as it is used, checked."""
+    """The fields of the JSON beside a 4-bit weight that are used here, checked."""
     try:
         state = json.loads(read(f"{name}.{_STATE}{kind}").tobytes())
         values: dict[str, Any] = {"shape": tuple(map(int, state["shape"])), "blocksize": int(state["blocksize"])}
@@ -170,7 +227,7 @@ def _read_nested(name: str, codes: np.ndarray, state: Mapping[str, Any], read: R
 
 def _check_map(name: str, part: str, expected: np.ndarray, read: Reader) -> None:
     found = read(f"{name}.{part}").reshape(-1)
-    # Another device may have divided FP4's values by 12 with another last bit.
+    # A device that divides FP4's values by 12 may give another last bit.
     same = found.size == expected.size and np.allclose(found, expected, rtol=0, atol=1e-6)
     _check(same, name, f"a {part} that is not bitsandbytes'")
 

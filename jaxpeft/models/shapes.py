@@ -1,4 +1,4 @@
-"""A model without its weights: what `load_model` gives, with the shape and dtype of every leaf instead of its values."""
+"""Loads a model as shapes and dtypes, without its weights."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from jaxpeft.trees import nest
 
 
 def model_shapes(name: str, task: Any, *, quantization: Quantization | None = None, **options: Any) -> Model:
-    """`load_model` of the same arguments with a `jax.ShapeDtypeStruct` for each array; computes nothing and holds no weight.
+    """Return the model that `load_model` loads, with a `jax.ShapeDtypeStruct` for each array. Computes nothing.
 
-    Of a pretrained checkpoint the names are read. Of one that is stored quantised the encoder's kernels are, one at a time,
-    to see how.
+    Only the names in a checkpoint are read. If it is stored quantised, the encoder's kernels are also read, one at a time, to find
+    out how each is stored.
 
     Args:
         name: as in `load_model`.
         task: as in `load_model`.
         quantization: as in `load_model`.
-        **options: the other arguments of `load_model`, all of them but `seed`.
+        **options: all other arguments of `load_model` except `seed`.
 
     Raises:
-        InputError: as `load_model`, but for leaves that are not as the config says.
+        InputError: as `load_model`, except for leaves with another shape than the config says: these are not noticed.
     """
     opened = open_model(name, task, **options)
     matrix_dtype = jnp.dtype(options["dtype"])
@@ -43,7 +43,7 @@ def model_shapes(name: str, task: Any, *, quantization: Quantization | None = No
 
 
 def _stored(opened: CheckpointHandle, path: str) -> Quantization | None:
-    """How the checkpoint holds the kernel at `path`, where it holds it quantised."""
+    """Return how the checkpoint stores the kernel at `path`; None if it is not quantised."""
     if path not in opened.abstract.kernels or path not in opened.reader or not _says_quantized(opened.source.directory):
         return None
     leaf = opened.reader.read(path)

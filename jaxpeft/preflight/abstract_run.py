@@ -1,6 +1,7 @@
-"""A run's training and evaluation steps with shapes for arguments: the functions that `runs.train.run` calls, ready to lower.
+"""A run's training and evaluation steps with abstract arguments: the functions that `runs.train.run` calls, ready to lower.
 
-No weight is loaded and nothing of the model is computed. How long a run is, and where its adapters start, change no program.
+No weights are loaded, and the model is not run. The length of a run and the initialisation of its adapters do not change
+the programs.
 """
 
 from __future__ import annotations
@@ -14,106 +15,157 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxpeft.config import RunConfig
-from jaxpeft.data import ClassificationData, MaskedLMData, PackedData, Splits
-from jaxpeft.data.classification import cap_buckets
-from jaxpeft.data.masked_lm import num_masked
+from jaxpeft.adapters import Method
+from jaxpeft.config import AdapterConfig, RunConfig
+from jaxpeft.data import ClassificationData, PackedData
 from jaxpeft.errors import InputError
 from jaxpeft.models.attention import choose_flash
-from jaxpeft.models.build import Model, load_tokenizer
-from jaxpeft.models.sources import resolve
-from jaxpeft.runs.prepare import (
-    Adapted,
-    TrainingData,
-    prepare_adapters,
-    prepare_model_shapes,
-    prepare_optimizer,
-    prepare_splits,
-    prepare_state,
-    prepare_training_data,
-)
+from jaxpeft.models.build import Model
+from jaxpeft.runs.adapters import Adapted, build_method, prepare_adapters
+from jaxpeft.runs.base_model import base_shapes, tokenizer_of
+from jaxpeft.runs.data import load_data, row_options, training_data
 from jaxpeft.runs.schedule import make_plan
+from jaxpeft.runs.setup import make_optimizer, state_of
+from jaxpeft.tasks import task_for
+from jaxpeft.tasks.base import RowOptions, Task
+from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.input_pipeline import fits, in_program
-from jaxpeft.training.loop import Plan
 from jaxpeft.training.objective import Objective
+from jaxpeft.training.plan import Plan
 from jaxpeft.training.sharding import DataParallel
 from jaxpeft.training.step import TrainState, make_eval_step, make_train_step, make_train_steps
 from jaxpeft.trees import size_bytes
 
-_MANY_PASSES = 1_000_000  # an epoch's, so that warm-up and pruning fit where the data that says how many is not read
+# Batches per epoch. The real number is in the data, which may not be read; warm-up and pruning must fit in any case.
+_MANY_BATCHES = 1_000_000
 
 
 @dataclass(frozen=True)
 class AbstractRun:
-    """What a run's steps are made of, and the shapes of what they are given, on the devices of `parallel`.
+    """The parts of a run's steps and the shapes of their arguments, on the devices of `parallel`.
 
-    `num_labels` is None for masked-lm. `training_data` are the training rows in batches of so many texts; for masked-lm they are not
-    read, and stand-ins as many as a batch has.
+    Attributes:
+        batch_sizes: texts per batch, of "training" and "evaluation".
+        rows: the options that turn texts into rows.
+        parallel: the devices.
+        objective: the loss to minimise.
+        optimizer: the optimizer of the adapters.
+        max_grad_norm: global norm to which gradients are clipped; 0: no clipping.
+        plan: the steps at which the run logs, validates and prunes.
+        frozen: the base, as shapes.
+        state: the training state, as shapes.
+        training_data: maps a batch size in texts to the training rows. These are dummies if the shapes do not depend on the data.
     """
 
-    config: RunConfig
+    batch_sizes: Mapping[str, int]
+    rows: RowOptions
     parallel: DataParallel
     objective: Objective
     optimizer: optax.GradientTransformationExtraArgs
+    max_grad_norm: float
     plan: Plan
     frozen: Any
     state: TrainState
-    num_labels: int | None
-    training_data: Callable[[int], TrainingData]
+    training_data: Callable[[int], Any]
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.objective.task
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens a row of the batches that training may see, ascending; each is a program of its own."""
-        data = self.config.data
-        if self.config.task == "masked-lm":
-            return (data.max_length,)
-        return cap_buckets(data.bucket_lengths, data.max_length)
+        """Possible tokens per row of training batches, ascending. Each length is a program of its own."""
+        return self.task.lengths(self.rows)
+
+    @property
+    def is_packed(self) -> bool:
+        """True if training rows hold several texts. Then they all have one length, so training has one program."""
+        return isinstance(self.training_data(self.batch_sizes["training"]), PackedData)
 
     def training_shape(self, batch_size: int, length: int) -> tuple[int, int]:
-        """(rows, tokens a row) of a training batch of `batch_size` texts whose bucket has `length` tokens: with packing both differ."""
+        """(rows, tokens per row) of a training batch: `batch_size` and the bucket's `length`, unless texts are packed."""
         data = self.training_data(batch_size)
         return (data.layout.num_rows, data.layout.length) if isinstance(data, PackedData) else (batch_size, length)
 
     @property
     def num_texts(self) -> int | None:
-        """Training texts, where a batch of more needs no more than they do; else None."""
-        data = self.training_data(self.config.training.batch_size)
+        """Number of training texts if texts are packed: a batch of more texts needs no more memory. Else None."""
+        data = self.training_data(self.batch_sizes["training"])
         return len(data.unpacked.labels) if isinstance(data, PackedData) else None
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of the gradients of all that trains, in fp32: what data parallelism must add up over the chips."""
+        """Bytes of the gradients of all trained parameters in fp32, which data parallelism sums over the chips."""
         return size_bytes(self.state.adapters)
 
 
 def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
     """The steps of the run that `config` describes, on the devices of `parallel`.
 
-    For classification the data is read, because the number of labels is in it, and of tokens, and with `data.packing` that of rows.
+    The data is read if the task's programs depend on it. It decides the number of labels and of tokens, and with
+    `data.packing` the number of rows.
 
     Raises:
-        InputError: as `runs.train.run` does for its configuration, its model's files and its data.
+        InputError: as `runs.train.run` for the configuration, the model's files and the data.
     """
-    splits = prepare_splits(config) if config.task == "classification" else None
-    num_labels = splits.num_labels if splits else None
-    model = prepare_model_shapes(config, num_labels)
+    rows, t = row_options(config.data), config.training
+    method = build_method(config.adapter)
+    task, data = task_for(config.task), None
+    if task.dummy_data(rows, 1, vocab_size=1, seed=0) is None:
+        task, splits = load_data(config.data, config.task)
+        data = splits.train
+    model = base_shapes(config.model, task, method, config.adapter, max_length=rows.max_length)
     flash = choose_flash(config.model.attention, model, parallel.device, parallel.over_devices)
-    adapted = _adapted(config, model)
-    plan = make_plan(config, _MANY_PASSES, "loss", method=adapted.method)
-    optimizer = prepare_optimizer(config, model, plan.learning_rate)
-    state = jax.eval_shape(
-        lambda adapters: prepare_state(config, plan, optimizer, adapters, parallel), adapted.adapters
+    needs_tokenizer = data is not None or config.adapter.prompt_tuning_init == "TEXT"
+    tokenizer = tokenizer_of(config.model, model) if needs_tokenizer else None
+    adapted = _adapted(config.adapter, task, model, tokenizer, config.model.tokenizer)
+    plan = make_plan(
+        t,
+        config.pruning,
+        batches_per_epoch=_MANY_BATCHES,
+        metric="loss",
+        method=adapted.method,
+        distributed=config.distributed,
     )
-    objective = Objective(model, adapted.method, num_labels or 0, flash)
-    data = _texts(config, splits, model, parallel.mesh.size) if splits else _dummy_data(config, model)
-    return AbstractRun(config, parallel, objective, optimizer, plan, adapted.frozen, state, num_labels, data)
+    optimizer = make_optimizer(t, method, model, plan.learning_rate)
+    rng = dropout_key(config.seed, platform=parallel.device.platform, num_devices=parallel.mesh.size)
+    state = jax.eval_shape(lambda adapters, rng: state_of(plan, optimizer, adapters, rng), adapted.adapters, rng)
+
+    def dummies(batch_size: int) -> Any:
+        return task.dummy_data(rows, batch_size, vocab_size=model.config.vocab_size, seed=config.seed)
+
+    return AbstractRun(
+        batch_sizes={"training": t.batch_size, "evaluation": config.evaluation.batch_size},
+        rows=rows,
+        parallel=parallel,
+        objective=Objective(model, adapted.method, task, flash),
+        optimizer=optimizer,
+        max_grad_norm=t.max_grad_norm,
+        plan=plan,
+        frozen=adapted.frozen,
+        state=state,
+        training_data=dummies
+        if data is None
+        else _of_any_batch_size(
+            training_data(
+                task,
+                data,
+                model,
+                tokenizer,
+                config.data,
+                batch_size=t.batch_size,
+                seed=config.seed,
+                num_devices=parallel.mesh.size,
+            )
+        ),
+    )
 
 
-def _texts(config: RunConfig, splits: Splits, model: Model, num_devices: int) -> Callable[[int], TrainingData]:
-    """With packing it depends on the texts' lengths, and on how many devices share them, how many rows hold a batch."""
-    data = prepare_training_data(config, splits.train, model, _tokenizer(config, model), num_devices)
+def _of_any_batch_size(data: Any) -> Callable[[int], Any]:
+    """The training data by batch size. With packing, the rows per batch depend on the texts' lengths and on the devices."""
 
-    def of(batch_size: int) -> TrainingData:
+    def of(batch_size: int) -> Any:
         if isinstance(data, PackedData):
             return replace(data, unpacked=replace(data.unpacked, batch_size=batch_size))
         return replace(data, batch_size=batch_size)
@@ -121,75 +173,48 @@ def _texts(config: RunConfig, splits: Splits, model: Model, num_devices: int) ->
     return of
 
 
-def _dummy_data(config: RunConfig, model: Model) -> Callable[[int], TrainingData]:
-    """Rows of masked-lm as far as their shapes go: the program is the same for any number of them."""
-
-    def of(batch_size: int) -> TrainingData:
-        shape, vocab_size = (batch_size, config.data.max_length), model.config.vocab_size
-        ids = {"mask_token_id": 0, "pad_token_id": 0, "vocab_size": vocab_size, "special_ids": (0,)}
-        blocks, can_mask = np.zeros(shape, np.int32), np.ones(shape, bool)
-        return MaskedLMData(blocks, can_mask, batch_size, config.data.mask_ratio, seed=config.seed, **ids)
-
-    return of
-
-
-def _tokenizer(config: RunConfig, model: Model) -> Any:
-    name = config.model.tokenizer
-    return load_tokenizer(resolve(name).directory if name else model.source.directory)
-
-
-def _adapted(config: RunConfig, model: Model) -> Adapted:
-    """The run's adapters as shapes. A start from data or weights has the shapes of LoRA's own: it is not computed."""
-    a = config.adapter
-    if a.init_lora_weights == "eva":
+def _adapted(adapter: AdapterConfig, task: Task, model: Model, tokenizer: Any, tokenizer_name: str | None) -> Adapted:
+    """The run's adapters as shapes. Initialisations from data or weights are skipped, since they do not change the shapes."""
+    if adapter.init_lora_weights == "eva":
         raise InputError(
-            "adapter.init_lora_weights 'eva' chooses ranks by the training data, and preflight computes nothing; "
-            "set it to null, with adapter.eva_config: the cost is about the same"
+            "adapter.init_lora_weights 'eva' chooses ranks from the training data, which preflight does not do; "
+            "set it and adapter.eva_config to null: the cost is about the same"
         )
-    plain = replace(a, init_lora_weights=None, loftq_config=None, eva_config=None, lora_ga_config=None)
-    config = replace(config, adapter=plain)
-    tokenizer = _tokenizer(config, model) if a.prompt_tuning_init == "TEXT" else None
-    found = []
+    plain = replace(adapter, init_lora_weights=None, loftq_config=None, eva_config=None, lora_ga_config=None)
+    method: Method | None = build_method(plain)
+    found = []  # eval_shape returns only arrays, so the rest of `Adapted` comes out through this list
 
     def trees(params: Any) -> Any:
-        found.append(prepare_adapters(config, replace(model, params=params), tokenizer))
+        with_params = replace(model, params=params)
+        found.append(
+            prepare_adapters(
+                plain, method, task, with_params, seed=0, tokenizer=tokenizer, tokenizer_name=tokenizer_name
+            )
+        )
         return found[-1].frozen, found[-1].adapters
 
     frozen, adapters = jax.eval_shape(trees, model.params)
     return replace(found[-1], frozen=frozen, adapters=adapters)
 
 
-def batch_shapes(run: AbstractRun, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as `jaxpeft.data` makes them without packing, of `batch_size` rows of `length` tokens."""
-    ids = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
-    if run.config.task == "masked-lm":
-        places = (batch_size, num_masked(length, run.config.data.mask_ratio))
-        labels = jax.ShapeDtypeStruct(places, jnp.int32)
-        special = {"positions": labels, "labels": labels, "weights": jax.ShapeDtypeStruct(places, jnp.float32)}
-    else:
-        dtype = jnp.float32 if run.num_labels == 1 else jnp.int32
-        labels = jax.ShapeDtypeStruct((batch_size,), dtype)
-        special = {"token_type_ids": ids, "labels": labels, "weights": jax.ShapeDtypeStruct((batch_size,), jnp.float32)}
-    return {"input_ids": ids, "attention_mask": ids, **special}
-
-
 def lower_training(run: AbstractRun, batch_size: int, length: int) -> jax.stages.Lowered:
-    """The program of the training loop, lowered: ready to compile. Batches of `length` tokens are assembled in it, or sent to it whole.
+    """Lower the program of the training loop for batches of `length` tokens, assembled inside it or sent to it whole.
 
-    It turns as often as it is told, so that the compiler counts FLOPs and bytes of one pass.
+    The number of iterations is an argument, so the compiler counts the FLOPs and bytes of one micro-step.
     """
-    norm, passes = run.config.training.max_grad_norm, run.plan.passes_per_dispatch
+    norm, number = run.max_grad_norm, run.plan.micro_steps_per_dispatch
     step = make_train_step(run.objective, run.optimizer, allocation=run.plan.allocation, max_grad_norm=norm)
     data = run.training_data(batch_size)
     device_data, draw = dict(data.device_data), data.draw(0)
     if isinstance(data, ClassificationData):
-        draw = {**draw, "columns": np.arange(length, dtype=np.int32)}
+        draw = {**draw, "columns": np.arange(length, dtype=np.int32)}  # the wanted bucket, not the first batch's
+    # The same choice as in training: data that fits stays on the devices, and batches are assembled there.
     if fits(device_data):
         program: Any = make_train_steps(step, in_program(data, run.parallel))
-        draws = run.parallel.replicated_shapes(_stacked(draw, passes))
+        draws = run.parallel.replicated_shapes(_stacked(draw, number))
     else:
         program = make_train_steps(step, lambda device_data, batch: batch)
-        draws = run.parallel.split_shapes(_stacked(data.assemble(device_data, draw, np), passes), axis=1)
+        draws = run.parallel.split_shapes(_stacked(data.assemble(device_data, draw, np), number), axis=1)
         device_data = {}
     count = jax.ShapeDtypeStruct((), jnp.int32)
     state, frozen, kept, count = run.parallel.replicated_shapes((run.state, run.frozen, device_data, count))
@@ -201,7 +226,9 @@ def _stacked(arrays: Mapping[str, np.ndarray], number: int) -> dict[str, jax.Sha
 
 
 def lower_evaluation(run: AbstractRun, batch_size: int, length: int) -> jax.stages.Lowered:
-    """The evaluation step, likewise."""
+    """Lower the evaluation step for batches of `batch_size` rows of `length` tokens."""
     step: Any = make_eval_step(run.objective)
     frozen, adapters, masks = run.parallel.replicated_shapes((run.frozen, run.state.adapters, run.state.masks))
-    return step.lower(frozen, adapters, masks, run.parallel.split_shapes(batch_shapes(run, batch_size, length)))
+    return step.lower(
+        frozen, adapters, masks, run.parallel.split_shapes(run.task.batch_shapes(run.rows, batch_size, length))
+    )

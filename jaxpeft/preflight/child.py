@@ -1,6 +1,7 @@
-"""The process that compiles: it alone loads libtpu. `python -m jaxpeft.preflight.child REQUEST`, started by `command.py`.
+"""The process that compiles, and the only one that loads libtpu: `python -m jaxpeft.preflight.child REQUEST`.
 
-It reads the request, a JSON file, prints a line for each program, and writes its answer beside it: a `Report`, or an error.
+`command.py` starts it. It reads the request (a JSON file), prints a line for each program, and writes its answer beside the
+request: a `Report` or an error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from jaxpeft.config import RunConfig
 from jaxpeft.config.files import read_config
 from jaxpeft.errors import InputError
 from jaxpeft.preflight.abstract_run import AbstractRun, abstract_run, lower_evaluation, lower_training
@@ -30,14 +30,18 @@ from jaxpeft.trees import size_bytes
 
 
 def main() -> None:
-    """Answer the request in the file that the command line names."""
+    """Answer the request in the file that is the first argument."""
     file = Path(sys.argv[1])
     request = json.loads(file.read_text())
     config = read_config(Path(request["config"]))
+    topology = parse_topology(request["topology"])
     try:
+        parallel = data_parallel(_devices(topology))
+        parallel.check(config.training.batch_size, "training.batch_size")
+        parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
         report = preflight(
-            config,
-            parse_topology(request["topology"]),
+            abstract_run(config, parallel),
+            topology,
             find_largest=request["largest_batch"],
             every_bucket=request["every_bucket"],
             kinds=request["kinds"],
@@ -49,24 +53,16 @@ def main() -> None:
 
 
 def preflight(
-    config: RunConfig, topology: Topology, *, find_largest: bool, every_bucket: bool, kinds: Sequence[str]
+    run: AbstractRun, topology: Topology, *, find_largest: bool, every_bucket: bool, kinds: Sequence[str]
 ) -> Report:
-    """Compile the run's steps of `kinds` ("training" first) for `topology`; see `report.Report`.
-
-    Raises:
-        InputError: for a run that cannot be made, or batches that cannot be split over the chips.
-    """
-    parallel = data_parallel(_devices(topology))
-    parallel.check(config.training.batch_size, "training.batch_size")
-    parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
-    run = abstract_run(config, parallel)
+    """Compile the run's steps of `kinds` ("training" first) for `topology`; see `report.Report`."""
     lengths = run.lengths if every_bucket else run.lengths[-1:]
-    # Packed rows are all alike, so their training has one program.
+    # Packed rows have one length, so training has one program.
     wanted = [
         (kind, length)
         for length in reversed(lengths)
         for kind in kinds
-        if kind == "evaluation" or length == lengths[-1] or not config.data.packing
+        if kind == "evaluation" or length == lengths[-1] or not run.is_packed
     ]
     programs = [_program(kind, run, topology, length) for kind, length in wanted]
     largest = _largest(run, topology, programs[0]) if find_largest else None
@@ -77,13 +73,13 @@ def preflight(
         gradient_bytes=run.gradient_bytes,
         programs=tuple(programs),
         lengths_left_out=run.lengths[: len(run.lengths) - len(lengths)],
-        counts_data=run.num_labels is not None,
+        counts_data=run.task.reads_labels,
         largest_batch=largest,
     )
 
 
 def _devices(topology: Topology) -> Any:
-    # A machine has four chips or eight; one chip must be asked for.
+    # libtpu's default is a host of four or eight chips, so a single chip must be requested.
     hosts = {"chips_per_host_bounds": (1, 1, 1)} if topology.num_chips == 1 else {}
     devices = topologies.get_topology_desc(topology.name, platform="tpu", **hosts).devices
     assert len(devices) == topology.num_chips, (topology, len(devices))
@@ -91,7 +87,7 @@ def _devices(topology: Topology) -> Any:
 
 
 def _program(kind: Any, run: AbstractRun, topology: Topology, length: int) -> Program:
-    size = (run.config.training if kind == "training" else run.config.evaluation).batch_size
+    size = run.batch_sizes[kind]
     shape = run.training_shape(size, length) if kind == "training" else (size, length)
     log(f"compiling the {kind} step, {shape[0]} rows of {shape[1]} tokens …")
     return Program(kind, size, *shape, _compile(kind, run, topology, size, length))
@@ -107,7 +103,7 @@ def _fixed_bytes(run: AbstractRun) -> int:
 
 
 def _largest(run: AbstractRun, topology: Topology, training: Program) -> Largest:
-    """The most rows of the longest training batch that a chip has room for."""
+    """The largest number of rows of the longest length that fits on a chip in training."""
 
     def attempt(rows: int) -> Attempt:
         batch_size = rows * topology.num_chips
@@ -127,7 +123,7 @@ def _largest(run: AbstractRun, topology: Topology, training: Program) -> Largest
 def _libtpu_version() -> str:
     try:
         return metadata.version("libtpu")
-    except metadata.PackageNotFoundError:  # a file that TPU_LIBRARY_PATH names
+    except metadata.PackageNotFoundError:  # libtpu is a file named by TPU_LIBRARY_PATH, not a package
         return "of unknown version"
 
 

@@ -1,8 +1,8 @@
-"""The TPUs that preflight knows: what a chip can do, and the slices it is sold in.
+"""The TPUs that preflight knows: the capabilities of a chip and the available slices.
 
-Figures are those of Google's pages https://cloud.google.com/tpu/docs/v5e, …/v5p and …/v6e. The interconnect's are what a chip
-sends, all links together: half of the bidirectional bandwidth that the pages give. `program_hbm_bytes` is what the compiler
-(libtpu 0.0.42) leaves to programs of the HBM that is sold.
+Figures are from Google's pages https://cloud.google.com/tpu/docs/v5e, …/v5p and …/v6e. For the interconnect they count the
+bytes that a chip sends over all links together: half of the bidirectional bandwidth on the pages. `program_hbm_bytes` is the
+part of the chip's HBM that the compiler (libtpu 0.0.42) leaves to programs.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One TPU chip. Matrix products of fp32 arrays run at the bf16 rate: XLA's default precision rounds their factors to bf16.
+    """One TPU chip. Matrix products in fp32 run at the bf16 rate, because XLA's default precision rounds factors to bf16.
 
     Attributes:
-        name: Google's, such as `v5e`.
+        name: Google's name, such as `v5e`.
         program_hbm_bytes: memory for arguments, temporaries and code.
         flops_per_second: peak of the matrix units in bf16.
-        hbm_bytes_per_second: peak of the memory.
-        interconnect_bytes_per_second: peak of what it sends to other chips.
-        shapes: the slices that are sold, up to 256 chips.
+        hbm_bytes_per_second: peak bandwidth of the memory.
+        interconnect_bytes_per_second: peak bandwidth for sending to other chips.
+        shapes: the available slices, up to 256 chips.
     """
 
     name: str
@@ -44,7 +44,7 @@ CHIPS = {
     "v5p": Chip("v5p", int(95.74 * GIBIBYTE), 459e12, 2765e9, 600e9, _DEEP),
     "v6e": Chip("v6e", int(31.25 * GIBIBYTE), 918e12, 1640e9, 400e9, _FLAT),
 }
-"""Chips by name."""
+"""The known chips by name."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,20 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As libtpu and `--topology` call it."""
+        """The name for libtpu and `--topology`, such as `v5e:2x4`."""
         return f"{self.chip.name}:{self.shape}"
 
     @property
     def num_chips(self) -> int:
-        """Chips in the slice."""
+        """Number of chips in the slice."""
         return math.prod(map(int, self.shape.split("x")))
 
 
 def parse_topology(name: str) -> Topology:
-    """The slice that `name` (`v5e:2x4`) means.
+    """Parse a slice's name, such as `v5e:2x4`.
 
     Raises:
-        InputError: for a chip that is not known, or a shape that it is not sold in.
+        InputError: the chip is unknown, or not available in that shape.
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
@@ -78,5 +78,5 @@ def parse_topology(name: str) -> Topology:
         )
     chip = CHIPS[kind]
     if shape not in chip.shapes:
-        raise InputError(f"topology '{name}': {kind} comes in {', '.join(chip.shapes)}")
+        raise InputError(f"topology '{name}': unknown shape; {kind} comes in {', '.join(chip.shapes)}")
     return Topology(chip, shape)

@@ -1,7 +1,7 @@
-"""What a compiled program sends between chips, read from its HLO text.
+"""The bytes that a compiled program sends between chips, read from its HLO text.
 
 A program is a list of computations, each a list of lines `%name = type opcode(operands), attributes`. Lines in the body of a
-loop count as often as the loop turns.
+loop count once per iteration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OPCODES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
-"""The operations that move bytes between chips; each may be split into a `-start`, which counts, and a `-done`."""
+"""Operations that move bytes between chips. Each may be split into a `-start`, which is counted, and a `-done`."""
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
 _COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(OPCODES)})(-start)?\(")
@@ -24,15 +24,21 @@ _CALLED = re.compile(
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
-# Who takes part: {{0,1},{2,3}}, or [groups,chips a group]<=[…]; {} and nothing are all chips.
+# Participants: {{0,1},{2,3}}, or [groups,chips per group]<=[…]. {} or no attribute means all chips.
 _GROUPS = re.compile(r"\breplica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
 _PARTITIONS = re.compile(r"^HloModule .*\bnum_partitions=(\d+)")
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One operation: its opcode, the bytes that a chip puts in, as arrays and as single numbers, how many chips take part, and how
-    often a call runs it.
+    """One collective operation.
+
+    Attributes:
+        opcode: one of `OPCODES`.
+        array_bytes: a chip's input in arrays.
+        scalar_bytes: a chip's input in single numbers.
+        num_chips: number of participating chips.
+        times: executions per call of the program.
     """
 
     opcode: str
@@ -43,7 +49,7 @@ class Collective:
 
     @property
     def sent_bytes(self) -> float:
-        """Bytes that a chip sends in a call, in a ring (Patarasuk & Yuan 2009, doi 10.1016/j.jpdc.2008.09.002)."""
+        """Bytes that a chip sends per call, if chips form a ring (Patarasuk & Yuan 2009, doi 10.1016/j.jpdc.2008.09.002)."""
         n, size = self.num_chips, (self.array_bytes + self.scalar_bytes) * self.times
         share = (n - 1) / n
         shares = {"all-reduce": 2 * share, "all-gather": n - 1, "collective-permute": 1, "collective-broadcast": 1}
@@ -55,10 +61,10 @@ class Traffic:
     """The collectives of a program.
 
     Attributes:
-        array_bytes: a chip's arrays, as they go in: the gradients.
-        scalar_bytes: a chip's single numbers, such as the loss.
-        sent_bytes: what a chip sends for both.
-        opcodes: opcode → how many run in a call.
+        array_bytes: a chip's input in arrays, such as the gradients.
+        scalar_bytes: a chip's input in single numbers, such as the loss.
+        sent_bytes: bytes that a chip sends for both.
+        opcodes: opcode → executions per call.
     """
 
     array_bytes: int
@@ -68,7 +74,7 @@ class Traffic:
 
 
 def traffic(hlo: str) -> Traffic:
-    """The collectives that one call of the program `hlo` runs."""
+    """Sum the collectives of one call of the program with the text `hlo`."""
     found = collectives(hlo)
     opcodes: dict[str, int] = {}
     for each in found:
@@ -82,12 +88,12 @@ def traffic(hlo: str) -> Traffic:
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """Every collective operation in the text of an optimised HLO module, in the text's order.
+    """Every collective operation in the text of an optimised HLO module, in the order of the text.
 
-    A loop whose number of turns XLA does not know counts as one turn.
+    A loop counts as one iteration if XLA does not know the number of iterations.
     """
     lines = dict(_computations(hlo))
-    times = _times(lines)
+    times = _executions(lines)
     partitions = _PARTITIONS.search(hlo)
     everybody = int(partitions[1]) if partitions else 1
     return [
@@ -99,7 +105,7 @@ def collectives(hlo: str) -> list[Collective]:
 
 
 def _computations(hlo: str) -> Iterator[tuple[str, list[str]]]:
-    """(name, lines) of each computation, the entry's last."""
+    """(name, lines) of each computation. The entry comes last."""
     name, body = "", list[str]()
     for line in hlo.splitlines():
         if match := _COMPUTATION.match(line):
@@ -111,8 +117,8 @@ def _computations(hlo: str) -> Iterator[tuple[str, list[str]]]:
             body.append(line)
 
 
-def _times(lines: dict[str, list[str]]) -> dict[str, int]:
-    """Computation → how often a call of the program runs it. A caller stands behind what it calls, in HLO's text."""
+def _executions(lines: dict[str, list[str]]) -> dict[str, int]:
+    """Computation → its executions per call of the program. In HLO's text a caller comes after the computations it calls."""
     times = dict.fromkeys(lines, 0)
     if times:
         times[list(lines)[-1]] = 1
@@ -127,7 +133,7 @@ def _times(lines: dict[str, list[str]]) -> dict[str, int]:
 
 
 def _num_chips(line: str) -> int | None:
-    """How many chips take part in the collective of `line`; None where it does not say."""
+    """Number of chips that take part in the collective of `line`; None if the line does not say."""
     found = _GROUPS.search(line)
     if not found:
         return None
@@ -136,8 +142,9 @@ def _num_chips(line: str) -> int | None:
 
 def _collective(kind: str, opcode: str, is_start: bool, num_chips: int, times: int) -> Collective:
     """The operation whose result is of type `kind`."""
-    says_both = is_start and opcode in ("all-gather", "collective-permute")  # (what goes in, what comes out, …)
+    says_both = is_start and opcode in ("all-gather", "collective-permute")  # the type is (input, output, …)
     arrays, scalars = _bytes(_elements(kind)[0] if says_both else kind)
+    # The type is that of the output, which may be larger or smaller than the input.
     grown = {"all-gather": num_chips, "reduce-scatter": 1 / num_chips}.get(opcode, 1) if not says_both else 1
     arrays, scalars = arrays / grown, scalars / grown
     return Collective(opcode, math.ceil(arrays), math.ceil(scalars), num_chips, times)
@@ -156,7 +163,7 @@ def _bytes(kind: str) -> tuple[float, float]:
 
 
 def _elements(kind: str) -> list[str]:
-    """The elements of a tuple's type, themselves perhaps tuples."""
+    """The elements of a tuple's type, which may be tuples themselves."""
     elements, depth, start = [], 0, 1
     for i, letter in enumerate(kind):
         depth += (letter in "([{") - (letter in ")]}")
@@ -167,6 +174,6 @@ def _elements(kind: str) -> list[str]:
 
 
 def _itemsize(dtype: str) -> float:
-    """Bytes of an element: `bf16` is 2, `pred` 1."""
+    """Bytes of an element, such as 2 for `bf16` and 1 for `pred`."""
     bits = re.search(r"\d+", dtype)
     return int(bits[0]) / 8 if bits else 1

@@ -1,4 +1,4 @@
-"""The preflight command: starts the process that compiles, and prints what it found."""
+"""The preflight command: start the process that compiles, and print its report."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from jaxpeft.preflight.chips import parse_topology
 from jaxpeft.preflight.report import Report, lines, read_report
 from jaxpeft.report.console import log
 
-# JAX_PLATFORMS: nothing here may start a TPU; the compiler needs none. TPU_SKIP_MDS_QUERY: nor ask Google's metadata server.
-# ALLOW_MULTIPLE_LIBTPU_LOAD: libtpu locks itself against a second process, for the sake of a TPU that is not there.
+# JAX_PLATFORMS: the compiler needs no TPU, so none may be started. TPU_SKIP_MDS_QUERY: do not ask Google's metadata server.
+# ALLOW_MULTIPLE_LIBTPU_LOAD: libtpu would lock out a second process to protect a TPU, but there is none.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -29,7 +29,7 @@ _ENVIRONMENT = {
 
 
 def run(config: RunConfig, topology: str, *, largest_batch: bool, every_bucket: bool) -> bool:
-    """Print the report of `config` on `topology`; return whether it fits.
+    """Print the report of `config` on `topology`. Returns True if every program fits.
 
     Raises:
         InputError: as `compile_in_child`.
@@ -52,14 +52,13 @@ def compile_in_child(
     """Compile the run's steps of `kinds` for `topology` in a process of its own.
 
     Raises:
-        InputError: without libtpu, for an unknown topology, a batch that cannot be split over its chips, or a run that cannot be
-            made.
+        InputError: libtpu is missing, the topology is unknown, a batch cannot be split over its chips, or the run is invalid.
     """
     parse_topology(topology)
     require_libtpu()
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        write_config(config, folder / "config.yaml")
+        write_config(config.resolved(), folder / "config.yaml")
         request = {
             "config": str(folder / "config.yaml"),
             "topology": topology,
@@ -68,17 +67,17 @@ def compile_in_child(
             "kinds": list(kinds),
         }
         (folder / "request.json").write_text(json.dumps(request))
-        # XLA_FLAGS are meant for the devices of this machine.
+        # Without XLA_FLAGS, which are meant for the devices of this machine.
         environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | _ENVIRONMENT
         command = [sys.executable, "-m", "jaxpeft.preflight.child", str(folder / "request.json")]
         with (folder / "errors.txt").open("w+") as errors:
-            # Kept from the reader: libtpu complains that there is no TPU.
+            # Hidden from the user, because libtpu complains that there is no TPU.
             status = subprocess.run(command, env=environment, stderr=errors, check=False).returncode
             errors.seek(0)
             said = errors.read()
         if status:
             sys.stderr.write(said)
-            raise RuntimeError(f"the compiling process ended with status {status}; what it said is above")
+            raise RuntimeError(f"the compiling process ended with status {status}; its output is above")
         answer = json.loads((folder / "answer.json").read_text())
     if "error" in answer:
         raise InputError(answer["error"])
@@ -86,12 +85,12 @@ def compile_in_child(
 
 
 def require_libtpu() -> None:
-    """Raise InputError where there is no libtpu, with the way to get it."""
+    """Raise InputError if libtpu is not installed. The message says how to install it."""
     named = os.environ.get("TPU_LIBRARY_PATH")
     if named and not Path(named).is_file():
-        raise InputError(f"TPU_LIBRARY_PATH is {named}, and there is no such file; unset it or name libtpu.so")
+        raise InputError(f"TPU_LIBRARY_PATH is {named}, but there is no such file; unset it or name libtpu.so")
     if not named and importlib.util.find_spec("libtpu") is None:
         raise InputError(
-            "libtpu is not installed here: on Linux (x86-64), make an environment of its own with python -m venv tpu-preflight, "
+            "libtpu is not installed: on Linux (x86-64), make a separate environment with python -m venv tpu-preflight, "
             "install with tpu-preflight/bin/pip install -e '.[tpu-preflight]', and run tpu-preflight/bin/python -m jaxpeft preflight"
         )

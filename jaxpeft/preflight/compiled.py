@@ -1,4 +1,4 @@
-"""What the TPU's compiler says of a program: its sizes, its FLOPs and bytes, or that it does not fit."""
+"""Compile a program with the TPU compiler, and read its sizes, FLOPs and bytes, or the shortage if it does not fit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from jaxpeft.preflight.roofline import Roofline, roofline
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)i?B?"
-# Two of the compiler's sentences. The first counts temporaries only; the second all that a program needs.
+# Two messages of the compiler. The first counts only temporaries, and the second all memory of the program.
 _TEMPORARIES = re.compile(rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
 _USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on a chip: what a program is given and keeps, what it returns beside that, temporaries, and its own code."""
+    """Bytes on a chip: arguments, outputs that do not reuse arguments, temporaries, and the program's code."""
 
     argument_bytes: int
     output_bytes: int
@@ -31,13 +31,13 @@ class Memory:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """The sum of the four, in bytes."""
         return self.argument_bytes + self.output_bytes + self.temporary_bytes + self.code_bytes
 
 
 @dataclass(frozen=True)
 class Costs:
-    """A program that fits: figures for one chip and one call."""
+    """The costs of a program that fits, for one chip and one call."""
 
     memory: Memory
     flops: float
@@ -48,7 +48,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Shortage:
-    """A program that does not fit: the bytes a chip that it needs, at least, and those it has."""
+    """A program that does not fit: the bytes that it needs per chip (at least), and those that are available."""
 
     needed_bytes: int
     available_bytes: int
@@ -56,19 +56,19 @@ class Shortage:
 
 @dataclass(frozen=True)
 class Compiled:
-    """How a compilation ended, and how long it took."""
+    """The outcome of a compilation, and its duration in seconds."""
 
     seconds: float
     outcome: Costs | Shortage
 
     @property
     def needed_bytes(self) -> int:
-        """Bytes a chip."""
+        """Bytes that the program needs per chip, whether it fits or not."""
         return self.outcome.memory.total_bytes if isinstance(self.outcome, Costs) else self.outcome.needed_bytes
 
 
 def compile_for(topology: Topology, lowered: jax.stages.Lowered, *, argument_bytes: int) -> Compiled:
-    """Compile `lowered`, whose arguments take `argument_bytes` a chip, for the chips of `topology` that it was lowered for."""
+    """Compile `lowered` for the chips of `topology`, for which it was lowered. Its arguments take `argument_bytes` per chip."""
     started = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -82,7 +82,7 @@ def compile_for(topology: Topology, lowered: jax.stages.Lowered, *, argument_byt
     counted: Any = compiled.cost_analysis()
     memory = Memory(
         sizes.argument_size_in_bytes,
-        sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        sizes.output_size_in_bytes - sizes.alias_size_in_bytes,  # donated arguments are reused for outputs
         sizes.temp_size_in_bytes,
         sizes.generated_code_size_in_bytes,
     )
@@ -93,7 +93,7 @@ def compile_for(topology: Topology, lowered: jax.stages.Lowered, *, argument_byt
 
 
 def read_shortage(message: str, *, argument_bytes: int) -> Shortage | None:
-    """The sizes in the compiler's RESOURCE_EXHAUSTED, or None where `message` is of another error."""
+    """The sizes in the compiler's RESOURCE_EXHAUSTED `message`, or None if it is another error."""
     if not message.startswith("RESOURCE_EXHAUSTED"):
         return None
     if found := _USED.search(message):

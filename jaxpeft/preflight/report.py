@@ -1,4 +1,4 @@
-"""What preflight found, as values and as lines for a reader."""
+"""The report of preflight, as values and as lines for a reader."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxpeft.preflight.roofline import Roofline
 
 @dataclass(frozen=True)
 class Program:
-    """One step, compiled for a batch of `batch_size` texts, over all chips together, in `num_rows` rows of `length` tokens."""
+    """One step, compiled for a batch of `batch_size` texts in `num_rows` rows of `length` tokens, over all chips together."""
 
     kind: Literal["training", "evaluation"]
     batch_size: int
@@ -29,14 +29,14 @@ class Report:
     """A run's programs for a topology.
 
     Attributes:
-        topology: such as `v5e:2x4`.
-        jax_version: what lowered.
-        libtpu_version: what compiled.
-        gradient_bytes: bytes of the gradients of all that trains, in fp32.
-        programs: the longest rows first.
+        topology: name of the slice, such as `v5e:2x4`.
+        jax_version: version of jax, which lowered the programs.
+        libtpu_version: version of libtpu, which compiled them.
+        gradient_bytes: bytes of the gradients of all trained parameters, in fp32.
+        programs: the compiled programs, the longest rows first.
         lengths_left_out: lengths of shorter buckets that were not compiled.
-        counts_data: whether the training rows, as every chip holds them, are among the arguments.
-        largest_batch: of the longest rows in training; None where it was not asked for.
+        counts_data: True if the arguments include the training rows, which every chip holds.
+        largest_batch: the largest training batch of the longest rows; None if it was not requested.
     """
 
     topology: str
@@ -50,12 +50,12 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether every program does."""
+        """True if every program fits."""
         return all(isinstance(program.compiled.outcome, Costs) for program in self.programs)
 
 
 def read_report(values: dict[str, Any]) -> Report:
-    """Undo `dataclasses.asdict`."""
+    """Rebuild a `Report` from the nested dicts of `dataclasses.asdict`."""
     largest = values["largest_batch"]
     if largest:
         largest = Largest(largest["rows"], largest["too_many"], tuple(Attempt(**each) for each in largest["attempts"]))
@@ -76,7 +76,7 @@ def _compiled(values: dict[str, Any]) -> Compiled:
 
 
 def lines(report: Report) -> Iterator[str]:
-    """The report for a reader."""
+    """The lines of the report for a reader."""
     topology = parse_topology(report.topology)
     made = f"libtpu {report.libtpu_version} for jax {report.jax_version}"
     yield f"{report.topology}: {topology.num_chips} × TPU {topology.chip.name}, compiled by {made}"
@@ -87,7 +87,7 @@ def lines(report: Report) -> Iterator[str]:
         left_out = ", ".join(map(str, report.lengths_left_out))
         yield f"\nnot compiled: buckets of {left_out} tokens, which need less of everything (--every_bucket true compiles them)"
     if not report.counts_data:
-        yield "\nnot counted: the training rows, 4 bytes a token, which every chip holds too if they take no more than 0.5 GiB"
+        yield "\nnot counted: the training rows, 4 bytes a token, which every chip also holds if they take at most 0.5 GiB"
     if report.largest_batch:
         yield "\n" + _largest_line(report.largest_batch, topology)
     yield (
@@ -128,7 +128,7 @@ def _collectives(traffic: Traffic, gradient_bytes: int) -> str:
     if not traffic.opcodes:
         return "none"
     operations = ", ".join(f"{count} {opcode}" for opcode, count in sorted(traffic.opcodes.items()))
-    trained = f", where the gradients in fp32 are {gradient_bytes:,}" if gradient_bytes else ""
+    trained = f" (gradients in fp32: {gradient_bytes:,})" if gradient_bytes else ""
     return f"{traffic.array_bytes:,} bytes of arrays a chip{trained}; {traffic.scalar_bytes} of scalars ({operations})"
 
 

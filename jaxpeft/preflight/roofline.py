@@ -2,9 +2,9 @@
 
     compute = FLOPs / peak        memory = bytes / bandwidth        interconnect = bytes sent / bandwidth
 
-The parts work at the same time, so a step takes at least the longest. FLOPs and bytes are XLA's own count for one chip;
-its bytes hold every operand of every fused operation, also what stays in the chip's own memory, so the time of the HBM is too high
-rather than too low.
+The parts work at the same time, so a step takes at least the longest of these times. FLOPs and bytes are XLA's own count for
+one chip. XLA counts the bytes of every operand of every fused operation, including those that stay in the chip's own memory,
+so the time of the HBM is an upper estimate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COMPUTE, MEMORY, INTERCONNECT = "matrix units", "HBM bandwidth", "interconnect"
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds a step by what it needs."""
+    """Seconds per step on each part of a chip."""
 
     compute_seconds: float
     memory_seconds: float
@@ -31,17 +31,24 @@ class Roofline:
 
     @property
     def step_seconds(self) -> float:
-        """The estimate: the longest of them."""
+        """The estimate of a step's seconds: the longest of the parts."""
         return max(self.parts.values())
 
     @property
     def limit(self) -> str:
-        """The part that it is."""
+        """The name of the part that takes longest."""
         return max(self.parts, key=self.parts.__getitem__)
 
 
 def roofline(chip: Chip, *, flops: float, hbm_bytes: float, sent_bytes: float) -> Roofline:
-    """The roofline of a program that does so many `flops`, moves so many bytes of memory and sends so many on each chip."""
+    """The roofline of a program on `chip`.
+
+    Args:
+        chip: the chip.
+        flops: floating-point operations per chip.
+        hbm_bytes: bytes per chip to and from memory.
+        sent_bytes: bytes that each chip sends to others.
+    """
     return Roofline(
         flops / chip.flops_per_second,
         hbm_bytes / chip.hbm_bytes_per_second,

@@ -1,4 +1,7 @@
-"""Masks over adapter parameters: which entries exist. Bool trees shaped like the adapters' sites; True = keep."""
+"""Masks over adapter parameters: which entries exist. Bool trees shaped like the adapters' sites; True = keep.
+
+`keep_counts` and `keep_largest` decide the structure of a mask: single entries, counted for each tensor.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpeft.pruning import SCORES
 from jaxpeft.trees import Layers
 
 
@@ -17,47 +21,62 @@ def num_kept(size: int, sparsity: float) -> int:
 
 
 def keep_counts(sites: Layers, sparsity: float) -> Layers:
-    """`num_kept` of every matrix, and all of every vector: a tree of Python integers, like `sites`.
+    """How many entries each tensor keeps: a tree of Python integers like `sites`.
 
-    A vector scales or shifts whole outputs (DoRA's magnitude): a zero in it would switch one off.
+    Matrices keep `num_kept` entries. Vectors keep all of theirs: a vector scales or shifts whole outputs (DoRA's
+    magnitude), so a zero in it would switch an output off.
     """
     return jax.tree.map(lambda leaf: num_kept(leaf.size, sparsity) if leaf.ndim > 1 else leaf.size, sites)
 
 
 def keep_largest(score: jax.Array, num_keep: int | jax.Array) -> jax.Array:
-    """The mask of the `num_keep` largest entries of `score`; among equals those with the lower flat index.
+    """The bool mask of the `num_keep` largest entries of `score`, of its shape. Ties keep the lower flat index.
 
-    `num_keep` may be traced, so that one compiled program serves every step of a schedule.
+    `num_keep` may be traced, so one compiled program serves every step of a schedule.
     """
-    # argsort is stable, and of the negated scores: equal scores stay in the order of their index.
+    # argsort is stable. It sorts the negated scores, so that equal scores stay in the order of their index.
     order = jnp.argsort(-score.reshape(-1), stable=True)
     rank = jnp.zeros(score.size, jnp.int32).at[order].set(jnp.arange(score.size, dtype=jnp.int32))
     return (rank < num_keep).reshape(score.shape)
 
 
-def magnitude_masks(sites: Layers, masks: Layers, num_keep: Layers) -> Layers:
-    """Magnitude pruning, per tensor: keep the `num_keep` entries of largest |w| of every tensor of `sites`.
+def tighten(masks: Layers, scores: Layers, num_keep: Layers) -> Layers:
+    """New masks that keep the `num_keep` entries with the highest score in each tensor of `scores`.
 
-    A and B are never ranked together: (A/c, cB) is the same adapter, so their magnitudes have no common unit
-    (METHODS: per tensor is the default). Entries that `masks` has pruned already stay behind every other. An empty
-    `masks` means dense.
+    A pruned entry stays pruned as long as `num_keep` does not grow: it ranks below every entry that is still kept.
+
+    Args:
+        masks: the masks in force, or {} for a dense adapter.
+        scores: from a `Criterion`, like the adapter's sites.
+        num_keep: a tree of integers like `scores`, Python's or traced.
     """
-    score = jax.tree.map(jnp.abs, sites)
     if masks:
-        score = jax.tree.map(lambda s, keep: jnp.where(keep, s, -1.0), score, masks)
-    return jax.tree.map(keep_largest, score, num_keep)
+        scores = jax.tree.map(lambda score, keep: jnp.where(keep, score, -jnp.inf), scores, masks)
+    return jax.tree.map(keep_largest, scores, num_keep)
 
 
-def prune(sites: Layers, sparsity: float) -> Layers:
-    """One-shot magnitude masks at `sparsity` (Sparse LoRA; Zhu & Gupta 2017's criterion), exact per tensor.
+def prune(sites: Layers, sparsity: float, *, criterion: str = "magnitude") -> Layers:
+    """One-shot masks that prune a share `sparsity` of each matrix of `sites`, exactly.
 
-    Prune after some training: B is zero at the start, so its magnitudes mean nothing there.
+    Prune after some training: B is zero at initialisation, so its magnitudes carry no information there.
+
+    >>> masks = prune(adapters["sites"], 0.5)
+    >>> sites = apply_masks(adapters["sites"], masks)
+
+    Args:
+        sites: the adapter's parameters, layer path → name → array.
+        sparsity: share that is pruned, in [0, 1).
+        criterion: a name in `jaxpeft.pruning.SCORES`.
+
+    Raises:
+        InputError: if there is no such criterion.
     """
-    return magnitude_masks(sites, {}, keep_counts(sites, sparsity))
+    return tighten({}, SCORES[criterion](sites), keep_counts(sites, sparsity))
 
 
 def apply_masks(sites: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Mapping[str, Any]]) -> Layers:
-    """`sites` with every pruned entry set to zero; a layer or parameter without a mask is dense."""
+    """`sites` with every pruned entry set to zero. A layer or parameter without a mask is dense."""
+    # A selection, not a product: 0 · NaN is NaN, and a pruned entry must be zero.
     return {
         path: {k: jnp.where(masks[path][k], v, 0) if k in masks.get(path, {}) else v for k, v in params.items()}
         for path, params in sites.items()
@@ -65,7 +84,7 @@ def apply_masks(sites: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Mapp
 
 
 def sparsity_of(masks: Layers) -> float:
-    """Share of pruned entries over all masks, 0 where there are none."""
+    """Share of pruned entries over all masks; 0 if there are no masks."""
     leaves = jax.tree.leaves(masks)
     kept, size = sum(int(m.sum()) for m in leaves), sum(m.size for m in leaves)
     return 1 - kept / size if size else 0.0

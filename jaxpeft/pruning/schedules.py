@@ -1,36 +1,115 @@
-"""When to prune and how far: schedules over optimizer updates. Pure values; the masks live elsewhere."""
+"""When to prune and how far: schedules over optimizer steps. Pure values; the masks live elsewhere.
+
+A new schedule is a class that implements `Schedule`, in a file of its own, and a line in `jaxpeft.pruning.SCHEDULES`.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
+
+from jaxpeft.errors import InputError
+
+
+class Schedule(ABC):
+    """The sparsity of a run, step by step. Steps count from 1: `due(1)` asks about the end of the first step."""
+
+    @classmethod
+    @abstractmethod
+    def plan(
+        cls,
+        *,
+        sparsity: float,
+        num_steps: int,
+        warmup_steps: int,
+        begin: float | None,
+        end: float,
+        every_steps: int,
+    ) -> Self:
+        """Build the schedule of a run from the run's length and its `--pruning.*` flags.
+
+        Args:
+            sparsity: share that is pruned at the end, above 0 and below 1.
+            num_steps: steps of the run.
+            warmup_steps: steps in which the learning rate rises.
+            begin: share of the run's steps at which pruning starts; None: chosen by `first_step`.
+            end: share of the run's steps at which the sparsity is reached.
+            every_steps: steps between two changes of the masks.
+
+        Raises:
+            InputError: if the schedule does not fit into the run.
+        """
+
+    @abstractmethod
+    def sparsity_at(self, step: int) -> float:
+        """The sparsity in force after `step`, in [0, 1)."""
+
+    @abstractmethod
+    def due(self, step: int) -> bool:
+        """True if the masks change after `step`."""
+
+    @property
+    @abstractmethod
+    def last_step(self) -> int:
+        """The step after which the masks are final."""
+
+
+def first_step(begin: float | None, *, num_steps: int, warmup_steps: int) -> int:
+    """The step at which pruning starts: `begin` as a share of `num_steps`, or if None a tenth, after the warm-up."""
+    if begin:
+        return max(1, round(begin * num_steps))
+    # Not before the warm-up ends: B starts at zero, and its magnitudes carry no information until it has grown.
+    return max(1, warmup_steps, round(0.1 * num_steps))
 
 
 @dataclass(frozen=True)
-class OneShot:
-    """Prune once, to `sparsity`, after update `step`."""
+class OneShot(Schedule):
+    """Prune once, to `sparsity`, after `step`."""
 
     sparsity: float
     step: int
 
+    @classmethod
+    def plan(
+        cls,
+        *,
+        sparsity: float,
+        num_steps: int,
+        warmup_steps: int,
+        begin: float | None,
+        end: float,
+        every_steps: int,
+    ) -> Self:
+        """Prune at `begin`; `end` and `every_steps` have no meaning here.
+
+        Raises:
+            InputError: if no step is left after the pruning.
+        """
+        step = first_step(begin, num_steps=num_steps, warmup_steps=warmup_steps)
+        if step >= num_steps:
+            raise InputError(f"pruning begins at step {step}, not below the run's {num_steps}; lower pruning.begin")
+        return cls(sparsity, step)
+
     def sparsity_at(self, step: int) -> float:
-        """Target sparsity in force after update `step`."""
+        """0 until the step of pruning, `sparsity` from there on."""
         return self.sparsity if step >= self.step else 0.0
 
     def due(self, step: int) -> bool:
-        """Whether the masks change after update `step`."""
+        """True at the step of pruning only."""
         return step == self.step
 
     @property
     def last_step(self) -> int:
-        """The update after which the masks are final."""
+        """The step of pruning."""
         return self.step
 
 
 @dataclass(frozen=True)
-class Cubic:
-    """s_t = s·(1 − (1 − (t − t₀)/(t₁ − t₀))³) between updates t₀ and t₁ (Zhu & Gupta 2017, arXiv 1710.01878, equation 1).
+class Cubic(Schedule):
+    """s_t = s·(1 − (1 − (t − t₀)/(t₁ − t₀))³) between steps t₀ and t₁ (Zhu & Gupta 2017, arXiv 1710.01878, equation 1).
 
-    The masks change every `every_steps` updates from `begin_step` on, and finally at `end_step`.
+    The masks change every `every_steps` steps after `begin_step`, and last at `end_step`.
     """
 
     sparsity: float
@@ -38,20 +117,42 @@ class Cubic:
     end_step: int
     every_steps: int
 
+    @classmethod
+    def plan(
+        cls,
+        *,
+        sparsity: float,
+        num_steps: int,
+        warmup_steps: int,
+        begin: float | None,
+        end: float,
+        every_steps: int,
+    ) -> Self:
+        """Raise the sparsity between the steps of `begin` and `end`.
+
+        Raises:
+            InputError: if pruning would end before it begins.
+        """
+        begin_step = first_step(begin, num_steps=num_steps, warmup_steps=warmup_steps)
+        end_step = round(end * num_steps)
+        if end_step <= begin_step:
+            raise InputError(
+                f"pruning begins at step {begin_step} and ends at {end_step} of {num_steps}; "
+                "raise pruning.end or lower pruning.begin"
+            )
+        return cls(sparsity, begin_step, end_step, every_steps)
+
     def sparsity_at(self, step: int) -> float:
-        """Target sparsity of the formula at update `step`."""
+        """The formula's value, 0 before t₀ and `sparsity` after t₁."""
         progress = (step - self.begin_step) / (self.end_step - self.begin_step)
         return self.sparsity * (1 - (1 - min(max(progress, 0.0), 1.0)) ** 3)
 
     def due(self, step: int) -> bool:
-        """Whether the masks change after update `step`."""
+        """True every `every_steps` steps between t₀ and t₁, and at t₁."""
         inside = self.begin_step < step < self.end_step
         return step == self.end_step or (inside and (step - self.begin_step) % self.every_steps == 0)
 
     @property
     def last_step(self) -> int:
-        """The update after which the masks are final."""
+        """t₁."""
         return self.end_step
-
-
-Schedule = OneShot | Cubic

@@ -1,6 +1,6 @@
-"""The 8-bit dynamic data type: what double quantisation stores the block scales in.
+"""The 8-bit dynamic data type, in which double quantisation stores the block scales.
 
-Each of the 256 values has a sign, a decimal exponent (`10**-6 … 10**0`) and a linear fraction; the larger the exponent,
+Each of the 256 values has a sign, a decimal exponent (`10**-6 … 10**0`) and a linear fraction. The larger the exponent,
 the more bits the fraction gets. Source: Dettmers, "8-Bit Approximations for Parallelism in Deep Learning" (2015,
 section 2.2) and bitsandbytes' `functional.create_dynamic_map`, whose 256 float32 values are reproduced bit for bit.
 """
@@ -15,11 +15,9 @@ _NUM_EXPONENTS = 7
 
 
 def _linspace(num: int) -> np.ndarray:
-    """`torch.linspace(0.1, 1, num)` in float32.
-
-    Torch steps from both ends with a fused multiply-add; one rounding from float64 has the same result. numpy's own
-    linspace differs in the last bit of some values.
-    """
+    """`torch.linspace(0.1, 1, num)` in float32."""
+    # numpy's own linspace differs in the last bit of some values. Torch goes from both ends with a fused multiply-add,
+    # which rounds once; float64 rounded to float32 has the same result.
     start, stop = np.float32(0.1), np.float32(1.0)
     step = np.float64((stop - start) / np.float32(num - 1))
     index = np.arange(num)

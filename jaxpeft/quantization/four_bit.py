@@ -1,103 +1,136 @@
-"""NF4 and FP4: a kernel in 4 bits per weight, the frozen base of QLoRA (Dettmers et al. 2023, section 3 and appendix E).
+"""Formats of 4 bits per weight, the frozen base of QLoRA (Dettmers et al. 2023, section 3).
 
     weight ≈ values[code] * absmax       one 4-bit code per weight, one float32 absmax = max |weight| per block
 
-The 16 values are those of the data type (`codebooks.py`). Storage is bitsandbytes', bit for bit: torch's `[out, in]`
+Each format has its own 16 values (`nf4.py`, `fp4.py`). Storage is bitsandbytes', bit for bit: torch's `[out, in]`
 flattened row-major, two codes a byte, the even one in the high half.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft.errors import InputError
-from jaxpeft.quantization.codebooks import CODEBOOKS, nearest_codes
-from jaxpeft.quantization.double_quantization import QuantizedAbsmax, dequantize_absmax, quantize_absmax
-from jaxpeft.quantization.stored import StoredKernel
+from jaxpeft.quantization import NUMBER_FORMATS
+from jaxpeft.quantization.base import NumberFormat, Quantization, QuantizedTensor
+from jaxpeft.quantization.codebook import Codebook
+from jaxpeft.quantization.double_quantization import (
+    QuantizedAbsmax,
+    dequantize_absmax,
+    quantize_absmax,
+    quantized_absmax_shape,
+)
 
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
-"""The weights per absmax to choose from: bitsandbytes' (whose 0.50 also takes 32)."""
+"""The weights per absmax to choose from: bitsandbytes' own. Its version 0.50 also takes 32."""
 
 _SMALLEST_ABSMAX = np.float32(1e-38)  # bitsandbytes' guard for blocks of zeros
 _WEIGHTS_PER_CHUNK = 1 << 18  # 1 MB of float32: temporaries stay in the cache
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class FourBitTensor(StoredKernel):
+@dataclass(frozen=True)
+class FourBitTensor(QuantizedTensor):
     """A Flax kernel `[in, out]` in 4 bits: a pytree of its arrays, so jit, device_put and eval_shape take it.
 
     Attributes:
         codes: uint8 `[ceil(in * out / 2)]`, two codes a byte, in the order of torch's `[out, in]`.
-        absmax: per block of weights: float32 `[num_blocks]`, or the same in 8 bits each (double quantisation).
+        absmax: one scale per block: float32 `[num_blocks]`, or the same in 8 bits each (double quantisation).
         shape: `(in, out)`, the Flax kernel's; static.
         block_size: weights per absmax; static.
-        data_type: "nf4" or "fp4"; static.
+        data_type: name of a `FourBit` format; static.
     """
 
     codes: jax.Array | np.ndarray
     absmax: jax.Array | np.ndarray | QuantizedAbsmax
-    shape: tuple[int, int] = dataclasses.field(metadata={"static": True})
-    block_size: int = dataclasses.field(metadata={"static": True})
-    data_type: str = dataclasses.field(metadata={"static": True})
+    shape: tuple[int, int] = field(metadata={"static": True})
+    block_size: int = field(metadata={"static": True})
+    data_type: str = field(metadata={"static": True})
+
+    def scheme(self) -> Quantization:
+        """The tensor's format, block size and kind of scales."""
+        return Quantization(self.data_type, self.block_size, isinstance(self.absmax, QuantizedAbsmax))
+
+    def dequantize(self, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """The kernel `[in, out]` in `dtype`. Products are float32, cast last."""
+        absmax = self.absmax
+        absmax = dequantize_absmax(absmax) if isinstance(absmax, QuantizedAbsmax) else jnp.asarray(absmax)
+        codes = jnp.asarray(self.codes)
+        absmax = jnp.repeat(absmax, self.block_size // 2)[: codes.size]  # per byte: no byte straddles two blocks
+        number_format: FourBit = NUMBER_FORMATS[self.data_type]
+        unpack = functools.partial(_unpack, values=number_format.codebook.values, dtype=dtype)
+        d_in, d_out = self.shape
+        if d_in % 2:  # a byte may straddle two of torch's rows: unpack in torch's order, transpose last
+            return unpack(codes, absmax).reshape(-1)[: self.size].reshape(d_out, d_in).T
+        # Transpose first and stack in front of `out`. A TPU pads a last axis of 2 to 128: stacked there, a kernel
+        # [768, 3072] needs 302 MB of temporaries (compiled for v5e); stacked here, none.
+        codes, absmax = (array.reshape(d_out, d_in // 2).T for array in (codes, absmax))
+        return unpack(codes, absmax).reshape(d_in, d_out)
 
 
-def quantize_four_bit(
-    kernel: np.ndarray, *, data_type: str, block_size: int, double_quantization: bool
-) -> FourBitTensor:
-    """The 4-bit form of a Flax kernel `[in, out]`, computed on the host by numpy; its arrays are numpy arrays.
+@dataclass(frozen=True, eq=False)  # eq=False: one object for each format, and arrays have no hash
+class FourBit(NumberFormat):
+    """A 4-bit format: blocks of weights with one scale each, and 16 values between -1 and 1."""
 
-    Codes and float32 absmax equal bitsandbytes' bit for bit, for which division must be exact: on a device it need not
-    be. Works through the kernel a megabyte at a time, so that loading needs little more memory than the result.
+    name: str
+    title: str
+    codebook: Codebook
+    citation: str = "QLoRA: Dettmers et al. 2023, arXiv 2305.14314"
 
-    Args:
-        kernel: `[in, out]`, float32 or a 16-bit float.
-        data_type: "nf4" or "fp4".
-        block_size: weights per absmax, one of `BLOCK_SIZES`. The last block may be short.
-        double_quantization: whether to hold each absmax in 8 bits as well (`double_quantization.py`).
+    def quantize(self, kernel: np.ndarray, *, block_size: int, double_quantization: bool) -> FourBitTensor:
+        """Store `kernel: [in, out]`. Codes and float32 absmax equal bitsandbytes' bit for bit.
 
-    Raises:
-        InputError: an unknown block size, or weights that are not finite.
-    """
-    if block_size not in BLOCK_SIZES:
-        raise InputError(f"{data_type} block size {block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}")
-    codes = np.empty(-(-kernel.size // 2), np.uint8)
-    absmax = np.empty(-(-kernel.size // block_size), np.float32)
-    start = 0
-    for weights in _chunks_in_torch_order(kernel, block_size):
-        chunk_codes, chunk_absmax = _quantize_flat(weights, block_size, data_type)
-        codes[start // 2 :][: chunk_codes.size] = chunk_codes
-        absmax[start // block_size :][: chunk_absmax.size] = chunk_absmax
-        start += weights.size
-    stored = quantize_absmax(absmax) if double_quantization else absmax
-    return FourBitTensor(codes, stored, kernel.shape, block_size, data_type)
+        Args:
+            kernel: float32 or a 16-bit float.
+            block_size: weights per absmax, one of `BLOCK_SIZES`. The last block may be short.
+            double_quantization: True: hold each absmax in 8 bits as well (`double_quantization.py`).
+
+        Raises:
+            InputError: if the block size is unknown, or weights are not finite.
+        """
+        if block_size not in BLOCK_SIZES:
+            raise InputError(f"{self.name} block size {block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}")
+        codes = np.empty(-(-kernel.size // 2), np.uint8)
+        absmax = np.empty(-(-kernel.size // block_size), np.float32)
+        start = 0
+        # On the host, because bitsandbytes' bits need an exact division and a device's need not be exact. A megabyte at
+        # a time, so that loading a model needs little more memory than the result.
+        for weights in _chunks_in_torch_order(kernel, block_size):
+            chunk_codes, chunk_absmax = _quantize_flat(weights, block_size, self.codebook)
+            codes[start // 2 :][: chunk_codes.size] = chunk_codes
+            absmax[start // block_size :][: chunk_absmax.size] = chunk_absmax
+            start += weights.size
+        scales = quantize_absmax(absmax) if double_quantization else absmax
+        return FourBitTensor(codes, scales, kernel.shape, block_size, self.name)
+
+    def shape_of(self, shape: tuple[int, int], quantization: Quantization) -> FourBitTensor:
+        """The result of `quantize` for a kernel of `shape`, with a `jax.ShapeDtypeStruct` for each array."""
+        size, block_size = math.prod(shape), quantization.block_size
+        num_blocks = -(-size // block_size)
+        double = quantization.double_quantization
+        absmax: Any = quantized_absmax_shape(num_blocks) if double else _array((num_blocks,), jnp.float32)
+        return FourBitTensor(_array((-(-size // 2),), jnp.uint8), absmax, shape, block_size, self.name)
+
+    def in_words(self, quantization: Quantization) -> str:
+        """The format with its block size, and whether the scales are quantised too."""
+        scales = "with" if quantization.double_quantization else "without"
+        return f"{self.name} in blocks of {quantization.block_size} {scales} double quantisation"
 
 
-def dequantize_four_bit(tensor: FourBitTensor, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The Flax kernel `[in, out]` in `dtype` that `tensor` stands for. Products are float32, cast last."""
-    absmax = tensor.absmax
-    absmax = dequantize_absmax(absmax) if isinstance(absmax, QuantizedAbsmax) else jnp.asarray(absmax)
-    codes = jnp.asarray(tensor.codes)
-    absmax = jnp.repeat(absmax, tensor.block_size // 2)[: codes.size]  # per byte: no byte straddles two blocks
-    unpack = functools.partial(_unpack, values=CODEBOOKS[tensor.data_type], dtype=dtype)
-    d_in, d_out = tensor.shape
-    if d_in % 2:  # a byte may straddle two of torch's rows: unpack in torch's order, transpose last
-        return unpack(codes, absmax).reshape(-1)[: tensor.size].reshape(d_out, d_in).T
-    # Transpose first and stack in front of `out`. A TPU pads a last axis of 2 to 128: stacked there, a kernel
-    # [768, 3072] needs 302 MB of temporaries (compiled for v5e); stacked here, none.
-    codes, absmax = (array.reshape(d_out, d_in // 2).T for array in (codes, absmax))
-    return unpack(codes, absmax).reshape(d_in, d_out)
+def _array(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _chunks_in_torch_order(kernel: np.ndarray, block_size: int) -> Iterator[np.ndarray]:
-    """`kernel` in float32 and in torch's row-major `[out, in]`, cut into pieces of whole blocks (but the very last)."""
+    """`kernel` in float32 and torch's row-major `[out, in]`, cut into pieces. All but the last hold whole blocks."""
     d_in, d_out = kernel.shape
     rows_per_block = block_size // math.gcd(d_in, block_size)  # the fewest torch rows that end where a block ends
     rows = rows_per_block * max(1, _WEIGHTS_PER_CHUNK // (d_in * rows_per_block))
@@ -105,7 +138,7 @@ def _chunks_in_torch_order(kernel: np.ndarray, block_size: int) -> Iterator[np.n
         yield kernel[:, row : row + rows].T.astype(np.float32, order="C").reshape(-1)
 
 
-def _quantize_flat(weights: np.ndarray, block_size: int, data_type: str) -> tuple[np.ndarray, np.ndarray]:
+def _quantize_flat(weights: np.ndarray, block_size: int, codebook: Codebook) -> tuple[np.ndarray, np.ndarray]:
     """Packed codes uint8 `[ceil(n / 2)]` and absmax float32 `[ceil(n / block_size)]` of `weights: [n]`."""
     whole, last = np.split(weights, [weights.size - weights.size % block_size])
     blocks = whole.reshape(-1, block_size)
@@ -118,21 +151,19 @@ def _quantize_flat(weights: np.ndarray, block_size: int, data_type: str) -> tupl
     reciprocals = np.float32(1) / np.maximum(absmax[: len(blocks)], _SMALLEST_ABSMAX)
     np.multiply(blocks, reciprocals[:, None], out=normalised[: whole.size].reshape(blocks.shape))
     np.divide(last, absmax[-1], out=normalised[whole.size : weights.size])
-    codes = nearest_codes(normalised, data_type)
+    codes = codebook.nearest_codes(normalised)
     return codes[::2] << 4 | codes[1::2], absmax
 
 
 def _unpack(codes: jax.Array, absmax: jax.Array, *, values: np.ndarray, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The two weights of each byte, on a new axis 1; `codes` and `absmax`, one per byte, have one shape."""
+    """The two weights of each byte, on a new axis 1. `codes` and `absmax` have one entry per byte, and one shape."""
     halves = (codes >> 4, codes & 0xF)
     return jnp.stack([(_look_up(half, values) * absmax).astype(dtype) for half in halves], axis=1)
 
 
 def _look_up(codes: jax.Array, table: np.ndarray) -> jax.Array:
-    """`table[codes]` as a tree of 15 selections, one bit of the code each.
-
-    On a CPU as fast as a gather; on a TPU, which has no fast gather, half of its memory traffic.
-    """
+    """`table[codes]` as a tree of 15 selections, one bit of the code each."""
+    # On a CPU this is as fast as a gather. A TPU has no fast gather: there it halves the memory traffic.
     values = [jnp.float32(value) for value in table]
     for bit in range(4):
         is_set = (codes >> bit & 1).astype(bool)

@@ -1,4 +1,4 @@
-"""Layers on a quantised kernel whose full-precision kernel lives only while the layer is computed, forward and backward."""
+"""Layers on a quantised kernel that hold the full-precision kernel only while they compute, forward and backward."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.quantization.scheme import QuantizedTensor
+from jaxpeft.quantization.base import QuantizedTensor
 
 
 def recomputed(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Return `layer`, dequantising its kernel once its input is there, and again once its gradient is.
-
-    `jax.checkpoint` says the second, and neither is kept on a CPU (jax 0.10.2): XLA removes the barriers of
-    `jax.checkpoint` before it merges equal expressions, and schedules first whatever waits for nothing. All kernels of
-    the base were then alive at once: 12.8 MB of temporaries for 12.6 MB of kernels, where this leaves 2.0.
+    """Return `layer`, changed to dequantise its kernel when its input is there, and again when its gradient is there.
 
     Args:
-        layer: `(tensor, key, x, *args) → y`, of the quantised kernel, a PRNG key or None, the input, and further trees that
-            may be None. Gradients flow to `x` and `args`. It may close over no traced value.
+        layer: `(tensor, key, x, *args) → y`. It takes the quantised kernel, a PRNG key or None, the input, and further
+            trees that may be None. Gradients flow to `x` and `args`. It must not close over traced values.
     """
+    # `jax.checkpoint` promises the second dequantisation only, and on a CPU (jax 0.10.2) does not keep that: XLA removes
+    # its barriers before it merges equal expressions, and schedules first what waits for nothing. All kernels of the base
+    # were then alive at once: 12.8 MB of temporaries for 12.6 MB of kernels. With this there are 2.0 MB.
 
     @jax.custom_vjp
     def run(tensor: QuantizedTensor, key: jax.Array | None, x: jax.Array, *args: Any) -> jax.Array:
@@ -41,8 +40,8 @@ def recomputed(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def _after(value: jax.Array, tensor: QuantizedTensor) -> QuantizedTensor:
-    """`tensor`, in a program that has it only when it has `value`."""
-    # Holding back the weights' own array, an integer one and the largest by far, holds back their dequantisation.
+    """`tensor`, available to the program only after `value` is."""
+    # It is enough to hold back the largest array: the integer weights. Their dequantisation then waits too.
     leaves, structure = jax.tree.flatten(tensor)
     largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
     leaves[largest] = _held_back(value, jnp.asarray(leaves[largest]))
@@ -55,7 +54,8 @@ def _held_back(value: jax.Array, stored: jax.Array) -> jax.Array:
         return jax.lax.optimization_barrier((value, stored))[1]
 
     def arithmetic(value: jax.Array, stored: jax.Array) -> jax.Array:
-        # Never true, which XLA does not see. For the CPU alone: the devices that share a batch must agree on a number.
+        # The condition is never true, but XLA cannot see that. Used on CPUs only: the devices that share a batch must agree
+        # on this number.
         one = value.reshape(-1)[0]
         return stored ^ ((one > 0) & (one < 0)).astype(stored.dtype)
 
@@ -66,5 +66,5 @@ def _held_back(value: jax.Array, stored: jax.Array) -> jax.Array:
 def _held_back_for_all(
     axis_size: int, in_batched: list[bool], value: jax.Array, stored: jax.Array
 ) -> tuple[jax.Array, bool]:
-    # Of runs that train together each has its value, and all have one base: it waits for the first, and stays one.
+    # Runs that train together have a value each but one base. The base waits for the first run's value, and stays single.
     return _held_back(value[0] if in_batched[0] else value, stored), in_batched[1]

@@ -1,1 +1,1 @@
-"""What a run shows and leaves behind: lines, logs, curves, results, model card."""
+"""The output of a run: console lines, logs, curves, results and the model card."""

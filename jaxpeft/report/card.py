@@ -1,42 +1,79 @@
-"""The model card beside an adapter: Hugging Face's metadata block, and only numbers that were measured."""
+"""The model card of an adapter: Hugging Face's metadata block, and only measured numbers."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from jaxpeft.adapters import Method
 from jaxpeft.config import RunConfig
 from jaxpeft.models.build import Model
-from jaxpeft.report.methods import DATA_TYPES, citations, method_name, options
+from jaxpeft.quantization import NUMBER_FORMATS
+from jaxpeft.report.methods import citations, in_peft, method_name, options
 from jaxpeft.report.results import Results
-from jaxpeft.runs.prepare import build_method
 from jaxpeft.targets import default_targets
+from jaxpeft.tasks import TASKS
+from jaxpeft.tasks.base import RowOptions, Task
 
 _BERT = "BERT: Devlin et al. 2018, arXiv 1810.04805"
 
 
-def write_card(path: Path, config: RunConfig, model: Model, results: Results) -> None:
-    """Write the card of a run."""
+@dataclass(frozen=True)
+class CardSubject:
+    """The finished run that a card describes.
+
+    Attributes:
+        export: the directory of the exported files, where the card is written.
+        config: the run's configuration.
+        task: the run's task.
+        model: the base.
+        method: the adapter method as configured; None for the baselines.
+        results: the run's measurements.
+    """
+
+    export: Path
+    config: RunConfig
+    task: Task
+    model: Model
+    method: Method | None
+    results: Results
+
+    @property
+    def title(self) -> str:
+        """The run's method in words."""
+        return method_name(self.config.adapter, self.config.pruning, self.config.model)
+
+    @property
+    def citations(self) -> list[str]:
+        """One line for every published method that the run uses."""
+        return citations(self.config.adapter, self.config.pruning, self.config.model)
+
+
+def write_card(run: CardSubject) -> None:
+    """Write the model card of a finished run as `README.md`, in the directory of the exported files."""
+    results = run.results
     sections = [
         f"# {results.name}",
-        _description(config, results),
-        "## Training configuration\n\n" + _table(_configuration(config, model, results)),
+        _description(run),
+        "## Training configuration\n\n" + _table(_configuration(run)),
         "## Parameters\n\n" + _table(_parameters(results)),
         "## Results\n\n" + _results(results),
-        "## Usage\n\n" + _usage(path.parent, config, model, results),
-        "## How it was measured\n\n" + _measured(config, results),
-        "## Citations\n\n" + "\n".join(f"- {line}" for line in citations(config) or [_BERT]),
+        "## Usage\n\n" + _usage(run),
+        "## How it was measured\n\n" + _measured(run),
+        "## Citations\n\n" + "\n".join(f"- {line}" for line in run.citations or [_BERT]),
     ]
-    ModelCard(f"---\n{_metadata(config, model, results).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n").save(path)
+    ModelCard(f"---\n{_metadata(run).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n").save(run.export / "README.md")
 
 
-def _metadata(config: RunConfig, model: Model, results: Results) -> ModelCardData:
-    dataset = _dataset_id(config)
+def _metadata(run: CardSubject) -> ModelCardData:
+    config, task, model, results = run.config, run.task, run.model, run.results
+    dataset = _dataset_id(config.data.name)
     evaluations = [
         EvalResult(
-            task_type="fill-mask" if config.task == "masked-lm" else "text-classification",
+            task_type=task.pipeline_tag,
             dataset_type=dataset or "local",
             dataset_name=config.data.name or Path(config.data.train_file or "").name,
             dataset_split=results.test_split,
@@ -47,9 +84,18 @@ def _metadata(config: RunConfig, model: Model, results: Results) -> ModelCardDat
     ]
     return ModelCardData(
         base_model=model.source.hub_id,
-        library_name="peft" if config.adapter.method != "full" else "transformers",
-        pipeline_tag="fill-mask" if config.task == "masked-lm" else "text-classification",
-        tags=["jax", "flax", "jaxpeft", method_name(config).lower().replace(" ", "-")],
+        library_name="transformers"
+        if config.adapter.method == "full"
+        else "peft"
+        if in_peft(config.adapter.method)
+        else "jaxpeft",
+        pipeline_tag=task.pipeline_tag,
+        tags=[
+            "jax",
+            "flax",
+            "jaxpeft",
+            run.title.lower().replace(" ", "-"),
+        ],
         datasets=dataset,
         metrics=list(results.test),
         model_name=results.name,
@@ -57,8 +103,7 @@ def _metadata(config: RunConfig, model: Model, results: Results) -> ModelCardDat
     )
 
 
-def _dataset_id(config: RunConfig) -> str | None:
-    name = config.data.name
+def _dataset_id(name: str | None) -> str | None:
     if name is None or name == "python-docs":
         return None
     if name.startswith("wikitext-"):
@@ -66,31 +111,37 @@ def _dataset_id(config: RunConfig) -> str | None:
     return "nyu-mll/glue" if name.startswith("glue/") else name
 
 
-def _description(config: RunConfig, results: Results) -> str:
-    what = "masked language modelling" if config.task == "masked-lm" else "classification"
-    return f"{method_name(config)} of `{results.base}` for {what} on {results.data}, trained in JAX with jaxpeft. " + (
-        "The files are a plain transformers model."
-        if config.adapter.method == "full"
-        else "The files are in PEFT's format."
+def _description(run: CardSubject) -> str:
+    config, results = run.config, run.results
+    return (
+        f"{run.title} of `{results.base}` for {TASKS[config.task].title} on {results.data}, trained in JAX with jaxpeft. "
+        + (
+            "The files are a plain transformers model."
+            if config.adapter.method == "full"
+            else "The files are in PEFT's format."
+            if in_peft(config.adapter.method)
+            else "PEFT does not have this method and cannot load the files; `jaxpeft.load_adapter` can."
+        )
     )
 
 
-def _configuration(config: RunConfig, model: Model, results: Results) -> list[tuple[str, str]]:
+def _configuration(run: CardSubject) -> list[tuple[str, str]]:
+    config, method, model, results = run.config, run.method, run.model, run.results
     a, t, p, m = config.adapter, config.training, config.pruning, config.model
-    rows = [("method", method_name(config))]
-    if method := build_method(config):
+    rows = [("method", run.title)]
+    if method:
         rows += options(method)
         if targets := a.target_modules or default_targets(method.name, model.model_type):
             rows.append(("target modules", targets if isinstance(targets, str) else ", ".join(targets)))
     if p.sparsity:
-        rows.append(("sparsity", f"{100 * p.sparsity:g} %, magnitude-based, per tensor, {p.schedule}"))
+        rows.append(("sparsity", f"{100 * p.sparsity:g} %, {p.criterion}-based, per tensor, {p.schedule}"))
     return [
         *rows,
         ("frozen base stored as", f"linear layers in {model.quantization}" if model.quantization else m.dtype),
-        ("dropout in the base", "the checkpoint's own" if m.dropout is None else f"{m.dropout:g}"),
-        ("updates", f"{results.steps}"),
+        ("dropout in the base", "as in the checkpoint" if m.dropout is None else f"{m.dropout:g}"),
+        ("steps", f"{results.steps}"),
         ("batch size", f"{t.batch_size} × {t.accumulation_steps}" if t.accumulation_steps > 1 else f"{t.batch_size}"),
-        ("tokens a row", f"{config.data.max_length}"),
+        ("tokens per row", f"{config.data.max_length}"),
         ("optimizer", f"AdamW, weight decay {t.weight_decay:g}, gradients clipped to norm {t.max_grad_norm:g}"),
         ("learning rate", f"{t.learning_rate:g}, {t.schedule}, {t.warmup_steps} warm-up steps"),
         ("seed", f"{config.seed}"),
@@ -120,7 +171,7 @@ def _results(results: Results) -> str:
         *(f"| {name} | {was} | {now} |" for name, was, now in results.metric_rows()),
     ]
     text = (
-        "\n".join(lines) + f"\n\nThe adapter of update {results.best_step} of {results.steps}, the best on validation."
+        "\n".join(lines) + f"\n\nThe adapter after step {results.best_step} of {results.steps}, the best on validation."
     )
     if results.examples:
         examples = [f"- {text}\n  - before: {was}\n  - after: {now}" for text, was, now in results.example_rows()]
@@ -128,66 +179,61 @@ def _results(results: Results) -> str:
     return text
 
 
-def _usage(export: Path, config: RunConfig, model: Model, results: Results) -> str:
-    run = export.parent
+def _usage(run: CardSubject) -> str:
+    config, results = run.config, run.results
     sentence = results.sentence()
     note = ""
     if config.model.quantization != "none":
-        data_type = DATA_TYPES[config.model.quantization]
+        data_type = NUMBER_FORMATS[config.model.quantization].title
         note = (
-            f"\nIt was trained on an {data_type} base; on the full-precision base below its outputs differ slightly.\n"
+            f"\nIt was trained on an {data_type} base. On the full-precision base below its outputs differ slightly.\n"
         )
     here = f"""In JAX:
 
 ```python
 import jaxpeft
 
-run = jaxpeft.load_run({str(run)!r})
+run = jaxpeft.load_run({str(run.export.parent)!r})
 print(run.predict([{sentence!r}]))
 ```
 """
-    if config.adapter.method == "prompt-tuning" and config.task == "masked-lm":
-        return f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models and does not load it."
+    if not in_peft(config.adapter.method):
+        return here
+    if config.adapter.method == "prompt-tuning" and run.task.fills_masks:
+        return (
+            f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models, so it cannot load these files."
+        )
     if config.adapter.init_lora_weights == "loftq":
-        note += "\ntorch PEFT (0.21) runs LoftQ at every load, and on an accelerator only.\n"
+        note += "\ntorch PEFT (0.21) runs LoftQ at every load, which needs an accelerator.\n"
     return f"""{here}{note}
 In torch, with {"transformers" if config.adapter.method == "full" else "PEFT"}:
 
 ```python
-{_torch_lines(export, config, model, results, sentence)}
+{_torch_lines(run, sentence)}
 ```"""
 
 
-def _torch_lines(export: Path, config: RunConfig, model: Model, results: Results, sentence: str) -> str:
-    auto = "AutoModelForMaskedLM" if config.task == "masked-lm" else "AutoModelForSequenceClassification"
-    labels = f", num_labels={results.num_labels}" if config.task == "classification" else ""
+def _torch_lines(run: CardSubject, sentence: str) -> str:
+    export, auto = str(run.export), run.task.auto_class
+    labels = f", num_labels={run.results.num_labels}" if run.task.reads_labels else ""
     lines = [f"from transformers import {auto}, AutoTokenizer", ""]
-    if config.adapter.method == "full":
-        lines += [f"base = {str(export)!r}", f"model = {auto}.from_pretrained(base)"]
+    if run.config.adapter.method == "full":
+        lines += [f"base = {export!r}", f"model = {auto}.from_pretrained(base)"]
     else:
-        lines = ["from peft import PeftModel", *lines, *_base_lines(export, config, model)]
+        lines = ["from peft import PeftModel", *lines, *_base_lines(run)]
         lines += [
             f"model = {auto}.from_pretrained(base{labels})",
-            f"model = PeftModel.from_pretrained(model, {str(export)!r})",
+            f"model = PeftModel.from_pretrained(model, {export!r})",
         ]
-    lines += ["tokenizer = AutoTokenizer.from_pretrained(base)", "model.eval()"]
-    if config.task == "masked-lm":
-        lines += [
-            f'text = {sentence!r}.replace("[MASK]", tokenizer.mask_token)',
-            'inputs = tokenizer(text, return_tensors="pt")',
-            "mask = (inputs.input_ids == tokenizer.mask_token_id).nonzero()[0, 1]",
-            "print(tokenizer.decode(model(**inputs).logits[0, mask].argmax()))",
-        ]
-    else:
-        answer = "logits" if results.num_labels == 1 else "logits.softmax(-1)"
-        lines += [f'inputs = tokenizer({sentence!r}, return_tensors="pt")', f"print(model(**inputs).{answer})"]
+    lines += ["tokenizer = AutoTokenizer.from_pretrained(base)", "model.eval()", *run.task.torch_lines(sentence)]
     return "\n".join(lines)
 
 
-def _base_lines(export: Path, config: RunConfig, model: Model) -> list[str]:
+def _base_lines(run: CardSubject) -> list[str]:
+    model = run.model
     packaged = model.source.packaged_as
-    if config.model.weights == "random":
-        return [f"base = {str(export.parent / 'base')!r}"]
+    if run.config.model.weights == "random":  # only this run has the base, which was saved beside the adapter
+        return [f"base = {str(run.export.parent / 'base')!r}"]
     if packaged:
         package, _, folder = packaged.removeprefix("package:").partition("/")
         hub = f"  # the hub's {model.source.hub_id}" if model.source.hub_id else ""
@@ -196,25 +242,21 @@ def _base_lines(export: Path, config: RunConfig, model: Model) -> list[str]:
     return [f"base = {(model.source.hub_id or os.path.abspath(model.source.directory))!r}"]
 
 
-def _measured(config: RunConfig, results: Results) -> str:
+def _measured(run: CardSubject) -> str:
+    config, results = run.config, run.results
     peak = f"{results.peak_memory_bytes / 1e6:,.0f} MB peak memory of the {results.peak_memory_of}"
     others = results.trained_together - 1
-    company = f", in one program with {others} other runs, whose time and memory these are too" if others else ""
+    company = f" (in one program with {others} other runs, which share this time and memory)" if others else ""
     lines = [
-        f"{results.steps} updates in {results.seconds:.0f} s on {results.device}{company}: "
-        f"{results.tokens_per_second:,.0f} tokens a second, {peak}, "
+        f"{results.steps} steps in {results.seconds:.0f} s on {results.device}{company}: "
+        f"{results.tokens_per_second:,.0f} tokens per second, {peak}, "
         f"{len(results.compiled_shapes)} compiled training programs ({', '.join(results.compiled_shapes)}).",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in results.versions.items()) + ".",
     ]
-    if config.task == "masked-lm":
-        ratio = f"{100 * config.data.mask_ratio:g} %"
-        lines.insert(
-            0,
-            f"Perplexity is exp of the mean loss over exactly {ratio} of the real tokens of every row, under fixed evaluation masks.",
-        )
     if config.pruning.sparsity:
         lines.append("Element sparsity of an adapter makes neither training nor inference faster.")
-    return "\n\n".join([*lines, *(f"Data: {note}." for note in results.data_notes)])
+    rows = RowOptions(config.data.max_length, config.data.mask_ratio)
+    return "\n\n".join([*run.task.notes(rows), *lines, *(f"Data: {note}." for note in results.data_notes)])
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -1,4 +1,4 @@
-"""What a run shows: lines, a progress bar, tables. On a terminal with colours and in place, elsewhere as plain lines."""
+"""Console output of a run: lines, a progress bar and tables. Without a terminal all of it is plain lines."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def log(text: str) -> None:
-    """One line for the reader."""
+    """Print one line to the console, without markup."""
     console.print(text, markup=False)
 
 
 def set_quiet() -> None:
-    """Show nothing from here on: of several processes one speaks."""
+    """Print nothing from now on. For all but one of several processes."""
     console.quiet = True
 
 
 class TrainingBar:
-    """A bar with loss, tokens/s and time left; where there is no terminal, a line at every log interval instead."""
+    """A progress bar with loss, tokens/s and time left. Without a terminal it prints one line per log interval instead."""
 
     def __init__(self, done: int, total: int) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
@@ -42,19 +42,19 @@ class TrainingBar:
         self._progress.stop()
 
     def advance(self, step: int) -> None:
-        """Show that `step` updates are done."""
+        """Move the bar to `step` completed steps."""
         self._progress.update(self._task, completed=step)
 
     def show(self, step: int, *, loss: float, tokens_per_second: float, seconds_left: float) -> None:
-        """Show the figures of a log interval."""
+        """Show the figures of a log interval that ended after `step` steps."""
         figures = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
         self._progress.update(self._task, completed=step, figures=figures)
-        if not console.is_terminal:
+        if not console.is_terminal:  # the bar is disabled then
             log(f"step {step:>5}/{self._total}  {figures}  {_duration(seconds_left)} left")
 
 
 def before_after_table(rows: Sequence[tuple[str, str, str]]) -> None:
-    """Print rows of (what, before, after)."""
+    """Print a table of rows (name, before, after)."""
     table = Table("", "before", "after", title=None)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -64,7 +64,7 @@ def before_after_table(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 def show_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: text on the left of its first column, numbers on the right of the others."""
+    """Print a table. The first column is left-aligned for text, the others are right-aligned for numbers."""
     table = Table(title=title, title_justify="left")
     for i, head in enumerate(heads):
         table.add_column(head, justify="right" if i else "left")

@@ -1,4 +1,4 @@
-"""`curves.png`: loss over the steps, and sparsity where it changes. Readable in black and white."""
+"""`curves.png`: loss and, for pruned runs, sparsity over the steps. Readable in black and white."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> Path:
-    """Draw the training and validation loss of `metrics.jsonl`'s `rows`, and below it the adapter's sparsity if it was pruned."""
-    from matplotlib.figure import Figure
+    """Draw the training and validation loss of `metrics.jsonl`'s `rows` and, if the adapter was pruned, its sparsity below."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state and may want a display
 
     train = [row for row in rows if row["split"] == "train"]
     validation = [row for row in rows if row["split"] == "validation"]
@@ -24,7 +24,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> Path:
         steps, sparsity = _series(train, "sparsity")
         axes[1].step(steps, [100 * value for value in sparsity], where="post", color="black")
         axes[1].set(ylabel="pruned (%)", ylim=(0, None))
-    axes[-1].set(xlabel="step (updates)")
+    axes[-1].set(xlabel="step")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="0.9")

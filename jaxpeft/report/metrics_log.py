@@ -1,4 +1,4 @@
-"""What a run measures as it goes: `metrics.jsonl` and TensorBoard events."""
+"""Log metrics while a run trains: `metrics.jsonl` and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from typing import Any, Self
 
 
 class MetricsLog:
-    """Appends one JSON object a line, `{"step": …, "split": "train", "loss": …}`, and the same to TensorBoard.
+    """Appends one JSON object per line, `{"step": …, "split": "train", "loss": …}`, and writes the same to TensorBoard.
 
-    Of several processes only the one that `writes` touches the files.
+    `resumed_at` is the step of the checkpoint from which the run resumes, or 0. Later rows of an interrupted run are
+    dropped. With several processes, only the one with `writes` touches the files.
     """
 
-    def __init__(self, directory: Path, resumed_at: int, *, writes: bool = True) -> None:
+    def __init__(self, path: Path, tensorboard: Path, resumed_at: int, *, writes: bool = True) -> None:
+        """Open the file `path` and the directory `tensorboard` for writing."""
         self._writes = writes
         if not writes:
             return
-        self.path = directory / "metrics.jsonl"
-        # What an interrupted run wrote after its last checkpoint will be measured again.
+        self.path = path
+        # Drop rows after the checkpoint: the resumed run measures those steps again.
         rows = [row for row in read_metrics(self.path) if row["step"] <= resumed_at] if resumed_at else []
         self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a")
-        self._events = _event_writer(directory / "tensorboard", purge_step=resumed_at + 1 if resumed_at else None)
+        self._events = _event_writer(tensorboard, purge_step=resumed_at + 1 if resumed_at else None)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Record `metrics` of `split` after update `step`, on disk at once."""
+        """Record the `metrics` of `split` after step `step`. They are on disk when this returns."""
         if not self._writes:
             return
         self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
@@ -47,10 +49,10 @@ class MetricsLog:
 
 
 def _event_writer(directory: Path, *, purge_step: int | None) -> Any:
-    # tensorboardX tries to import torch, to know its tensors: two seconds, where it is installed, for what is never written here.
+    # tensorboardX imports torch if it is installed, to support its tensors. That takes two seconds, and we write none.
     hidden = "torch" not in sys.modules
     if hidden:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # as import's documentation has it: not to be found
+        sys.modules["torch"] = None  # type: ignore[assignment]  # None makes `import torch` raise ImportError
     try:
         from tensorboardX import SummaryWriter
     finally:
@@ -60,7 +62,7 @@ def _event_writer(directory: Path, *, purge_step: int | None) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that was cut off while being written is left out."""
+    """Read the rows of a `metrics.jsonl`, up to a last line that was cut off while it was written."""
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:

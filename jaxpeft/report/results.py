@@ -1,4 +1,4 @@
-"""What a run measured, as `results.json`, as the table it prints, and as the numbers of its card."""
+"""The measurements of a run, for `results.json`, for the printed table and for the model card."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,20 +15,22 @@ from typing import Any
 
 import jax
 
-from jaxpeft.config import EvaluationConfig, RunConfig
+from jaxpeft.config import EvaluationConfig
 from jaxpeft.data import Splits
 from jaxpeft.models.build import Model
 from jaxpeft.pruning.masks import sparsity_of
+from jaxpeft.tasks import task_for
+from jaxpeft.tasks.metrics import get_metric
 from jaxpeft.training.loop import Outcome
 from jaxpeft.trees import Adapters, Layers, Params, size_bytes
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a run measured. Sizes in bytes, times in seconds; `before` and `test` are metrics on `test_split`.
+    """All measurements of a run. Sizes are in bytes and times in seconds.
 
-    `trained_together` runs shared a program: `seconds`, `seconds_per_step` and `peak_memory_bytes` are of all of them, `tokens_per_second`
-    its own share.
+    `before` and `test` are metrics on `test_split`. `trained_together` is the number of runs that shared the program:
+    `seconds`, `seconds_per_step` and `peak_memory_bytes` cover all of them, `tokens_per_second` only this run.
     """
 
     name: str
@@ -68,7 +70,7 @@ class Results:
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     def table(self) -> list[tuple[str, str, str]]:
-        """Rows of (what, before, after) for the terminal."""
+        """Rows of (name, before, after) for the terminal."""
         rows = [(f"{self.test_split} {name}", was, now) for name, was, now in self.metric_rows()]
         share = 100 * self.parameters_trainable / self.parameters_total
         rows += [
@@ -83,37 +85,32 @@ class Results:
         ]
 
     def metric_rows(self) -> list[tuple[str, str, str]]:
-        """(metric, before, after) of every metric, in words; – where it was not tested before."""
+        """(name, before, after) of every metric as text. `before` is – if the initial model was not tested."""
         return [
-            (NAMES.get(k, k), show(k, self.before[k]) if k in self.before else "–", show(k, value))
-            for k, value in self.test.items()
+            (m.title, m.in_words(self.before[name]) if name in self.before else "–", m.in_words(value))
+            for name, value in self.test.items()
+            for m in [get_metric(name)]
         ]
 
     def sentence(self) -> str:
-        """A sentence to try the run on: with a mask where it fills masks."""
+        """A sentence to try the run on, with a [MASK] for masked-lm."""
         if self.examples:
             return self.examples[0]["text"]
-        return "This is a great [MASK]!" if self.task == "masked-lm" else "This is a great movie!"
+        return task_for(self.task, self.num_labels).example
 
     def example_rows(self) -> Iterator[tuple[str, str, str]]:
-        """(sentence, answers before, answers after), the answers in words."""
+        """(sentence, answers before, answers after) of every example, the answers as text with probabilities."""
         for example in self.examples:
             yield example["text"], _words(example["before"]), _words(example["after"])
 
 
-NAMES = {"accuracy": "accuracy", "loss": "loss", "perplexity": "perplexity", "f1": "F1", "matthews": "Matthews correlation",
-         "pearson": "Pearson correlation", "spearman": "Spearman correlation", "pseudo_perplexity": "pseudo-perplexity"}  # fmt: skip
-"""Metrics as people call them."""
-
-
-def show(metric: str, value: float) -> str:
-    """A metric's value with the digits that mean something."""
-    return f"{value:,.1f}" if "perplexity" in metric else f"{value:.4f}"
-
-
 def measure(
     *,
-    config: RunConfig,
+    name: str,
+    task: str,
+    method: str,
+    best_metric: str,
+    evaluation: EvaluationConfig,
     model: Model,
     splits: Splits,
     outcome: Outcome,
@@ -130,21 +127,25 @@ def measure(
     compile_seconds: float,
     trained_together: int,
 ) -> Results:
-    """Collect what a finished run measured."""
+    """Collect the measurements of a finished run as `Results`.
+
+    `exported` is the weights file whose size is reported. `traces` counts the compiled training programs by
+    (batch, length). `examples` are the answers to the example sentences before and after training, or None.
+    """
     memory, whose = _peak_memory()
     entries = sum(leaf.size for leaf in jax.tree.leaves(adapters["sites"]))
     kept = sum(int((leaf != 0).sum()) for leaf in jax.tree.leaves(adapters["sites"]))
     return Results(
-        name=config.run_name,
-        task=config.task,
-        method=config.adapter.method,
+        name=name,
+        task=task,
+        method=method,
         base=model.source.hub_id or model.source.name,
         base_source=model.source.description,
         torch_class=model.torch_class,
         num_labels=splits.num_labels,
         label_names=list(splits.label_names) if splits.label_names else None,
         data=splits.source,
-        data_notes=[*splits.notes, *_limits(config.evaluation)],
+        data_notes=[*splits.notes, *_limits(evaluation)],
         parameters_total=num_total,
         parameters_trainable=num_trainable,
         adapter_entries=entries,
@@ -156,9 +157,9 @@ def measure(
         test_split="test" if splits.test else "validation",
         before=before,
         test=test,
-        best_metric=config.training.metric or next(iter(test)),
-        best_step=outcome.progress.best_update or outcome.progress.update,
-        steps=outcome.progress.update,
+        best_metric=best_metric,
+        best_step=outcome.progress.best_step or outcome.progress.step,  # the last one without a validation
+        steps=outcome.progress.step,
         seconds=outcome.progress.seconds,
         tokens_per_second=outcome.tokens_per_second,
         peak_memory_bytes=memory,
@@ -169,7 +170,7 @@ def measure(
         seconds_per_step=outcome.seconds_per_step,
         compile_seconds=compile_seconds,
         trained_together=trained_together,
-        examples=_examples(config, examples),
+        examples=_examples(evaluation.examples, examples),
     )
 
 
@@ -179,29 +180,26 @@ def _limits(evaluation: EvaluationConfig) -> list[str]:
 
 
 def describe_devices() -> str:
-    """The devices of the run: `4 x TPU v5 lite`, or `16 x TPU v5 lite on 4 hosts`."""
+    """The devices of the run as text: `4 x TPU v5 lite`, or `16 x TPU v5 lite on 4 hosts`."""
     devices, hosts = jax.devices(), jax.process_count()
     return f"{len(devices)} x {devices[0].device_kind}" + (f" on {hosts} hosts" if hosts > 1 else "")
 
 
 def write_results(results: Results, path: Path) -> None:
-    """Write `results.json`."""
+    """Write `results` as JSON, which `read_results` reads back."""
     path.write_text(json.dumps(asdict(results), indent=2) + "\n")
 
 
 def read_results(path: Path) -> Results:
-    """Read a `results.json` back."""
+    """Read the `results.json` at `path`."""
     return Results(**json.loads(path.read_text()))
 
 
-def _examples(config: RunConfig, answers: tuple[list | None, list | None]) -> list[dict[str, Any]]:
+def _examples(texts: Sequence[str], answers: tuple[list | None, list | None]) -> list[dict[str, Any]]:
     before, after = answers
     if not after:
         return []
-    return [
-        {"text": text, "before": before[i] if before else [], "after": after[i]}
-        for i, text in enumerate(config.evaluation.examples)
-    ]
+    return [{"text": text, "before": before[i] if before else [], "after": after[i]} for i, text in enumerate(texts)]
 
 
 def _words(masks: list) -> str:
@@ -209,9 +207,9 @@ def _words(masks: list) -> str:
 
 
 def _peak_memory() -> tuple[int, str]:
-    """Bytes at the peak: the device's where the backend reports it, else the process's."""
-    stats = jax.local_devices()[0].memory_stats() or {}
+    """Peak memory in bytes and whose it is: the device's if the backend reports it, else the process's."""
+    stats = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"], "device"
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"

@@ -1,1 +1,1 @@
-"""One run: set up, train, evaluate, export; load a finished one; several in one program."""
+"""One run: set up, train, evaluate and export it. Also: load a finished run, and train several runs in one program."""

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk (jax's persistent compilation cache): the next run of the same shapes loads what this one compiled."""
+"""Keep compiled programs on disk, in jax's persistent compilation cache, so that later runs of the same shapes load them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ _MIN_SECONDS_OF_JAX = 1.0
 
 
 def enable_compilation_cache(directory: str | None = AUTO, *, several_hosts: bool = False) -> None:
-    """Let jax keep the programs of this process in `directory` and look for them there; call it before anything compiles.
+    """Let jax keep the programs of this process in `directory` and look for them there. Call it before anything compiles.
 
-    A key of jax's covers the program, the versions of jax and XLA, their flags, and the devices, a CPU's instruction sets included:
-    one directory serves many machines. What a user told jax in its own terms stays: `JAX_ENABLE_COMPILATION_CACHE=false` keeps
-    nothing, and thresholds are kept. Whoever may write to the directory can run code here: it is made for its owner alone.
+    One directory serves many machines: jax's keys cover the program, the versions of jax and XLA, their flags, and the
+    devices, including a CPU's instruction sets. jax's own settings by the user stay in force: `JAX_ENABLE_COMPILATION_CACHE=false`
+    keeps nothing, and its thresholds are not changed. A new directory is readable and writable only by its owner, because anyone
+    who can write to it can run code here.
 
     Args:
-        directory: "auto", a directory, or a URL that jax can write to (gs://…); None keeps nothing. "auto" is where jax was told to
-            keep them (`JAX_COMPILATION_CACHE_DIR`), else `default_directory`; where that cannot be written to, none, and it is said.
-        several_hosts: "auto" is then only where jax was told: in a directory of each host's own all but the first, which alone
-            writes, would find nothing.
+        directory: "auto", a directory, or a URL that jax can write to (gs://…); None keeps nothing. "auto" is
+            `JAX_COMPILATION_CACHE_DIR` if it is set, else `default_directory`. If that cannot be written to, a warning is
+            printed and nothing is kept.
+        several_hosts: "auto" then means only `JAX_COMPILATION_CACHE_DIR`. Only the first host writes, so with a directory of
+            its own every other host would find nothing.
 
     Raises:
-        InputError: where `directory` is given and cannot be written to.
+        InputError: `directory` is given and cannot be written to.
     """
     if not jax.config.values["jax_enable_compilation_cache"]:
         return
@@ -44,14 +46,14 @@ def enable_compilation_cache(directory: str | None = AUTO, *, several_hosts: boo
             raise InputError(f"compilation_cache {directory}: {reason}; give another directory, or null for none")
     if directory != told:
         jax.config.update("jax_compilation_cache_dir", directory)
-        compilation_cache.reset_cache()  # what this process has compiled before may have opened another
+        compilation_cache.reset_cache()  # an earlier compilation of this process may have opened another directory
     if _MIN_SECONDS.upper() not in os.environ and jax.config.values[_MIN_SECONDS] == _MIN_SECONDS_OF_JAX:
-        # A start compiles some thirty small programs besides the large ones: kept, they save as much again.
+        # A run compiles some thirty small programs before its first step. Keeping them saves as much time as the large ones.
         jax.config.update(_MIN_SECONDS, 0.0)
 
 
 def default_directory() -> Path:
-    """`jaxpeft/compiled` in the user's cache: `XDG_CACHE_HOME`, or `~/.cache`."""
+    """`jaxpeft/compiled` in the user's cache directory: `XDG_CACHE_HOME`, or `~/.cache` if that is not set."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache) / "jaxpeft" / "compiled"
 

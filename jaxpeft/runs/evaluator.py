@@ -1,17 +1,16 @@
-"""The evaluations of one run: validation during training, test at the end, by the task's metrics."""
+"""The evaluations of a run: validation during training, and the test at the end."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jaxpeft.config import RunConfig
-from jaxpeft.data import ClassificationData, MaskedLMData, Splits
-from jaxpeft.runs.prepare import Data, metric_names, prepare_data
-from jaxpeft.training.evaluation import EvalStep, evaluate_classification, evaluate_masked_lm, first, pseudo_perplexity
-from jaxpeft.training.objective import Batch, Objective
+from jaxpeft.config import EvaluationConfig
+from jaxpeft.data import Splits
+from jaxpeft.tasks.base import RowOptions
+from jaxpeft.training.evaluation import EvalStep, evaluate, pseudo_perplexity
+from jaxpeft.training.objective import Objective
 from jaxpeft.training.sharding import DataParallel
 from jaxpeft.training.step import make_eval_step
 from jaxpeft.trees import Adapters, Layers, Params
@@ -19,58 +18,76 @@ from jaxpeft.trees import Adapters, Layers, Params
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures adapters on the run's validation and test rows; where there is no test split, `test` is the validation's."""
+    """Measures adapters on the run's validation and test rows.
 
-    config: RunConfig
-    validation_data: Data
-    test_data: Data
+    Attributes:
+        options: the run's evaluation flags.
+        objective: gives the logits and the statistics.
+        validation_data: the tokenised validation rows.
+        test_data: the tokenised test rows; without a test split, the validation rows.
+        step: the jitted evaluation step.
+        parallel: the devices.
+        traces: the evaluation programs compiled so far, counted by batch shape.
+    """
+
+    options: EvaluationConfig
+    objective: Objective
+    validation_data: Any
+    test_data: Any
     step: EvalStep
     parallel: DataParallel
-    names: tuple[str, ...]
     traces: Counter = field(default_factory=Counter)
 
     @classmethod
     def build(
-        cls, config: RunConfig, splits: Splits, tokenizer: Any, objective: Objective, parallel: DataParallel
+        cls,
+        options: EvaluationConfig,
+        splits: Splits,
+        tokenizer: Any,
+        objective: Objective,
+        parallel: DataParallel,
+        *,
+        rows: RowOptions,
+        seed: int,
     ) -> Evaluator:
-        """Tokenise the rows to judge by, and compile nothing yet."""
+        """Tokenise the validation and test rows. Nothing is compiled yet."""
 
-        def data(split: Any) -> Data:
-            return prepare_data(config, split, tokenizer, config.evaluation.batch_size)
+        def data(split: Any) -> Any:
+            return objective.task.make_data(split, tokenizer, rows, batch_size=options.batch_size, seed=seed)
 
         validation = data(splits.validation)
         test = data(splits.test) if splits.test else validation
         traces: Counter = Counter()
         step = make_eval_step(objective, traces)
-        return cls(config, validation, test, step, parallel, metric_names(config, splits.num_labels), traces)
+        return cls(options, objective, validation, test, step, parallel, traces)
 
-    def of(self, objective: Objective) -> Evaluator:
-        """The same data, to judge another objective by."""
+    def with_objective(self, objective: Objective) -> Evaluator:
+        """An evaluator of another `objective` on the same data."""
         traces: Counter = Counter()
-        return replace(self, step=make_eval_step(objective, traces), traces=traces)
+        return replace(self, objective=objective, step=make_eval_step(objective, traces), traces=traces)
 
     def validate(self, frozen: Params, adapters: Adapters, masks: Layers) -> dict[str, float]:
-        """Metrics on the validation rows, or `evaluation.max_batches` of them."""
-        return self._measure(frozen, adapters, masks, self.validation_data, self.config.evaluation.max_batches)
+        """Metrics on the validation rows, or on at most `evaluation.max_batches` batches of them."""
+        return self._measure(frozen, adapters, masks, self.validation_data, self.options.max_batches)
 
     def test(self, frozen: Params, adapters: Adapters, masks: Layers) -> dict[str, float]:
-        """Metrics on the test rows, or `evaluation.max_test_batches` of them, with `pseudo_perplexity` where that is asked for."""
-        e = self.config.evaluation
+        """Metrics on the test rows, or on at most `evaluation.max_test_batches` batches of them.
+
+        `pseudo_perplexity` is among them if `evaluation.pseudo_perplexity` is set and the task has such a figure.
+        """
+        e = self.options
         metrics = self._measure(frozen, adapters, masks, self.test_data, e.max_test_batches)
-        if isinstance(self.test_data, MaskedLMData) and e.pseudo_perplexity:
-            batches = self.test_data.head(e.pseudo_perplexity_rows).single_mask_batches()
-            metrics["pseudo_perplexity"] = pseudo_perplexity(self.step, self.parallel, frozen, adapters, masks, batches)
+        if e.pseudo_perplexity:
+            batches = self.objective.task.single_mask_batches(self.test_data, e.pseudo_perplexity_rows)
+            if batches is not None:
+                metrics["pseudo_perplexity"] = pseudo_perplexity(
+                    self.step, self.parallel, frozen, adapters, masks, batches
+                )
         return metrics
 
     def _measure(
-        self, frozen: Params, adapters: Adapters, masks: Layers, data: Data, limit: int | None
+        self, frozen: Params, adapters: Adapters, masks: Layers, data: Any, most: int | None
     ) -> dict[str, float]:
-        if limit and isinstance(data, ClassificationData):
-            data = data.sample(
-                limit * data.batch_size
-            )  # its batches are by length: the first ones are of the shortest rows
-        batches: Iterable[Batch] = first(data.eval_batches(), limit)
-        args = (self.step, self.parallel, frozen, adapters, masks, batches)
-        if isinstance(data, ClassificationData):
-            return evaluate_classification(*args, self.names)
-        return evaluate_masked_lm(*args)
+        task = self.objective.task
+        batches = task.eval_batches(data, most)
+        return evaluate(task, self.step, self.parallel, frozen, adapters, masks, batches)

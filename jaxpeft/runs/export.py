@@ -1,4 +1,4 @@
-"""What a trained run leaves: its best adapter judged on the test rows, exported, and described."""
+"""The end of a run: test its best adapter, export it, and describe it in a model card."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.config.files import directory_of
 from jaxpeft.interop.peft.files import BaseInfo, save_adapter
 from jaxpeft.interop.transformers_files import save_model
 from jaxpeft.merging import merge
-from jaxpeft.report.card import write_card
+from jaxpeft.report.card import CardSubject, write_card
 from jaxpeft.report.console import before_after_table, log
 from jaxpeft.report.curves import plot_curves
 from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.report.results import Results, measure, read_results, write_results
 from jaxpeft.runs.schedule import with_length
-from jaxpeft.runs.setup import RunSetup, has_examples
-from jaxpeft.tasks.prediction import fill_masks
+from jaxpeft.runs.setup import RunSetup
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import Checkpoints
 from jaxpeft.training.loop import Outcome
+from jaxpeft.training.prediction import predict
 from jaxpeft.training.step import TrainState
 from jaxpeft.training.throughput import seconds_compiling
 from jaxpeft.trees import Adapters, Layers, count
 
 
 def finalize(
-    parts: RunSetup,
+    setup: RunSetup,
     outcome: Outcome,
     checkpoints: Checkpoints,
     traces: Counter,
@@ -36,27 +35,38 @@ def finalize(
     compiled_before: float,
     trained_together: int = 1,
 ) -> Results:
-    """Judge the best adapter of a run that has ended, and the one that it started from; write everything; return what was measured.
+    """Test the best and the initial adapter of a run that has ended, write all its files, and return its results.
 
-    `compiled_before` is what `seconds_compiling` said when the run began; `trained_together` how many runs shared its program.
+    Args:
+        setup: the run.
+        outcome: the end of its training.
+        checkpoints: its checkpoints. They are closed here.
+        traces: the compiled training programs, counted by batch shape.
+        compiled_before: the value of `seconds_compiling` at the beginning of the run.
+        trained_together: the number of runs that shared its program.
     """
-    config, parallel, directory = parts.config, parts.parallel, directory_of(parts.config)
+    parallel, directory, evaluation = setup.parallel, setup.directory, setup.config.evaluation
     best = _best(checkpoints, outcome)
     checkpoints.close()
-    # What it was before, too: the adapters it started from are still here, and training need not have waited.
-    start = parallel.replicate(parts.adapted.adapters)
-    before = parts.judge.test(parts.frozen, start, {}) if config.evaluation.before else {}
-    test = parts.judge.test(parts.frozen, best.adapters, best.masks)
-    answers = (_examples(parts, start, {}), _examples(parts, best.adapters, best.masks))
+    # The initial adapters are still in memory, so they are tested here, and training need not wait for it.
+    start = parallel.replicate(setup.adapted.adapters)
+    before = setup.evaluator.test(setup.frozen, start, {}) if evaluation.before else {}
+    test = setup.evaluator.test(setup.frozen, best.adapters, best.masks)
+    answers = (_examples(setup, start, {}), _examples(setup, best.adapters, best.masks))
     best = replace(best, adapters=parallel.local(best.adapters), masks=parallel.local(best.masks))
-    frozen = parallel.local(parts.frozen)
-    num_trainable = count(parts.adapted.adapters)
+    frozen = parallel.local(setup.frozen)
+    num_trainable = count(setup.adapted.adapters)
 
     def write() -> Results:
+        exported = _export(setup, frozen, best)
         results = measure(
-            config=config,
-            model=parts.model,
-            splits=parts.splits,
+            name=setup.config.run_name,
+            task=setup.config.task,
+            method=setup.config.adapter.method,
+            best_metric=setup.config.training.metric or next(iter(test)),
+            evaluation=evaluation,
+            model=setup.model,
+            splits=setup.splits,
             outcome=outcome,
             masks=best.masks,
             adapters=best.adapters,
@@ -65,68 +75,67 @@ def finalize(
             num_trainable=num_trainable,
             before=before,
             test=test,
-            exported=(exported := _export(parts, frozen, best)),
+            exported=exported,
             traces=traces,
             examples=answers,
             compile_seconds=seconds_compiling() - compiled_before,
             trained_together=trained_together,
         )
-        plot_curves(read_metrics(directory / "metrics.jsonl"), directory / "curves.png", config.run_name)
-        write_card(exported.parent / "README.md", config, parts.model, results)
-        write_results(results, directory / "results.json")
+        plot_curves(read_metrics(directory.metrics), directory.curves, setup.config.run_name)
+        write_card(CardSubject(exported.parent, setup.config, setup.task, setup.model, setup.method, results))
+        write_results(results, directory.results)
         return results
 
     written = multihost.on_process_0(write)
-    multihost.check_shared(directory / "results.json")
-    return written or read_results(directory / "results.json")
+    multihost.check_shared(directory.results)
+    return written or read_results(directory.results)
 
 
-def show(parts: RunSetup, results: Results) -> None:
-    """Print the results, where the files are, and what to do next."""
+def show(setup: RunSetup, results: Results) -> None:
+    """Print the results, the run's directory, and the commands that use it."""
     before_after_table(results.table())
     for text, was, now in results.example_rows():
         log(f"{text}\n    before: {was}\n    after:  {now}")
     shapes = ", ".join(results.compiled_shapes)
     log(f"compiled {len(results.compiled_shapes)} training programs, one for each shape of a batch: {shapes}")
-    directory = directory_of(parts.config)
+    directory = setup.directory
     log(
         f"\nfiles in {directory}: adapter, model card, curves.png, results.json, metrics.jsonl, config.yaml, checkpoints"
     )
     log("next:")
     log(f"  python -m jaxpeft predict {directory} {results.sentence()!r}")
-    if parts.config.adapter.method != "prompt-tuning":  # it changes the input, which no merged weights do
+    if setup.objective.virtual_tokens == 0:  # virtual tokens are added to the input and cannot be merged into weights
         log(f"  python -m jaxpeft merge {directory} merged-model")
 
 
 def _best(checkpoints: Checkpoints, outcome: Outcome) -> TrainState:
-    update = outcome.progress.best_update
-    if update is None or update == outcome.progress.update:
+    step = outcome.progress.best_step
+    if step is None or step == outcome.progress.step:
         return outcome.state
-    return checkpoints.restore(outcome.state, update)[0]
+    return checkpoints.restore(outcome.state, step)[0]
 
 
-def _examples(parts: RunSetup, adapters: Adapters, masks: Layers) -> list | None:
-    if not has_examples(parts.config):
+def _examples(setup: RunSetup, adapters: Adapters, masks: Layers) -> list | None:
+    if not setup.examples:
         return None
-    texts = parts.config.evaluation.examples
-    return fill_masks(parts.objective, parts.frozen, adapters, masks, parts.tokenizer, texts, top=3)
+    return predict(setup.objective, setup.frozen, adapters, masks, setup.tokenizer, setup.examples, top=3)
 
 
-def _export(parts: RunSetup, frozen: Any, best: TrainState) -> Path:
-    """Write what serves: the adapter in PEFT's files, or, where everything trained, the model. Returns the weights' file."""
-    config, model, adapted, directory = parts.config, parts.model, parts.adapted, directory_of(parts.config)
-    also: dict[str, Any] = {"tokenizer": parts.tokenizer, "label_names": parts.splits.label_names}
+def _export(setup: RunSetup, frozen: Any, best: TrainState) -> Path:
+    """Write the adapter in PEFT's files, or the model after full fine-tuning. Returns the path of the weights."""
+    config, model, adapted, directory = setup.config, setup.model, setup.adapted, setup.directory
+    also: dict[str, Any] = {"tokenizer": setup.tokenizer, "label_names": setup.splits.label_names}
     is_random = config.model.weights == "random"
     if is_random:
-        # Nobody else has this base: without it the adapter means nothing.
-        save_model(directory / "base", model, merge(model.params, {**adapted.adapters, "sites": {}}), **also)
+        # No other place has this base, and the adapter is useless without it.
+        save_model(directory.base, model, merge(model.params, {**adapted.adapters, "sites": {}}), **also)
     if config.adapter.method == "full":
-        return save_model(directory / "model", model, merge(frozen, best.adapters), **also)
+        return save_model(directory.model, model, merge(frozen, best.adapters), **also)
     return save_adapter(
-        directory / "adapter",
+        directory.adapter,
         best.adapters,
-        with_length(adapted.method, parts.plan.num_steps),
-        base=BaseInfo.of(model, str((directory / "base").absolute()) if is_random else None),
+        with_length(adapted.method, setup.plan.num_steps),
+        base=BaseInfo.of(model, str(directory.base.absolute()) if is_random else None),
         frozen=frozen,
         start=adapted.adapters,
         masks=best.masks,

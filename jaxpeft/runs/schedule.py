@@ -1,4 +1,4 @@
-"""A run's epochs and shares as updates: how long, when validated, at which rate, and what is pruned or allocated when."""
+"""Turn epochs and shares of a run into steps: its length, its validations, its learning rate, and its pruning or allocation."""
 
 from __future__ import annotations
 
@@ -6,28 +6,44 @@ import math
 from dataclasses import replace
 
 from jaxpeft.adapters import AdaLora, Method
-from jaxpeft.config import RunConfig
+from jaxpeft.config import PruningConfig, TrainingConfig
 from jaxpeft.errors import InputError
-from jaxpeft.pruning import Cubic, OneShot, Schedule
+from jaxpeft.pruning import SCHEDULES, SCORES, Schedule
 from jaxpeft.pruning.allocation import Allocation
-from jaxpeft.training.loop import Plan
 from jaxpeft.training.optimizer import learning_rate_schedule
+from jaxpeft.training.plan import Plan
 
-# A preempted machine is gone about 30 seconds after its signal, and a dispatch cannot be cut short.
+# A preempted machine is switched off about 30 seconds after its signal, and a dispatch cannot be interrupted.
 _SECONDS_PER_DISPATCH = 20.0
 
 
-def make_plan(config: RunConfig, passes_per_epoch: int, metric: str, *, method: Method | None = None) -> Plan:
-    """Turn epochs and shares of the run into updates; an AdaLoRA `method` brings a schedule of its own.
+def make_plan(
+    training: TrainingConfig,
+    pruning: PruningConfig,
+    *,
+    batches_per_epoch: int,
+    metric: str,
+    method: Method | None = None,
+    distributed: bool = False,
+) -> Plan:
+    """The plan of a run in steps. If `method` is AdaLoRA, its allocation takes the place of pruning.
+
+    Args:
+        training: the training flags.
+        pruning: the pruning flags.
+        batches_per_epoch: micro-steps in one pass over the training rows.
+        metric: the metric that selects the best adapter, if `training.metric` does not name one.
+        method: the adapter method.
+        distributed: True if several processes train together.
 
     Raises:
-        InputError: where warm-up, pruning or the allocation of ranks do not fit into the run.
+        InputError: warm-up, pruning or the allocation of ranks do not fit into the run.
     """
-    t = config.training
-    num_steps = t.num_steps or max(1, round(t.num_epochs * passes_per_epoch / t.accumulation_steps))
+    t = training
+    num_steps = t.num_steps or max(1, round(t.num_epochs * batches_per_epoch / t.accumulation_steps))
     if t.warmup_steps >= num_steps:
         raise InputError(
-            f"training.warmup_steps {t.warmup_steps} is not below the run's {num_steps} updates; lower it or train longer"
+            f"training.warmup_steps {t.warmup_steps} is not below the run's {num_steps} steps; lower it or train longer"
         )
     return Plan(
         num_steps=num_steps,
@@ -36,50 +52,49 @@ def make_plan(config: RunConfig, passes_per_epoch: int, metric: str, *, method: 
         eval_every_steps=t.eval_every_steps or max(1, -(-num_steps // 10)),
         metric=t.metric or metric,
         learning_rate=learning_rate_schedule(t.learning_rate, num_steps, t.warmup_steps, t.schedule),
-        pruning=_allocation(method, num_steps) if isinstance(method, AdaLora) else _pruning(config, num_steps),
+        pruning=_allocation(method, num_steps)
+        if isinstance(method, AdaLora)
+        else _pruning(pruning, t.warmup_steps, num_steps),
+        criterion=SCORES[pruning.criterion],
         patience=t.early_stopping_patience,
-        passes_per_dispatch=t.steps_per_dispatch,
-        # Several processes must dispatch alike, and each has a clock of its own.
-        seconds_per_dispatch=math.inf if config.distributed else _SECONDS_PER_DISPATCH,
+        micro_steps_per_dispatch=t.micro_steps_per_dispatch,
+        # All processes must dispatch the same number of micro-steps, but their clocks differ, so no time limit.
+        seconds_per_dispatch=math.inf if distributed else _SECONDS_PER_DISPATCH,
     )
 
 
-def _pruning(config: RunConfig, num_steps: int) -> Schedule | None:
-    p, warmup = config.pruning, config.training.warmup_steps
+def _pruning(p: PruningConfig, warmup_steps: int, num_steps: int) -> Schedule | None:
     if not p.sparsity:
         return None
-    # Not before the warm-up ends: B starts at zero, and until it has grown its magnitudes mean nothing.
-    begin = max(1, round(p.begin * num_steps)) if p.begin else max(1, warmup, round(0.1 * num_steps))
-    if p.schedule == "one-shot":
-        if begin >= num_steps:
-            raise InputError(f"pruning begins at update {begin}, not below the run's {num_steps}; lower pruning.begin")
-        return OneShot(p.sparsity, begin)
-    end = round(p.end * num_steps)
-    if end <= begin:
-        raise InputError(
-            f"pruning begins at update {begin} and ends at {end} of {num_steps}; raise pruning.end or lower pruning.begin"
-        )
-    return Cubic(p.sparsity, begin, end, p.every_steps)
+    schedule: type[Schedule] = SCHEDULES[p.schedule]
+    return schedule.plan(
+        sparsity=p.sparsity,
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        begin=p.begin,
+        end=p.end,
+        every_steps=p.every_steps,
+    )
 
 
 def _allocation(method: AdaLora, num_steps: int) -> Allocation:
-    """AdaLoRA's schedule over the run, or over the first `total_step` updates of it."""
+    """AdaLoRA's schedule over the whole run, or over its first `total_step` steps."""
     total = method.total_step or num_steps
     if total > num_steps:
         raise InputError(
-            f"adapter.total_step {total} exceeds the run's {num_steps} updates; train longer, or leave it out"
+            f"adapter.total_step {total} exceeds the run's {num_steps} steps; train longer, or leave it out"
         )
     last = total - method.tfinal
     if method.tinit >= last:
         raise InputError(
-            f"AdaLoRA's ranks fall from update {method.tinit} (adapter.tinit) to {last}, which is adapter.tfinal {method.tfinal} "
+            f"AdaLoRA's ranks fall from step {method.tinit} (adapter.tinit) to {last}, which is adapter.tfinal {method.tfinal} "
             f"before the end of {total}: lower one of them, or train longer"
         )
     return Allocation(method.init_r, method.target_r, method.tinit, last, method.deltaT, method.beta1, method.beta2)
 
 
 def with_length(method: Method | None, num_steps: int) -> Method | None:
-    """AdaLoRA's file says how many updates its schedule was made for."""
+    """`method` with the length of the run in it, because an AdaLoRA file names the length of its schedule."""
     if isinstance(method, AdaLora) and method.total_step is None:
         return replace(method, total_step=num_steps)
     return method

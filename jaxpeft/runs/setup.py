@@ -1,157 +1,255 @@
-"""What a run is made of, before its first update: data, base, adapters, how it is judged, and when what happens."""
+"""Set up a run before its first step. On the way from the command to the training loop, only this module reads the configuration."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import optax
 
-from jaxpeft.config import RunConfig
-from jaxpeft.data import PackedData, Splits
+from jaxpeft.adapters import Method
+from jaxpeft.config import RunConfig, TrainingConfig
+from jaxpeft.data import Splits
 from jaxpeft.errors import InputError
 from jaxpeft.models.attention import choose_flash
 from jaxpeft.models.build import Model
 from jaxpeft.report.console import log
 from jaxpeft.report.methods import method_name, options
 from jaxpeft.report.results import describe_devices
+from jaxpeft.runs.adapters import Adapted, build_method, prepare_adapters
+from jaxpeft.runs.base_model import load_base
+from jaxpeft.runs.data import load_data, row_options, training_data, without_packing
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.evaluator import Evaluator
-from jaxpeft.runs.prepare import (
-    Adapted,
-    TrainingData,
-    build_method,
-    metric_names,
-    prepare_adapters,
-    prepare_model,
-    prepare_optimizer,
-    prepare_splits,
-    prepare_state,
-    prepare_training_data,
-)
 from jaxpeft.runs.schedule import make_plan
-from jaxpeft.tasks.prediction import find_masks
+from jaxpeft.tasks.base import Batch, Task
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import hash_base
-from jaxpeft.training.loop import Plan
+from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.objective import Objective
+from jaxpeft.training.optimizer import LoraPlus, build_optimizer
+from jaxpeft.training.plan import Plan
+from jaxpeft.training.prediction import encode
 from jaxpeft.training.sharding import DataParallel, data_parallel
-from jaxpeft.training.step import TrainState
-from jaxpeft.trees import Params, leaf_paths, nest
+from jaxpeft.training.step import TrainState, init_state
+from jaxpeft.trees import Adapters, Params, leaf_paths, nest
 
 
 @dataclass(frozen=True)
 class RunSetup:
-    """The parts of one run. `adapted` is on the host's terms, `frozen` its base on all devices."""
+    """All parts of one run. Each is built once.
+
+    Attributes:
+        config: the run's configuration.
+        directory: the run's directory.
+        task: the task, for the labels of this data.
+        splits: texts and labels.
+        model: the base, as loaded.
+        tokenizer: its tokenizer.
+        method: the adapter method, as configured; None for the baselines.
+        adapted: the base and its initial adapters. Its method also has the options that depend on the model.
+        train_data: the training rows.
+        parallel: the devices.
+        base_hash: identifies the base.
+        frozen: the base's parameters, on all devices.
+        objective: the loss to minimise.
+        evaluator: measures the adapters on the validation and test rows.
+        plan: the steps at which the run logs, validates and prunes.
+        optimizer: the optimizer of the adapters.
+    """
 
     config: RunConfig
-    parallel: DataParallel
+    directory: RunDirectory
+    task: Task
     splits: Splits
     model: Model
     tokenizer: Any
-    train_data: TrainingData
+    method: Method | None
     adapted: Adapted
+    train_data: Any
+    parallel: DataParallel
     base_hash: str
     frozen: Params
     objective: Objective
-    judge: Evaluator
+    evaluator: Evaluator
     plan: Plan
     optimizer: optax.GradientTransformationExtraArgs
 
-    def fresh_state(self) -> TrainState:
-        """The state before the first update, on all devices."""
-        state = prepare_state(self.config, self.plan, self.optimizer, self.adapted.adapters, self.parallel)
-        return self.parallel.replicate(state)
+    @property
+    def examples(self) -> list[str]:
+        """Sentences to fill in before and after training. Empty if the task fills no masks."""
+        return self.config.evaluation.examples if self.task.fills_masks else []
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, on all devices."""
+        rng = dropout_key(self.config.seed, platform=self.parallel.device.platform, num_devices=self.parallel.mesh.size)
+        return self.parallel.replicate(state_of(self.plan, self.optimizer, self.adapted.adapters, rng))
 
     def validate_start(self) -> dict[str, float]:
-        """Metrics on the validation rows of what the run starts from, which is here also while and after it trains."""
-        return self.judge.validate(self.frozen, self.parallel.replicate(self.adapted.adapters), {})
+        """Validation metrics of the initial adapters."""
+        return self.evaluator.validate(self.frozen, self.parallel.replicate(self.adapted.adapters), {})
 
 
 def setup_run(config: RunConfig) -> RunSetup:
-    """Read, load and draw whatever `config` names; nothing is written.
+    """Read the data, load the base and initialise the adapters of the run that `config` describes. Nothing is written.
 
     Raises:
-        InputError: for whatever in the configuration or its files cannot be done.
+        InputError: the configuration, the data or the model's files are invalid or do not fit together.
     """
+    t, m, length = config.training, config.model, config.data.max_length
     with multihost.all_or_none():
-        build_method(config)  # refuses what its options cannot mean, before anything is loaded
+        method = build_method(config.adapter)  # first, because it checks the options without loading anything
         parallel = data_parallel()
-        parallel.check(config.training.batch_size, "training.batch_size")
+        parallel.check(t.batch_size, "training.batch_size")
         parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
 
-        splits = prepare_splits(config)
-        model, tokenizer = prepare_model(config, splits.num_labels)
-        train_data = prepare_training_data(config, splits.train, model, tokenizer, parallel.mesh.size)
-        flash = choose_flash(config.model.attention, model, parallel.device, parallel.over_devices)
-        adapted = prepare_adapters(config, model, tokenizer, texts_of(train_data).train_batch)
+        task, splits = load_data(config.data, config.task)
+        model, tokenizer = load_base(m, task, method, config.adapter, max_length=length, seed=config.seed)
+        train_data = training_data(
+            task,
+            splits.train,
+            model,
+            tokenizer,
+            config.data,
+            batch_size=t.batch_size,
+            seed=config.seed,
+            num_devices=parallel.mesh.size,
+        )
+        flash = choose_flash(m.attention, model, parallel.device, parallel.over_devices)
+        adapted = prepare_adapters(
+            config.adapter,
+            method,
+            task,
+            model,
+            seed=config.seed,
+            tokenizer=tokenizer,
+            tokenizer_name=m.tokenizer,
+            batches=_batches(train_data),
+        )
         base_hash = hash_base(adapted.frozen)
     multihost.check_equal(
         {"data": splits.digest, "base": lambda: base_hash, "adapter": lambda: hash_base(adapted.adapters)}
     )
-    objective = Objective(model, adapted.method, splits.num_labels or 0, flash)
-    plan = _plan(config, splits, train_data, adapted)
-    if has_examples(config):
-        find_masks(objective, tokenizer, config.evaluation.examples)  # refuses now, before the run's directory exists
+    objective = Objective(model, adapted.method, task, flash)
+    plan = make_plan(
+        t,
+        config.pruning,
+        batches_per_epoch=train_data.batches_per_epoch,
+        metric=task.metrics[0],
+        method=adapted.method,
+        distributed=config.distributed,
+    )
+    if task.fills_masks and config.evaluation.examples:
+        encode(objective, tokenizer, config.evaluation.examples)  # an error must come before the run's directory exists
+    rows = row_options(config.data)
     return RunSetup(
         config=config,
-        parallel=parallel,
+        directory=RunDirectory.of(config),
+        task=task,
         splits=splits,
         model=model,
         tokenizer=tokenizer,
-        train_data=train_data,
+        method=method,
         adapted=adapted,
+        train_data=train_data,
+        parallel=parallel,
         base_hash=base_hash,
         frozen=parallel.replicate(adapted.frozen),
         objective=objective,
-        judge=Evaluator.build(config, splits, tokenizer, objective, parallel),
+        evaluator=Evaluator.build(
+            config.evaluation, splits, tokenizer, objective, parallel, rows=rows, seed=config.seed
+        ),
         plan=plan,
-        optimizer=prepare_optimizer(config, model, plan.learning_rate),
+        optimizer=make_optimizer(t, method, model, plan.learning_rate),
     )
 
 
 def setup_replica(first: RunSetup, config: RunConfig) -> RunSetup:
-    """The parts of a run that shares data and base with `first`, and trains together with it (`comparison.groups.sweep_key`).
+    """The setup of a run that shares data and base with `first`. Both must have the same `sweep_key`.
 
-    What `config` draws of its own is drawn as for a run alone; the rest is `first`'s.
+    Everything that depends on the run's seed is drawn as if the run trained by itself. The rest is taken from `first`.
 
     Raises:
-        InputError: as `setup_run`, and where the two do not stand on one base.
+        InputError: as `setup_run`, or the two runs have different bases.
     """
-    splits, model = first.splits, first.model
+    t, task, model = config.training, first.task, first.model
+    method = build_method(config.adapter)
     if config.seed != first.config.seed and model.missing:
-        drawn = leaf_paths(prepare_model(config, splits.num_labels)[0].params)
-        leaves = leaf_paths(model.params) | {path: drawn[path] for path in model.missing}
-        model = replace(model, params=nest(leaves))
+        length = config.data.max_length
+        drawn = load_base(config.model, task, method, config.adapter, max_length=length, seed=config.seed)[0]
+        leaves = leaf_paths(drawn.params)
+        missing = {path: leaves[path] for path in model.missing}
+        model = replace(model, params=nest(leaf_paths(model.params) | missing))
     train_data = first.train_data.with_seed(config.seed)
-    adapted = prepare_adapters(config, model, first.tokenizer, texts_of(train_data).train_batch)
+    adapted = prepare_adapters(
+        config.adapter,
+        method,
+        task,
+        model,
+        seed=config.seed,
+        tokenizer=first.tokenizer,
+        tokenizer_name=config.model.tokenizer,
+        batches=_batches(train_data),
+    )
     if hash_base(adapted.frozen) != first.base_hash:
-        raise InputError(f"'{config.run_name}' stands on another base than '{first.config.run_name}'; train it alone")
-    objective, judge = first.objective, first.judge
+        raise InputError(f"'{config.run_name}' has another base than '{first.config.run_name}'; train it by itself")
+    objective, evaluator = first.objective, first.evaluator
     if adapted.method != first.adapted.method:
-        objective = Objective(model, adapted.method, splits.num_labels or 0, first.objective.flash)
-        judge = judge.of(objective)
-    plan = _plan(config, splits, train_data, adapted)
+        objective = Objective(model, adapted.method, task, first.objective.flash)
+        evaluator = evaluator.with_objective(objective)
+    plan = make_plan(
+        t,
+        config.pruning,
+        batches_per_epoch=train_data.batches_per_epoch,
+        metric=task.metrics[0],
+        method=adapted.method,
+        distributed=config.distributed,
+    )
     return replace(
         first,
         config=config,
+        directory=RunDirectory.of(config),
         model=model,
+        method=method,
         train_data=train_data,
         adapted=replace(adapted, frozen=first.adapted.frozen),
         objective=objective,
-        judge=judge,
+        evaluator=evaluator,
         plan=plan,
-        optimizer=prepare_optimizer(config, model, plan.learning_rate),
+        optimizer=make_optimizer(t, method, model, plan.learning_rate),
     )
 
 
-def _plan(config: RunConfig, splits: Splits, train_data: TrainingData, adapted: Adapted) -> Plan:
-    metric = metric_names(config, splits.num_labels)[0]
-    return make_plan(config, train_data.steps_per_epoch, metric, method=adapted.method)
+def make_optimizer(
+    training: TrainingConfig, method: Method | None, model: Model, learning_rate: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
+    """The run's optimizer. `learning_rate` is the schedule of the run's plan."""
+    t, plus = training, None
+    if t.loraplus_lr_ratio:
+        embeddings = frozenset(path for path, site in model.sites().items() if site.kind == "embedding")
+        parameters = method.loraplus if method else ()
+        plus = LoraPlus(t.loraplus_lr_ratio, parameters, t.loraplus_lr_embedding / t.learning_rate, embeddings)
+    return build_optimizer(
+        learning_rate,
+        weight_decay=t.weight_decay,
+        max_grad_norm=t.max_grad_norm,
+        accumulation_steps=t.accumulation_steps,
+        undecayed=method.undecayed if method else (),
+        lora_plus=plus,
+    )
 
 
-def log_setup(parts: RunSetup) -> None:
-    """Say what the run is made of, and what was done that nobody asked for."""
-    config, model, splits, adapted = parts.config, parts.model, parts.splits, parts.adapted
+def state_of(plan: Plan, optimizer: optax.GradientTransformation, adapters: Adapters, rng: jax.Array) -> TrainState:
+    """The state before the first step, not yet placed on devices. It has masks if `plan` prunes, and importance if it allocates."""
+    allocated = plan.allocation is not None
+    return init_state(adapters, optimizer, rng, pruned=plan.pruning is not None and not allocated, allocated=allocated)
+
+
+def log_setup(setup: RunSetup) -> None:
+    """Print the run's model, data, method and devices, and everything that was done without being asked for."""
+    config, model, splits, adapted = setup.config, setup.model, setup.splits, setup.adapted
     log(f"model  {model.source.name}, from {model.source.description}")
     if model.missing:
         modules = sorted({path.rpartition("/")[0].replace("/", ".") for path in model.missing})
@@ -162,18 +260,14 @@ def log_setup(parts: RunSetup) -> None:
     if adapted.method:
         said = ", ".join(f"{name} {value}" for name, value in options(adapted.method))
         where = f"{len(adapted.adapters['sites'])} layers with " if adapted.adapters["sites"] else ""
-        log(f"adapts {where}{method_name(config)}" + (f": {said}" if said else ""))
+        log(
+            f"adapts {where}{method_name(config.adapter, config.pruning, config.model)}" + (f": {said}" if said else "")
+        )
     log(f"device {describe_devices()}")
-    num_truncated = getattr(texts_of(parts.train_data), "num_truncated", 0)
+    num_truncated = getattr(without_packing(setup.train_data), "num_truncated", 0)
     if num_truncated:
         log(f"       {num_truncated} training rows are longer than {config.data.max_length} tokens and were cut")
 
 
-def texts_of(data: TrainingData) -> Any:
-    """The data as it is without packing."""
-    return data.unpacked if isinstance(data, PackedData) else data
-
-
-def has_examples(config: RunConfig) -> bool:
-    """Whether there are sentences to fill in before and after."""
-    return config.task == "masked-lm" and bool(config.evaluation.examples)
+def _batches(train_data: Any) -> Callable[[int], Batch]:
+    return without_packing(train_data).train_batch

@@ -1,7 +1,8 @@
-"""Several runs in one program: those that differ in what the program can read as data, with one copy of base and data.
+"""Train several runs in one program, with one copy of base and data. They may differ only in values that the program reads as data.
 
-Each leaves the files of a run done alone, and can be resumed alone. On a single accelerator a run alone draws its dropout with another
-generator (`training/step.py`): there it sees other dropout than here, where every run must draw as if it were by itself.
+Each run writes the same files as a run by itself, and can be resumed by itself. On a single accelerator, a run by itself draws
+its dropout with another generator (`training/dropout.py`). So it sees other dropout than here, where the dropout of a run must
+not depend on the runs beside it.
 """
 
 from __future__ import annotations
@@ -16,72 +17,84 @@ import jax
 import optax
 
 from jaxpeft.config import RunConfig
-from jaxpeft.config.files import directory_of
 from jaxpeft.errors import InputError
 from jaxpeft.report.console import TrainingBar, log
 from jaxpeft.report.metrics_log import MetricsLog
 from jaxpeft.report.results import Results
 from jaxpeft.runs.compilation_cache import enable_compilation_cache
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.export import finalize
-from jaxpeft.runs.prepare import prepare_optimizer
-from jaxpeft.runs.setup import RunSetup, log_setup, setup_replica, setup_run
-from jaxpeft.runs.train import check_directory, make_directory, restored
-from jaxpeft.training.checkpoint import Checkpoints
+from jaxpeft.runs.setup import RunSetup, log_setup, make_optimizer, setup_replica, setup_run
+from jaxpeft.runs.sweep_key import SweepKey, check_shared_key
+from jaxpeft.runs.train import restored, run_state
+from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.dropout import dropout_key
-from jaxpeft.training.loop import Outcome
+from jaxpeft.training.loop import Outcome, RunState, fit
 from jaxpeft.training.optimizer import learning_rate_schedule
 from jaxpeft.training.preemption import stop_requests
 from jaxpeft.training.step import TrainState
-from jaxpeft.training.sweep import Replicas, make_sweep_step, settings_of, stack, sweep_input_pipeline
+from jaxpeft.training.sweep import STACKED, Replicas, make_sweep_step, settings_of, stack, sweep_input_pipeline
 from jaxpeft.training.throughput import seconds_compiling
-from jaxpeft.training.together import Run, fit_together
 
 _CPU_TOKENS = 256
-"""A CPU has enough to do with a batch of more: side by side, three runs of 16 x 128 tokens took 1.6 s each, one after the other 1.3 s."""
+"""Tokens per batch up to which runs are computed side by side on a CPU.
+
+A larger batch keeps a CPU busy by itself: three runs of 16 x 128 tokens took 1.6 s each side by side, and 1.3 s one after the other.
+"""
 
 
 def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
-    """Train, evaluate and export what `configs` describe, all of one `sweep_key`; return what each measured, or its failure.
+    """Train, evaluate and export the runs of `configs` in one program.
+
+    The runs may differ in name, seed, learning rate, pruning, initialisation and dropout, and for LoRA and HiRA in rank and alpha.
+
+    Returns:
+        for each run its results, or the error that ended it.
 
     Raises:
-        InputError: for what concerns all of them: data, base, a directory that holds another run, or runs at different updates.
-        SystemExit: 128 + signal, after a checkpoint of each, where SIGTERM or Ctrl-C came.
+        InputError: the configurations differ in other keys, which the message names; or an error concerns all runs: in the data
+            or the base, a directory that holds another run, or runs that stopped at different steps.
+        SystemExit: 128 + signal, after SIGTERM or Ctrl-C. Each run has then saved a checkpoint.
     """
+    keys = {config.run_name: SweepKey.of(config) for config in configs}
+    if len(keys) < len(configs):
+        raise InputError("two of these runs have one name; give each its own name")
+    check_shared_key(keys)
     enable_compilation_cache(configs[0].compilation_cache)
     compiled_before = seconds_compiling()
-    directories = [directory_of(config) for config in configs]
-    for config, directory in zip(configs, directories, strict=True):
-        check_directory(config, directory)
+    for config in configs:
+        RunDirectory.of(config).check(config.resolved(), resume=config.resume)
     first = _dense(setup_run(configs[0]))
-    runs = [first, *(setup_replica(first, config) for config in configs[1:])]
+    setups = [first, *(setup_replica(first, config) for config in configs[1:])]
     log_setup(first)
-    log(f"trains {len(runs)} runs together: {', '.join(config.run_name for config in configs)}")
-    for config, directory in zip(configs, directories, strict=True):
-        make_directory(config, directory)
-    checkpoints = [Checkpoints(directory / "checkpoints", first.base_hash) for directory in directories]
-    starts = [restored(parts.config, kept, fresh_state(parts)) for parts, kept in zip(runs, checkpoints, strict=True)]
-    updates = {progress.update for _, progress in starts}
-    if len(updates) > 1:
-        raise InputError(f"these runs stopped at different updates ({sorted(updates)}); resume them apart")
+    log(f"trains {len(setups)} runs together: {', '.join(config.run_name for config in configs)}")
+    for setup in setups:
+        setup.directory.create(setup.config.resolved())
+    checkpoints = [Checkpoints(setup.directory.checkpoints, first.base_hash) for setup in setups]
+    starts = [restored(setup, kept, initial_state(setup)) for setup, kept in zip(setups, checkpoints, strict=True)]
+    steps = {progress.step for _, progress in starts}
+    if len(steps) > 1:
+        raise InputError(f"these runs stopped at different steps ({sorted(steps)}); resume them one by one")
 
     traces: Counter = Counter()
-    replicas, step = assemble(runs, [state for state, _ in starts], traces)
-    source = sweep_input_pipeline([parts.train_data for parts in runs], first.parallel)
-    train_steps: Any = source.train_steps(step, first.plan.passes_per_dispatch)
-    with ExitStack() as stack_of_logs, stop_requests() as requested:
-        entered = [
-            _entered(parts, own, progress, kept, stack_of_logs)
-            for parts, (own, progress), kept in zip(runs, starts, checkpoints, strict=True)
+    replicas, step = assemble(setups, [state for state, _ in starts], traces)
+    pipeline = sweep_input_pipeline([setup.train_data for setup in setups], first.parallel)
+    train_steps: Any = pipeline.train_steps(step, first.plan.micro_steps_per_dispatch)
+    with ExitStack() as logs, stop_requests() as requested:
+        runs = [
+            _entered(setup, state, progress, kept, logs)
+            for setup, (state, progress), kept in zip(setups, starts, checkpoints, strict=True)
         ]
-        with TrainingBar(updates.pop(), first.plan.num_steps) as bar:
-            outcomes = fit_together(
+        with TrainingBar(steps.pop(), first.plan.num_steps) as bar:
+            outcomes = fit(
                 replicas,
                 first.frozen,
-                entered,
-                draw_at=source.draw_at,
+                runs,
+                draw_at=pipeline.draw_at,
                 train_steps=train_steps,
                 bar=bar,
                 stop_requested=requested,
+                holding=STACKED,
             )
     signals = [outcome.signal for outcome in outcomes if isinstance(outcome, Outcome) and outcome.signal]
     if signals:
@@ -89,34 +102,38 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
             kept.close()
         raise SystemExit(128 + signals[0])
     return [
-        _concluded(parts, outcome, kept, traces, compiled_before, len(runs))
-        for parts, outcome, kept in zip(runs, outcomes, checkpoints, strict=True)
+        _finalized(setup, outcome, kept, traces, compiled_before, len(setups))
+        for setup, outcome, kept in zip(setups, outcomes, checkpoints, strict=True)
     ]
 
 
-def _dense(parts: RunSetup) -> RunSetup:
-    """Without flash attention, whose kernels have no axis of runs."""
-    objective = replace(parts.objective, flash=None)
-    return replace(parts, objective=objective, judge=parts.judge.of(objective))
+def _dense(setup: RunSetup) -> RunSetup:
+    """`setup` without flash attention, whose kernels have no axis of runs."""
+    objective = replace(setup.objective, flash=None)
+    return replace(setup, objective=objective, evaluator=setup.evaluator.with_objective(objective))
 
 
-def fresh_state(parts: RunSetup) -> TrainState:
-    """A run's state before its first update, drawing dropout in the one way that many runs can draw it in one program."""
-    return replace(parts.fresh_state(), rng=parts.parallel.replicate(dropout_key(parts.config.seed)))
+def initial_state(setup: RunSetup) -> TrainState:
+    """A run's state before its first step. Its key uses the only generator that can draw for many runs in one program."""
+    return replace(setup.initial_state(), rng=setup.parallel.replicate(dropout_key(setup.config.seed)))
 
 
 def assemble(
-    runs: Sequence[RunSetup], states: Sequence[TrainState], traces: Counter | None = None
+    setups: Sequence[RunSetup], states: Sequence[TrainState], traces: Counter | None = None
 ) -> tuple[Replicas, Any]:
-    """The members that `runs` in their `states` are, and the step that trains them."""
-    first = runs[0]
+    """Stack the runs of `setups` in their `states`, and make the step that trains them.
+
+    Returns:
+        the stacked runs, on all devices, and the jitted step (`make_sweep_step`).
+    """
+    first = setups[0]
     t = first.config.training
-    rates = [parts.config.training.learning_rate for parts in runs]
-    method, settings = settings_of([parts.adapted.method for parts in runs], rates)
+    rates = [setup.config.training.learning_rate for setup in setups]
+    method, settings = settings_of([setup.adapted.method for setup in setups], rates)
 
     def optimizer(learning_rate: jax.Array) -> optax.GradientTransformationExtraArgs:
         schedule = learning_rate_schedule(learning_rate, first.plan.num_steps, t.warmup_steps, t.schedule)
-        return prepare_optimizer(first.config, first.model, schedule)
+        return make_optimizer(t, first.method, first.model, schedule)
 
     objective = first.objective if method == first.adapted.method else replace(first.objective, method=method)
     step = make_sweep_step(
@@ -127,23 +144,21 @@ def assemble(
         max_grad_norm=t.max_grad_norm,
         tokens_side_by_side=_CPU_TOKENS if first.parallel.device.platform == "cpu" else None,
     )
-    # Placed as the program gives them back: settings left where numpy has them would have it compiled a second time.
+    # Placed on the devices like the program's own results. Otherwise the program would be compiled again for its second call.
     return first.parallel.replicate(Replicas(stack(states), settings)), step
 
 
-def _entered(parts: RunSetup, own: TrainState, progress: Any, checkpoints: Checkpoints, logs: ExitStack) -> Run:
-    metrics_log = logs.enter_context(MetricsLog(directory_of(parts.config), progress.update))
+def _entered(
+    setup: RunSetup, state: TrainState, progress: Progress, checkpoints: Checkpoints, logs: ExitStack
+) -> RunState:
+    directory = setup.directory
+    metrics_log = logs.enter_context(MetricsLog(directory.metrics, directory.tensorboard, progress.step))
     logs.enter_context(checkpoints.kept())
-
-    def validate(state: TrainState) -> dict[str, float]:
-        return parts.judge.validate(parts.frozen, state.adapters, state.masks)
-
-    start = None if progress.update else parts.validate_start
-    return Run(parts.plan, progress, own, validate, checkpoints, metrics_log, validate_start=start)
+    return run_state(setup, state, progress, checkpoints, metrics_log)
 
 
-def _concluded(
-    parts: RunSetup,
+def _finalized(
+    setup: RunSetup,
     outcome: Outcome | InputError,
     checkpoints: Checkpoints,
     traces: Counter,
@@ -154,6 +169,6 @@ def _concluded(
         checkpoints.close()
         return outcome
     try:
-        return finalize(parts, outcome, checkpoints, traces, compiled_before=compiled_before, trained_together=number)
+        return finalize(setup, outcome, checkpoints, traces, compiled_before=compiled_before, trained_together=number)
     except InputError as error:
         return error

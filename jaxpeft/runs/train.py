@@ -1,140 +1,127 @@
-"""One run, read top to bottom: data → model → adapters → optimizer → restore → loop → evaluation → export."""
+"""One run, read from top to bottom: set up, restore, train, evaluate and export."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from pathlib import Path
 
 from jaxpeft.config import RunConfig
-from jaxpeft.config.files import differences, directory_of, read_config, resolved, write_config
 from jaxpeft.errors import InputError
 from jaxpeft.report.console import TrainingBar, log, set_quiet
 from jaxpeft.report.metrics_log import MetricsLog
 from jaxpeft.report.results import Results
 from jaxpeft.runs.compilation_cache import enable_compilation_cache
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.export import finalize, show
-from jaxpeft.runs.setup import log_setup, setup_run
+from jaxpeft.runs.setup import RunSetup, log_setup, setup_run
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import Checkpoints, Progress
-from jaxpeft.training.input_pipeline import feed
-from jaxpeft.training.loop import Outcome, fit
+from jaxpeft.training.input_pipeline import make_input_pipeline
+from jaxpeft.training.loop import Log, Outcome, RunState, fit
 from jaxpeft.training.preemption import stop_requests
 from jaxpeft.training.step import TrainState, make_train_step
 from jaxpeft.training.throughput import seconds_compiling
 
 
 def run(config: RunConfig) -> Results:
-    """Train, evaluate and export what `config` describes, in `output_dir/name`; return what was measured.
+    """Train, evaluate and export the run of `config` in `output_dir/name`, and return its results.
 
     Raises:
-        InputError: for whatever in the configuration or its files cannot be done; nothing is overwritten.
-        SystemExit: 128 + signal, after a checkpoint, where SIGTERM or Ctrl-C came.
+        InputError: the configuration or its files are invalid, or the directory holds another run. Nothing is overwritten.
+        SystemExit: 128 + signal, after SIGTERM or Ctrl-C. A checkpoint has then been saved.
     """
-    _start(config)
-    compiled_before = seconds_compiling()
-    directory = directory_of(config)
-    multihost.on_process_0(lambda: check_directory(config, directory))
-    parts = setup_run(config)
-    log_setup(parts)
-    parallel, plan, frozen, judge = parts.parallel, parts.plan, parts.frozen, parts.judge
-
-    multihost.on_process_0(lambda: make_directory(config, directory))
-    multihost.check_shared(directory / "config.yaml")
-    checkpoints = Checkpoints(directory / "checkpoints", parts.base_hash)
-    state, progress = restored(config, checkpoints, parts.fresh_state())
-    if progress.update:
-        log(f"resumed after update {progress.update}")
-
-    traces: Counter = Counter()
-    norm = config.training.max_grad_norm
-    train_step = make_train_step(
-        parts.objective, parts.optimizer, traces, allocation=plan.allocation, max_grad_norm=norm
-    )
-    source = feed(parts.train_data, parallel)
-    with (
-        MetricsLog(directory, progress.update, writes=multihost.is_process_0()) as metrics_log,
-        stop_requests() as requested,
-        TrainingBar(progress.update, plan.num_steps) as bar,
-        checkpoints.kept(),
-    ):
-        outcome = fit(
-            state,
-            frozen,
-            plan,
-            progress=progress,
-            draw_at=source.draw_at,
-            train_steps=source.train_steps(train_step, plan.passes_per_dispatch),
-            validate=lambda state: judge.validate(frozen, state.adapters, state.masks),
-            checkpoints=checkpoints,
-            metrics_log=metrics_log,
-            bar=bar,
-            stop_requested=multihost.any_process(requested, parallel.largest),
-            validate_start=None if progress.update else parts.validate_start,
-        )
-    if outcome.signal:
-        _stop(config, directory, checkpoints, outcome)
-
-    results = finalize(parts, outcome, checkpoints, traces, compiled_before=compiled_before)
-    show(parts, results)
-    return results
-
-
-def _start(config: RunConfig) -> None:
-    """Join the other processes, where there are any, before anything touches a device; and find what earlier runs compiled."""
     if config.distributed:
         log("joining the other hosts; jax gives up after five minutes")
         multihost.start(**vars(config.cluster))
-    multihost.check_started()
-    with multihost.all_or_none():
-        enable_compilation_cache(config.compilation_cache, several_hosts=config.distributed)
-    multihost.check_equal({"configuration": lambda: f"{resolved(config)} {config.resume}"})
-    if not multihost.is_process_0():
-        set_quiet()
+    _start(config.compilation_cache, several_hosts=config.distributed)
+    multihost.check_equal({"configuration": lambda: f"{config.resolved()} {config.resume}"})
+    compiled_before = seconds_compiling()
+    directory = RunDirectory.of(config)
+    multihost.on_process_0(lambda: directory.check(config.resolved(), resume=config.resume))
+    setup = setup_run(config)
+    log_setup(setup)
+    multihost.on_process_0(lambda: directory.create(config.resolved()))
+    multihost.check_shared(directory.config)
 
-
-def check_directory(config: RunConfig, directory: Path) -> None:
-    """Refuse a directory that holds a run already; or, to resume, one that holds none, or one of another configuration.
-
-    Raises:
-        InputError: with the way out.
-    """
-    resume = f"--config {directory}/config.yaml --resume"
-    if not config.resume:
-        if directory.exists() and any(directory.iterdir()):
-            raise InputError(f"'{directory}' already holds a run; continue it with {resume}, or give another --name")
-        return
-    if not (directory / "config.yaml").is_file():
-        raise InputError(
-            f"nothing to resume in '{directory}'; start the run without --resume, or give the --name it had"
+    checkpoints = Checkpoints(directory.checkpoints, setup.base_hash)
+    state, progress = restored(setup, checkpoints, setup.initial_state())
+    if progress.step:
+        log(f"resumed after step {progress.step}")
+    traces: Counter = Counter()
+    train_step = make_train_step(
+        setup.objective,
+        setup.optimizer,
+        traces,
+        allocation=setup.plan.allocation,
+        max_grad_norm=config.training.max_grad_norm,
+    )
+    pipeline = make_input_pipeline(setup.train_data, setup.parallel)
+    with (
+        MetricsLog(
+            directory.metrics, directory.tensorboard, progress.step, writes=multihost.is_process_0()
+        ) as metrics_log,
+        stop_requests() as requested,
+        TrainingBar(progress.step, setup.plan.num_steps) as bar,
+        checkpoints.kept(),
+    ):
+        (outcome,) = fit(
+            state,
+            setup.frozen,
+            [run_state(setup, state, progress, checkpoints, metrics_log)],
+            draw_at=pipeline.draw_at,
+            train_steps=pipeline.train_steps(train_step, setup.plan.micro_steps_per_dispatch),
+            bar=bar,
+            stop_requested=multihost.any_process(requested, setup.parallel.largest),
         )
-    changed = differences(read_config(directory / "config.yaml"), config)
-    if changed:
-        raise InputError(
-            f"'{directory}' was started with another configuration ({'; '.join(changed)}); resume with {resume}"
-        )
+        if isinstance(outcome, InputError):
+            raise outcome
+    if outcome.signal:
+        _stop(setup, checkpoints, outcome)
+
+    results = finalize(setup, outcome, checkpoints, traces, compiled_before=compiled_before)
+    show(setup, results)
+    return results
 
 
-def make_directory(config: RunConfig, directory: Path) -> None:
-    """Make the run's directory, with its configuration."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_config(config, directory / "config.yaml")
+def run_state(
+    setup: RunSetup, state: TrainState, progress: Progress, checkpoints: Checkpoints, metrics_log: Log
+) -> RunState:
+    """The run as the training loop takes it, from `state` and `progress` on."""
+    return RunState(
+        setup.plan,
+        progress,
+        state,
+        validate=lambda state: setup.evaluator.validate(setup.frozen, state.adapters, state.masks),
+        checkpoints=checkpoints,
+        metrics_log=metrics_log,
+        validate_start=None if progress.step else setup.validate_start,
+    )
 
 
-def restored(config: RunConfig, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Progress]:
-    """The newest checkpoint in the shape of `state`; or, where none is asked for or there is none, `state` itself.
+def restored(setup: RunSetup, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Progress]:
+    """The newest checkpoint, shaped like `state`, if the run is resumed and has one. Else `state` itself and no progress.
 
     Raises:
         InputError: as `Checkpoints.restore`.
     """
-    if not config.resume or checkpoints.latest is None:
+    if not setup.config.resume or checkpoints.latest is None:
         return state, Progress()
     return checkpoints.restore(state, checkpoints.latest)
 
 
-def _stop(config: RunConfig, directory: Path, checkpoints: Checkpoints, outcome: Outcome) -> None:
+def _start(compilation_cache: str | None, *, several_hosts: bool) -> None:
+    """Prepare the process before anything touches a device: check the other processes, and enable the compilation cache."""
+    multihost.check_started()
+    with multihost.all_or_none():
+        enable_compilation_cache(compilation_cache, several_hosts=several_hosts)
+    if not multihost.is_process_0():
+        set_quiet()
+
+
+def _stop(setup: RunSetup, checkpoints: Checkpoints, outcome: Outcome) -> None:
     checkpoints.close()
-    log(f"stopped by a signal; update {outcome.progress.update} is saved. Go on with:")
-    log(f"  python train.py --config {directory}/config.yaml --resume{' --distributed' if config.distributed else ''}")
+    log(f"stopped by a signal; step {outcome.progress.step} is saved. Go on with:")
+    distributed = " --distributed" if setup.config.distributed else ""
+    log(f"  python train.py {setup.directory.resume_flags}{distributed}")
     assert outcome.signal is not None
     sys.exit(128 + outcome.signal)

@@ -1,1 +1,32 @@
-"""What is asked of a model."""
+"""The tasks that a model can be trained for: one file per task, with the common interface in `base.py`. Names load no jax."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jaxpeft.registry import Registry
+
+if TYPE_CHECKING:
+    from jaxpeft.tasks.base import Task
+
+TASKS = Registry(
+    "task",
+    {
+        "masked-lm": "jaxpeft.tasks.masked_lm:MaskedLM",
+        "classification": "jaxpeft.tasks.classification:Classification",
+        "regression": "jaxpeft.tasks.regression:Regression",
+    },
+)
+"""Name → class."""
+
+FLAG_VALUES = tuple(name for name in TASKS if name != "regression")
+"""The values of `--task`. A classification turns into a regression if its labels are numbers (`Classification.for_labels`)."""
+
+
+def task_for(name: str, num_labels: int | None = None) -> Task:
+    """The task called `name`, for data with `num_labels` classes (1: numbers; None: no labels).
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    return TASKS[name].for_labels(num_labels)

@@ -1,72 +1,111 @@
-"""Metrics of a task from sums and predictions. scikit-learn and scipy compute what GLUE asks for."""
+"""The metrics: their names, their direction, and their computation. scikit-learn and scipy compute the metrics of GLUE."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-SMALLER_IS_BETTER = ("loss", "perplexity")
-"""Metrics for which smaller is better; every other is better when larger."""
+from jaxpeft.errors import InputError, did_you_mean
 
 
-def masked_lm_metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """`loss` (nats a masked token), `perplexity` = exp(loss) and masked-token `accuracy`, from summed statistics."""
-    loss = sums["loss"] / sums["weight"]
-    perplexity = math.exp(loss) if loss < 700 else math.inf
-    return {"loss": loss, "perplexity": perplexity, "accuracy": sums["correct"] / sums["weight"]}
+@dataclass(frozen=True)
+class Metric:
+    """A metric.
 
-
-def classification_metrics(
-    logits: np.ndarray, labels: np.ndarray, loss: float, names: Sequence[str]
-) -> dict[str, float]:
-    """`loss` and the metrics `names` for logits `[rows, num_labels]` and labels `[rows]`.
-
-    F1 is the positive class's for two labels and the macro mean for more.
+    Attributes:
+        title: its name for readers.
+        larger_is_better: False for losses.
+        function: `(logits [rows, classes], labels [rows]) → value`; None if the task computes it from sums.
+        digits: decimals to show.
     """
-    return {"loss": loss, **{name: float(_METRICS[name](logits, labels)) for name in names}}
+
+    title: str
+    larger_is_better: bool = True
+    function: Callable[[np.ndarray, np.ndarray], Any] | None = None
+    digits: int = 4
+
+    def compute(self, logits: np.ndarray | None, labels: np.ndarray | None) -> float:
+        """The value for `logits: [rows, classes]` and `labels: [rows]`."""
+        assert self.function is not None, f"{self.title} is made of sums"
+        assert logits is not None, f"{self.title} needs logits"
+        assert labels is not None, f"{self.title} needs labels"
+        return float(self.function(logits, labels))
+
+    def in_words(self, value: float) -> str:
+        """The value as text, with `digits` decimals."""
+        return f"{value:,.{self.digits}f}" if self.digits < 4 else f"{value:.{self.digits}f}"
 
 
-def _f1(logits: np.ndarray, labels: np.ndarray) -> float:
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite if that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _f1(logits: np.ndarray, labels: np.ndarray) -> Any:
     from sklearn.metrics import f1_score
 
+    # F1 of the positive class for two labels, and the macro mean for more.
     average = "binary" if logits.shape[1] == 2 else "macro"
     return f1_score(labels, logits.argmax(-1), average=average, zero_division=0.0)
 
 
-def _matthews(logits: np.ndarray, labels: np.ndarray) -> float:
+def _matthews(logits: np.ndarray, labels: np.ndarray) -> Any:
     from sklearn.metrics import matthews_corrcoef
 
     return matthews_corrcoef(labels, logits.argmax(-1))
 
 
-def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+def _accuracy(logits: np.ndarray, labels: np.ndarray) -> Any:
     from sklearn.metrics import accuracy_score
 
     return accuracy_score(labels, logits.argmax(-1))
 
 
-def _pearson(logits: np.ndarray, labels: np.ndarray) -> float:
+def _pearson(logits: np.ndarray, labels: np.ndarray) -> Any:
     from scipy.stats import pearsonr
 
     return 0.0 if _constant(logits[:, 0], labels) else pearsonr(logits[:, 0], labels).statistic
 
 
-def _spearman(logits: np.ndarray, labels: np.ndarray) -> float:
+def _spearman(logits: np.ndarray, labels: np.ndarray) -> Any:
     from scipy.stats import spearmanr
 
     return 0.0 if _constant(logits[:, 0], labels) else spearmanr(logits[:, 0], labels).statistic
 
 
 def _constant(*columns: np.ndarray) -> bool:
-    # Correlation with a constant is not defined; no information is what it means here.
+    # Correlation with a constant is undefined. Here it counts as 0, because constant predictions carry no information.
     return any(np.ptp(column) == 0 for column in columns)
 
 
-_METRICS = {"accuracy": _accuracy, "f1": _f1, "matthews": _matthews, "pearson": _pearson, "spearman": _spearman}
+METRICS: dict[str, Metric] = {
+    "loss": Metric("loss", larger_is_better=False),
+    "perplexity": Metric("perplexity", larger_is_better=False, digits=1),
+    "pseudo_perplexity": Metric("pseudo-perplexity", larger_is_better=False, digits=1),
+    "accuracy": Metric("accuracy", function=_accuracy),
+    "f1": Metric("F1", function=_f1),
+    "matthews": Metric("Matthews correlation", function=_matthews),
+    "pearson": Metric("Pearson correlation", function=_pearson),
+    "spearman": Metric("Spearman correlation", function=_spearman),
+}
+"""Name → metric. A new metric is one line here."""
+
+
+def get_metric(name: str) -> Metric:
+    """The metric called `name`.
+
+    Raises:
+        InputError: there is no such metric.
+    """
+    if name not in METRICS:
+        raise InputError(f"there is no metric '{name}'{did_you_mean(name, METRICS)}; there are {', '.join(METRICS)}")
+    return METRICS[name]
 
 
 def score(metrics: Mapping[str, float], name: str) -> float:
-    """The metric `name` turned so that larger is better."""
-    return -metrics[name] if name in SMALLER_IS_BETTER else metrics[name]
+    """The value of the metric `name`, negated if smaller is better, so that a larger score is always better."""
+    return metrics[name] if get_metric(name).larger_is_better else -metrics[name]

@@ -1,4 +1,4 @@
-"""What a run's dropout draws from: the key that it starts with, and threefry's bits in one piece."""
+"""The random keys of dropout: a run's first key, and threefry's bits as one fused expression."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
 
 GENERATORS = ("threefry2x32", "rbg")
-"""jax's random generators that a run's dropout may draw from."""
+"""jax's random generators that a run may use for dropout."""
 
 
 def dropout_key(seed: int, *, platform: str = "cpu", num_devices: int = 1) -> jax.Array:
-    """A run's key, of the generator that costs least on `num_devices` devices of `platform` ("cpu", "gpu", "tpu").
+    """A run's key, with the cheapest generator for `num_devices` devices of `platform` ("cpu", "gpu", "tpu").
 
-    One accelerator draws with `rbg`, its own instruction. XLA cannot split that one: of several devices each would draw the bits of
-    the whole batch, which on 256 TPU chips multiplies a step's memory by sixteen; threefry it splits. A CPU has no such
-    instruction: 2.41 s a step of DistilBERT (16 × 128) with rbg, and 2.25 s with jax's own threefry.
+    A single accelerator uses `rbg`, which is an instruction of the hardware. XLA cannot split `rbg`: each of several
+    devices would draw the bits of the whole batch, which on 256 TPU chips multiplies a step's memory by sixteen. XLA can
+    split threefry. A CPU has no such instruction: a step of DistilBERT (16 × 128) takes 2.41 s with rbg and 2.25 s with
+    jax's own threefry.
     """
     generator = "rbg" if platform != "cpu" and num_devices == 1 else "threefry2x32"
     return jax.random.fold_in(jax.random.key(seed, impl=generator), 1)
 
 
 def for_drawing(key: jax.Array) -> jax.Array:
-    """`key` as one that draws the same numbers faster, where there is such a way; it is for a compiled step, not for a checkpoint.
+    """`key` with an implementation that draws the same numbers faster, if there is one. For a compiled step, not a checkpoint.
 
-    On a CPU jax computes threefry's twenty rounds in a loop, which writes its state to memory four by four rounds and keeps XLA from
-    fusing it with what the bits are for. Written out, as jax itself does on accelerators, they cost a step of DistilBERT
-    (16 × 128, 2 cores) 6 to 7 % less.
+    On a CPU jax computes threefry's twenty rounds in a loop, which writes its state to memory every four rounds and keeps
+    XLA from fusing the bits with their use. Here the rounds are unrolled, as in jax on accelerators: a step of DistilBERT
+    (16 × 128, 2 cores) takes 6 to 7 % less time.
     """
     if jax.random.key_impl(key) != "threefry2x32":
         return key
@@ -37,10 +38,11 @@ def for_drawing(key: jax.Array) -> jax.Array:
 
 
 def _bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
-    """As `jax.random.bits`, of `width` 8 to 64: dropout asks for 32."""
+    """As `jax.random.bits`, for a `width` of 8 to 64. Dropout uses 32."""
+    # Only the usual case is unrolled: 32 bits, jax's partitionable layout, and a counter that fits into one word.
     if width != 32 or not jax.config.values["jax_threefry_partitionable"] or not 0 < math.prod(shape) < 2**32:
         return jax.random.bits(_jax_key(key), shape, jnp.dtype(f"uint{width}"))
-    # The number of an entry is the counter, in two words; summed from iotas of each axis, which XLA splits over devices.
+    # The counter is an entry's index, in two words. It is a sum of iotas of each axis, because XLA can split those over devices.
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     low = jnp.zeros(shape, jnp.uint32)
     for axis, stride in enumerate(strides):
@@ -87,4 +89,4 @@ _THREEFRY = define_prng_impl(
     name="threefry2x32 written out",
     tag="fry_out",
 )
-"""jax's `threefry2x32`, number for number."""
+"""jax's `threefry2x32`: the same numbers, bit for bit."""

@@ -1,4 +1,4 @@
-"""What training steps are fed: draws made ahead of them on the host, and batches assembled from these inside the program."""
+"""The input of training steps: draws, which the host makes in advance, and batches, which the program assembles from them."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from jaxpeft.training.step import Metrics, TrainState, TrainStep, make_train_ste
 from jaxpeft.trees import Params
 
 Draw = Mapping[str, np.ndarray]
-"""What the host says of one pass: which rows, which masks; or, where the data is not on the devices, the batch itself."""
+"""The random part of a micro-step's batch: which rows, which masks. If the data is not on the devices, the whole batch."""
 
 DEVICE_DATA_LIMIT_BYTES = 2**29
-"""Data up to this size is kept on every device: 134 million tokens."""
+"""Data of at most this size is kept on every device (134 million tokens)."""
 
 TrainSteps = Callable[[TrainState, Params, list[Draw]], tuple[TrainState, Metrics]]
-"""One pass for each draw, in one dispatch; of the metrics the first `len(draws)` entries count."""
+"""Runs one micro-step for each draw, in one dispatch. Only the first `len(draws)` entries of the metrics are valid."""
 
 
 class Data(Protocol):
-    """A training set (`jaxpeft.data`): batches are a pure function of the pass, in one piece or in two."""
+    """A training set (`jaxpeft.data`). A batch is a pure function of the micro-step, made in one piece or in two."""
 
     @property
     def device_data(self) -> Mapping[str, np.ndarray]:
-        """What all batches are made of."""
+        """The arrays from which all batches are made."""
 
-    def draw(self, step: int) -> Draw:
-        """What is chance in the batch of a pass."""
+    def draw(self, micro_step: int) -> Draw:
+        """The random part of the batch of `micro_step`."""
 
     def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
-        """The batch of a draw, in arrays of the namespace `xp`."""
+        """The batch of a draw, in arrays of the namespace `xp` (numpy or jax.numpy)."""
 
-    def train_batch(self, step: int) -> Batch:
-        """The two put together on the host."""
+    def train_batch(self, micro_step: int) -> Batch:
+        """The batch of `micro_step`, made on the host."""
 
 
 @dataclass(frozen=True)
 class InputPipeline:
-    """Where a run's batches come from.
+    """The source of a run's batches.
 
     Attributes:
-        draw_at: pass → draw, on the host.
+        draw_at: micro-step → draw, on the host.
         assemble: `(device_data, draw) → batch`, inside the program.
-        device_data: what all batches are made of, on the devices.
-        place: puts stacked draws, `[passes, …]`, on the devices.
+        device_data: the arrays from which all batches are made, on the devices.
+        place: puts stacked draws, `[micro-steps, …]`, on the devices.
     """
 
     draw_at: Callable[[int], Draw]
@@ -63,7 +63,7 @@ class InputPipeline:
     place: Callable[[Any], Any]
 
     def train_steps(self, step: TrainStep, most: int) -> TrainSteps:
-        """Passes of `step`, up to `most` of them in one dispatch; what is compiled serves any number."""
+        """A function that dispatches up to `most` micro-steps of `step` at once. One compiled program serves any number of them."""
         program = make_train_steps(step, self.assemble)
 
         def run(state: TrainState, frozen: Params, draws: list[Draw]) -> tuple[TrainState, Metrics]:
@@ -74,8 +74,10 @@ class InputPipeline:
         return run
 
 
-def feed(data: Data, parallel: DataParallel, *, limit_bytes: int = DEVICE_DATA_LIMIT_BYTES) -> InputPipeline:
-    """A feed of `data`, which is kept on the devices where it has at most `limit_bytes`; else whole batches are sent."""
+def make_input_pipeline(
+    data: Data, parallel: DataParallel, *, limit_bytes: int = DEVICE_DATA_LIMIT_BYTES
+) -> InputPipeline:
+    """The pipeline of `data`. Data of at most `limit_bytes` is kept on the devices; of larger data, whole batches are sent."""
     device_data = data.device_data
     if not fits(device_data, limit_bytes):
         return InputPipeline(data.train_batch, lambda device_data, batch: batch, {}, partial(parallel.shard, axis=1))
@@ -85,20 +87,20 @@ def feed(data: Data, parallel: DataParallel, *, limit_bytes: int = DEVICE_DATA_L
 
 
 def fits(device_data: Mapping[str, np.ndarray], limit_bytes: int = DEVICE_DATA_LIMIT_BYTES) -> bool:
-    """Whether the data is kept on the devices."""
+    """True if the data is small enough to keep it on the devices."""
     return sum(array.nbytes for array in device_data.values()) <= limit_bytes
 
 
 def in_program(data: Data, parallel: DataParallel) -> Callable[[Any, Any], Batch]:
-    """`(device_data, draw) → batch`, to be traced."""
+    """The function `(device_data, draw) → batch` to trace into a program, with the batch split over the devices."""
     return parallel.split(lambda device_data, draw: data.assemble(device_data, draw, jnp))
 
 
 class Prefetched:
-    """The draws of `passes`, made by a thread up to `depth` ahead of where they are taken: a context manager."""
+    """A context manager with the draws of `micro_steps`. A thread makes up to `depth` of them in advance."""
 
-    def __init__(self, draw_at: Callable[[int], Draw], passes: range, *, depth: int) -> None:
-        self._draw_at, self._left = draw_at, iter(passes)
+    def __init__(self, draw_at: Callable[[int], Draw], micro_steps: range, *, depth: int) -> None:
+        self._draw_at, self._left = draw_at, iter(micro_steps)
         self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draws")
         self._made: deque[Future[Draw]] = deque()
         for _ in range(depth):
@@ -113,7 +115,7 @@ class Prefetched:
         self._maker.shutdown(cancel_futures=True)
 
     def take(self, most: int) -> list[Draw]:
-        """The next draws, at least one and at most `most`, as far as they are of one shape: what one program can do."""
+        """The next draws, at least one and at most `most`. They all have one shape, so that one program can run them."""
         draws = [self._next()]
         while len(draws) < most and self._made and _shapes(self._made[0].result()) == _shapes(draws[0]):
             draws.append(self._next())

@@ -1,105 +1,59 @@
-"""The training loop: passes, pruning, logging, validation, checkpoints, stopping. One call from first update to last.
+"""The training loop: micro-steps, pruning, logging, validation, checkpoints and stop signals, in one call from first to last step.
 
-Passes are dispatched several at a time; between two log points nothing leaves the devices, and one dispatch is queued behind the one
-that runs.
+The loop trains a list of runs that share a program; a run by itself is a list of one. Several micro-steps are dispatched at a
+time. Between two log points nothing leaves the devices, and one dispatch is queued behind the one that runs.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 from jaxpeft.errors import InputError
-from jaxpeft.pruning import Schedule
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import keep_counts, sparsity_of
 from jaxpeft.tasks.metrics import score
 from jaxpeft.training.checkpoint import Checkpoints, Progress
-from jaxpeft.training.input_pipeline import Draw, Prefetched, TrainSteps
+from jaxpeft.training.input_pipeline import Draw, Prefetched
+from jaxpeft.training.plan import Plan
 from jaxpeft.training.step import Metrics, TrainState, allocate_step, prune_step
 from jaxpeft.training.throughput import ThroughputMeter, first_bad_step
 from jaxpeft.trees import Params
 
-S = TypeVar("S")
-
 
 class Log(Protocol):
-    """Where measurements go (`report.log.MetricsLog`)."""
+    """Takes the measurements (`report.metrics_log.MetricsLog`)."""
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Record `metrics` of `split` after update `step`."""
+        """Record `metrics` of `split` after `step`."""
 
 
 class Bar(Protocol):
-    """What shows the progress (`report.terminal.TrainingBar`)."""
+    """Shows the progress (`report.console.TrainingBar`)."""
 
     def advance(self, step: int) -> None:
-        """Show that `step` updates are done."""
+        """Show that `step` steps are done."""
 
     def show(self, step: int, *, loss: float, tokens_per_second: float, seconds_left: float) -> None:
         """Show the figures of a log interval."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """When what happens, in updates. `pruning` is None for a dense adapter, and an `Allocation` for AdaLoRA.
-
-    `patience` None never stops early. `passes_per_dispatch` are run at most by one call, and no more than are done in
-    `seconds_per_dispatch`, as far as is known: until they are, a signal waits. Where several processes train together that must be
-    infinite, for they measure different seconds.
-    """
-
-    num_steps: int
-    accumulation_steps: int
-    log_every_steps: int
-    eval_every_steps: int
-    metric: str
-    learning_rate: Callable[[int], float]
-    pruning: Schedule | Allocation | None = None
-    patience: int | None = None
-    passes_per_dispatch: int = 1
-    seconds_per_dispatch: float = math.inf
-
-    @property
-    def allocation(self) -> Allocation | None:
-        """AdaLoRA's schedule, where there is one."""
-        return self.pruning if isinstance(self.pruning, Allocation) else None
-
-    def next_event(self, step: int) -> int:
-        """The first update after `step` behind which the host has something to do."""
-        following = range(step + 1, self.num_steps)
-        return next((after for after in following if self._is_event(after)), self.num_steps)
-
-    def _is_event(self, step: int) -> bool:
-        due = self.pruning is not None and self.pruning.due(step)
-        return due or step % self.log_every_steps == 0 or step % self.eval_every_steps == 0
-
-    def passes_at_once(self, seconds_per_step: float) -> int:
-        """How many passes to dispatch together where an update takes `seconds_per_step`: one where that is not known and matters."""
-        if math.isinf(self.seconds_per_dispatch):
-            return self.passes_per_dispatch
-        seconds = max(seconds_per_step / self.accumulation_steps, 1e-9)
-        return max(1, min(self.passes_per_dispatch, int(self.seconds_per_dispatch / seconds)))
-
-    def up_to_whole_updates(self, done: int, most: int) -> int:
-        """How many of at most `most` passes to dispatch after `done`: to the end of an update, where a signal is looked for."""
-        size = self.accumulation_steps
-        begun = done % size
-        return min(most, size - begun) if begun or most < size else most // size * size
-
-    def may_be_best(self, step: int) -> bool:
-        """Whether an adapter of update `step` is what was asked for: before its last pruning it is denser."""
-        return self.pruning is None or step >= self.pruning.last_step
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """How training ended: the last state and progress, its speed after the first log interval, and a signal that cut it short."""
+    """The end of a run.
+
+    Attributes:
+        state: the last state.
+        progress: the last progress.
+        tokens_per_second: real tokens per second, as the throughput meter counts them.
+        seconds_per_step: seconds per step, over the same intervals.
+        signal: the number of the signal that stopped the run, or None.
+    """
 
     state: TrainState
     progress: Progress
@@ -108,125 +62,191 @@ class Outcome:
     signal: int | None = None
 
 
+@dataclass
+class RunState:
+    """One run in the loop.
+
+    Attributes:
+        plan: the run's plan.
+        progress: its progress as of the last event.
+        state: its state as of the last event that needed it, shaped as in its checkpoints.
+        validate: state → validation metrics.
+        checkpoints: the run's checkpoints.
+        metrics_log: the run's log of metrics.
+        validate_start: measures the initial adapters. It is called after the first event, so that training need not wait for it.
+        outcome: the end of the run, or the error that ended it; None while it trains.
+    """
+
+    plan: Plan
+    progress: Progress
+    state: TrainState
+    validate: Callable[[TrainState], dict[str, float]]
+    checkpoints: Checkpoints
+    metrics_log: Log
+    validate_start: Callable[[], dict[str, float]] | None = None
+    outcome: Outcome | InputError | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """True if nothing is left to do: the plan is done, patience has run out, or there was an error."""
+        # Patience is checked here, not after a validation, because a run that stopped early must also end at once if resumed.
+        patience = self.plan.patience
+        stopped = bool(patience and self.progress.since_best >= patience)
+        return self.outcome is not None or stopped or self.progress.step >= self.plan.num_steps
+
+
+@dataclass(frozen=True)
+class Holding:
+    """The form in which a program holds the states of its runs: one state (`ALONE`), or several stacked (`training.sweep.STACKED`).
+
+    Attributes:
+        prune: `(held, runs, step) → held` with the masks that are due after `step`.
+        states: `(held, runs) →` the state of each run.
+        has_masks: `held →` whether any of them has masks, which a log line needs.
+    """
+
+    prune: Callable[[Any, Sequence[RunState], int], Any]
+    states: Callable[[Any, Sequence[RunState]], list[TrainState]]
+    has_masks: Callable[[Any], bool]
+
+
 def fit(
-    state: TrainState,
+    held: Any,
     frozen: Params,
-    plan: Plan,
+    runs: Sequence[RunState],
     *,
-    progress: Progress,
     draw_at: Callable[[int], Draw],
-    train_steps: TrainSteps,
-    validate: Callable[[TrainState], dict[str, float]],
-    checkpoints: Checkpoints,
-    metrics_log: Log,
+    train_steps: Callable[[Any, Params, list[Draw]], tuple[Any, Metrics]],
     bar: Bar,
     stop_requested: Callable[[], int | None],
-    validate_start: Callable[[], dict[str, float]] | None = None,
-) -> Outcome:
-    """Train from `progress.update` to the plan's end, or to an early stop, or to a signal (with a checkpoint).
+    holding: Holding | None = None,
+) -> list[Outcome | InputError]:
+    """Train all `runs` to their ends or, if a stop signal comes, to that signal with a checkpoint of each run.
 
-    `draw_at` is a pure function of the pass, so that a resumed run sees the batches it would have seen. `validate_start` measures what the
-    run started from: after the first log interval, as training need not wait for it.
+    If the loss of a run is not finite, the run ends with an error and saves nothing more, and the other runs continue. They
+    also continue if a run stops early. The program still computes a run that has ended, but its results are ignored.
 
-    Raises:
-        InputError: for a loss that is not finite, with its step; nothing is saved after it.
+    Args:
+        held: the states of the runs, in the form of `holding`; donated.
+        frozen: the base's parameters.
+        runs: the runs, all at the same step.
+        draw_at: micro-step → draw, a pure function, so that a resumed run sees the same batches as without the interruption.
+        train_steps: dispatches one micro-step for each draw.
+        bar: shows the progress.
+        stop_requested: returns the number of a stop signal, or None.
+        holding: the form of `held`; None: `ALONE`.
+
+    Returns:
+        for each run its `Outcome`, with `signal` set after a stop signal, or the error that ended it.
     """
-    meter, size = ThroughputMeter(progress.update), plan.accumulation_steps
-    started, seconds_before = time.monotonic(), progress.seconds
-    passes, step, number = range(progress.update * size, plan.num_steps * size), progress.update, None
-    with Prefetched(draw_at, passes, depth=2 * plan.passes_per_dispatch) as feed:
-        # Patience is asked for here, not after a validation: a run that has stopped early and is resumed has nothing left to do.
-        while step < plan.num_steps and not (plan.patience and progress.since_best >= plan.patience):
-            state, step, number = train_until(
-                plan.next_event(step),
-                state,
+    holding = holding or ALONE
+    plan, step = runs[0].plan, runs[0].progress.step
+    assert {run.progress.step for run in runs} == {step}, "runs that train together are at the same step"
+    meter, size, started = ThroughputMeter(step), plan.accumulation_steps, time.monotonic()
+    before = [run.progress.seconds for run in runs]
+    micro_steps, depth = range(step * size, plan.num_steps * size), 2 * plan.micro_steps_per_dispatch
+    with Prefetched(draw_at, micro_steps, depth=depth) as prefetched:
+        while step < plan.num_steps and not all(run.has_ended for run in runs):
+            held, step, signal = train_until(
+                min(run.plan.next_event(step) for run in runs),
+                held,
                 frozen,
                 plan,
                 step=step,
-                feed=feed,
+                prefetched=prefetched,
                 train_steps=train_steps,
                 meter=meter,
                 bar=bar,
                 stop_requested=stop_requested,
             )
-            if plan.pruning and plan.pruning.due(step):
-                state = _pruned(state, plan.pruning, step)
-            last = step == plan.num_steps
-            if step % plan.log_every_steps == 0 or last or number:
-                _report(state, step, plan, metrics_log, bar, meter)
-            if validate_start and not number:  # after a signal there is no time for it
-                paused = time.monotonic()
-                metrics_log.write(0, "validation", validate_start())
-                validate_start = None
-                meter.leave_out(time.monotonic() - paused)
-            progress = replace(progress, update=step, seconds=seconds_before + time.monotonic() - started)
-            if step % plan.eval_every_steps == 0 or last:
-                _require_finite(meter, step, plan)
-                paused = time.monotonic()
-                progress = validated(state, progress, plan, validate, checkpoints, metrics_log)
-                meter.leave_out(time.monotonic() - paused)
-            elif number:
-                checkpoints.save(state, progress)
-            if number:
+            held = holding.prune(held, runs, step)
+            ends = step == plan.num_steps or bool(signal)
+            logs, validates = plan.logs_at(step) or ends, plan.validates_at(step) or step == plan.num_steps
+            if logs or validates:
+                _end_what_is_not_finite(runs, meter, step)
+            # Of a state, a log line needs only the masks.
+            if validates or ends or holding.has_masks(held):
+                _take_states(runs, holding.states(held, runs))
+            if logs:
+                _report(runs, meter, step, bar)
+            paused = time.monotonic()
+            if not signal:  # after a signal the process must end soon
+                _validate_starts(runs)
+            for run, seconds in zip(runs, before, strict=True):
+                if not run.has_ended:
+                    run.progress = replace(run.progress, step=step, seconds=seconds + time.monotonic() - started)
+                    _save(run, validates, signal)
+                    if signal or run.has_ended:
+                        run.outcome = Outcome(run.state, run.progress, 0.0, 0.0, signal)
+            meter.leave_out(time.monotonic() - paused)
+            if signal:
                 break
-    return Outcome(state, progress, float(meter.tokens_per_second), meter.mean_seconds_per_step, number)
+    speeds = np.broadcast_to(meter.tokens_per_second, len(runs))
+    return [_ended(run, float(speed), meter) for run, speed in zip(runs, speeds, strict=True)]
 
 
 def train_until(
     until: int,
-    state: S,
+    held: Any,
     frozen: Params,
     plan: Plan,
     *,
     step: int,
-    feed: Prefetched,
-    train_steps: Callable[[S, Params, list[Draw]], tuple[S, Metrics]],
+    prefetched: Prefetched,
+    train_steps: Callable[[Any, Params, list[Draw]], tuple[Any, Metrics]],
     meter: ThroughputMeter,
     bar: Bar,
     stop_requested: Callable[[], int | None],
-) -> tuple[S, int, int | None]:
-    """Dispatch the passes that lead from update `step` to update `until`, or to a signal.
+) -> tuple[Any, int, int | None]:
+    """Dispatch the micro-steps from `step` to the step `until`, or fewer if a stop signal comes.
 
     Returns:
-        the state, the update that was reached, and the signal's number, or None.
+        the states, the step reached, and the number of the signal or None.
     """
-    done, size, number = step * plan.accumulation_steps, plan.accumulation_steps, None
-    while done < until * size and not number:
-        most = plan.up_to_whole_updates(done, plan.passes_at_once(meter.seconds_per_step))
-        draws = feed.take(min(until * size - done, most))
-        state, metrics = train_steps(state, frozen, draws)
+    done, size, signal = step * plan.accumulation_steps, plan.accumulation_steps, None
+    while done < until * size and not signal:
+        most = plan.up_to_whole_steps(done, plan.micro_steps_at_once(meter.seconds_per_step))
+        draws = prefetched.take(min(until * size - done, most))
+        held, metrics = train_steps(held, frozen, draws)
         meter.add(metrics, len(draws))
         done += len(draws)
         if done % size == 0:
             step = done // size
             bar.advance(step)
-            number = stop_requested()
-    return state, step, number
+            signal = stop_requested()
+    return held, step, signal
 
 
-def _pruned(state: TrainState, schedule: Schedule | Allocation, step: int) -> TrainState:
+def _prune_alone(state: TrainState, runs: Sequence[RunState], step: int) -> TrainState:
+    (run,) = runs
+    schedule = run.plan.pruning
+    if schedule is None or not schedule.due(step):
+        return state
     sites = state.adapters["sites"]
     if isinstance(schedule, Allocation):
         return allocate_step(state, schedule.budget_at(step, len(sites)), step == schedule.last_step)
-    return prune_step(state, keep_counts(sites, schedule.sparsity_at(step)))
+    return prune_step(state, keep_counts(sites, schedule.sparsity_at(step)), criterion=run.plan.criterion)
 
 
-def _report(state: TrainState, step: int, plan: Plan, metrics_log: Log, bar: Bar, meter: ThroughputMeter) -> None:
-    _require_finite(meter, step, plan)
-    metrics = {name: float(value) for name, value in meter.flush(step).items()}
-    metrics_log.write(step, "train", {**metrics, **figures_of(state, step, plan)})
-    left = (plan.num_steps - step) * meter.seconds_per_step
-    bar.show(step, loss=metrics["loss"], tokens_per_second=metrics["tokens_per_second"], seconds_left=left)
+ALONE = Holding(prune=_prune_alone, states=lambda state, runs: [state], has_masks=lambda state: bool(state.masks))
+"""The form for a single run: its state itself."""
 
 
-def figures_of(state: TrainState, step: int, plan: Plan) -> dict[str, float]:
-    """What a log line says of update `step` besides the passes' metrics: sparsity, where there are masks, and learning rate."""
-    sparsity = {"sparsity": sparsity_of(state.masks)} if state.masks else {}
-    return {**sparsity, "learning_rate": float(plan.learning_rate(step - 1))}
+def _take_states(runs: Sequence[RunState], states: Sequence[TrainState]) -> None:
+    for run, state in zip(runs, states, strict=True):
+        if not run.has_ended:
+            run.state = state
 
 
-def not_finite(losses: np.ndarray, step: int, plan: Plan) -> InputError | None:
-    """The error that ends a run whose `losses: [passes]` up to update `step` are not all finite; None where they are."""
+def _end_what_is_not_finite(runs: Sequence[RunState], meter: ThroughputMeter, step: int) -> None:
+    losses = meter.pending().get("loss")
+    for i, run in enumerate(runs):
+        if losses is not None and not run.has_ended:
+            run.outcome = _not_finite(losses.reshape(len(losses), -1)[:, i], step, run.plan)
+
+
+def _not_finite(losses: np.ndarray, step: int, plan: Plan) -> InputError | None:
+    """The error of a run whose `losses: [micro-steps]`, the last of `step`, are not all finite; None if they are."""
     bad = first_bad_step(losses, step, plan.accumulation_steps)
     if bad is None:
         return None
@@ -236,29 +256,57 @@ def not_finite(losses: np.ndarray, step: int, plan: Plan) -> InputError | None:
     )
 
 
-def _require_finite(meter: ThroughputMeter, step: int, plan: Plan) -> None:
-    """Refuse to go on, and so to save, after a loss that is not finite."""
-    if (losses := meter.pending().get("loss")) is not None and (error := not_finite(losses, step, plan)):
-        raise error
+def _report(runs: Sequence[RunState], meter: ThroughputMeter, step: int, bar: Bar) -> None:
+    means = {name: np.reshape(values, -1) for name, values in meter.flush(step).items()}
+    for i, run in enumerate(runs):
+        if not run.has_ended:
+            own = {name: float(values[i]) for name, values in means.items()}
+            run.metrics_log.write(step, "train", {**own, **_figures(run, step)})
+    going = [i for i, run in enumerate(runs) if not run.has_ended]
+    if going:
+        left = (runs[0].plan.num_steps - step) * meter.seconds_per_step
+        speed = float(means["tokens_per_second"].sum())
+        bar.show(step, loss=float(means["loss"][going].mean()), tokens_per_second=speed, seconds_left=left)
 
 
-def validated(
-    state: TrainState,
-    progress: Progress,
-    plan: Plan,
-    validate: Callable[[TrainState], dict[str, float]],
-    checkpoints: Checkpoints,
-    metrics_log: Log,
-) -> Progress:
-    """Validate, save, and note whether this is the best adapter so far."""
-    metrics = validate(state)
-    metrics_log.write(progress.update, "validation", metrics)
+def _figures(run: RunState, step: int) -> dict[str, float]:
+    """The figures of a log line besides the metrics of micro-steps: the learning rate and, if there are masks, the sparsity."""
+    sparsity = {"sparsity": sparsity_of(run.state.masks)} if run.state.masks else {}
+    return {**sparsity, "learning_rate": float(run.plan.learning_rate(step - 1))}
+
+
+def _validate_starts(runs: Sequence[RunState]) -> None:
+    for run in runs:
+        if run.validate_start and not run.has_ended:
+            run.metrics_log.write(0, "validation", run.validate_start())
+        run.validate_start = None
+
+
+def _save(run: RunState, validates: bool, signal: int | None) -> None:
+    if validates:
+        run.progress = _validated(run)
+    elif signal:
+        run.checkpoints.save(run.state, run.progress)
+
+
+def _validated(run: RunState) -> Progress:
+    """Validate and save the run, and return its progress, which names the best adapter so far."""
+    progress, plan = run.progress, run.plan
+    metrics = run.validate(run.state)
+    run.metrics_log.write(progress.step, "validation", metrics)
     value = score(metrics, plan.metric)
-    if plan.may_be_best(progress.update):
-        # Larger than nothing is every number, but not NaN: the correlation of constant predictions.
+    if plan.may_be_best(progress.step):
+        # Every number is better than no score. NaN is not, because it compares as false.
         if value > (-math.inf if progress.best_score is None else progress.best_score):
-            progress = replace(progress, best_update=progress.update, best_score=value, since_best=0)
+            progress = replace(progress, best_step=progress.step, best_score=value, since_best=0)
         else:
             progress = replace(progress, since_best=progress.since_best + 1)
-    checkpoints.save(state, progress)
+    run.checkpoints.save(run.state, progress)
     return progress
+
+
+def _ended(run: RunState, tokens_per_second: float, meter: ThroughputMeter) -> Outcome | InputError:
+    if isinstance(run.outcome, InputError):
+        return run.outcome
+    outcome = run.outcome or Outcome(run.state, run.progress, 0.0, 0.0)  # a resumed run may have had nothing left to do
+    return replace(outcome, tokens_per_second=tokens_per_second, seconds_per_step=meter.mean_seconds_per_step)

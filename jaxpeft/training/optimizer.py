@@ -1,13 +1,14 @@
 """The optimizer: AdamW with warm-up, clipping, accumulation and masked updates, all of it optax.
 
-It is given the adapters alone. What is frozen is not differentiated, so no update of it can exist; what is pruned is held
-at zero by the last link of the chain, after moments and weight decay have had their say.
+It sees only the adapters. Frozen parameters are not differentiated, so they have no updates. The last link of the chain holds
+pruned entries at zero, after moments and weight decay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import jax
@@ -20,8 +21,11 @@ from jaxpeft.trees import Adapters, Layers
 def learning_rate_schedule(
     peak: float | jax.Array, num_steps: int, warmup_steps: int, decay: Literal["linear", "cosine", "constant"]
 ) -> optax.Schedule:
-    """Linear warm-up from 0 to `peak`, which may be traced, then `decay` to 0 at `num_steps` (or no decay): update → learning rate."""
-    rest, highest = max(num_steps - warmup_steps, 1), cast(float, peak)  # optax's types know numbers alone
+    """The learning rate by step: linear warm-up from 0 to `peak`, then `decay` to 0 at `num_steps` (or no decay).
+
+    `peak` may be a traced array, so that one program serves replicas with different rates.
+    """
+    rest, highest = max(num_steps - warmup_steps, 1), cast(float, peak)  # optax declares its rates as float only
     after = {
         "linear": optax.linear_schedule(highest, 0.0, rest),
         "cosine": optax.cosine_decay_schedule(highest, rest),
@@ -30,14 +34,25 @@ def learning_rate_schedule(
     return optax.join_schedules([optax.linear_schedule(0.0, highest, max(warmup_steps, 1)), after], [warmup_steps])
 
 
+# Flax's names for the biases of all layers and for the scales of layer norms. Fully trained parameters have Flax's names only.
+_UNDECAYED_MODULES = ("bias", "scale")
+
+
 @dataclass(frozen=True)
 class LoraPlus:
     """LoRA+ (Hayou et al. 2024, arXiv 2402.12354): factors on the learning rate, grouped as PEFT's `create_loraplus_optimizer` does.
 
-    `ratio` for every vector and every B, but `embedding` for the matrices at the layers `embeddings`; 1 for all else.
+    Attributes:
+        ratio: the factor for every vector, and for the matrices `parameters` of the sites.
+        parameters: names of these matrices (`Method.loraplus`).
+        embedding: the factor for the matrices of the sites `embeddings`.
+        embeddings: layer paths of the adapted embeddings.
+
+    The factor is 1 for every other parameter.
     """
 
     ratio: float
+    parameters: Collection[str]
     embedding: float = 1.0
     embeddings: frozenset[str] = frozenset()
 
@@ -46,11 +61,11 @@ class LoraPlus:
 
         def factor(path: tuple, leaf: jax.Array) -> float:
             group, layer, name = (key.key for key in path)
-            if leaf.ndim == 1:  # a magnitude too, also an embedding's
+            if leaf.ndim == 1:  # PEFT's rule: every vector, also the magnitude of an embedding
                 return self.ratio
             if group == "sites" and layer in self.embeddings:
                 return self.embedding
-            return self.ratio if group == "sites" and name == "b" else 1.0
+            return self.ratio if group == "sites" and name in self.parameters else 1.0
 
         return jax.tree_util.tree_map_with_path(factor, adapters)
 
@@ -61,20 +76,22 @@ def build_optimizer(
     weight_decay: float,
     max_grad_norm: float,
     accumulation_steps: int = 1,
+    undecayed: Collection[str] = (),
     lora_plus: LoraPlus | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW over `adapters`; its `update` takes the pruning masks as `masks=` (bool, True = keep; {} is dense).
 
     Args:
-        schedule: update → learning rate.
-        weight_decay: decoupled; biases and norms are spared (`optax.masked`'s mask).
+        schedule: step → learning rate.
+        weight_decay: decoupled; it spares biases and norms (`decayed`).
         max_grad_norm: global norm to clip to; 0 leaves gradients as they are.
-        accumulation_steps: passes whose gradients are averaged into one update.
+        accumulation_steps: micro-steps whose gradients are averaged into one step.
+        undecayed: names of the parameters at the sites that weight decay spares (`Method.undecayed`).
         lora_plus: factors on the learning rate; None is one rate for all.
     """
     chain = optax.chain(
         optax.clip_by_global_norm(max_grad_norm) if max_grad_norm else optax.identity(),
-        optax.adamw(schedule, weight_decay=weight_decay, mask=decayed),
+        optax.adamw(schedule, weight_decay=weight_decay, mask=partial(decayed, undecayed=undecayed)),
         _scale_leaves(lora_plus.factors) if lora_plus else optax.identity(),
         hold_pruned_at_zero(),
     )
@@ -84,18 +101,21 @@ def build_optimizer(
 
 
 def _scale_leaves(factors: Callable[[Adapters], Any]) -> optax.GradientTransformation:
-    """Multiply every update, AdamW's decay included, by its leaf's factor: a learning rate of its own."""
+    """Multiply every update, AdamW's decay included, by its leaf's factor, which gives the leaf its own learning rate."""
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, factor: factor * u, updates, factors(updates)))
 
 
-def decayed(adapters: Adapters) -> Any:
-    """Bool tree like `adapters`: True where weight decay applies."""
-    spared = ("bias", "scale")
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in spared, adapters)
+def decayed(adapters: Adapters, *, undecayed: Collection[str] = ()) -> Any:
+    """Bool tree like `adapters`: True for every leaf to which weight decay applies.
+
+    It spares the parameters at the sites that are named in `undecayed`, and the biases and norms among the fully trained parameters.
+    """
+    spared = {"sites": undecayed, "modules": _UNDECAYED_MODULES}
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in spared[path[0].key], adapters)
 
 
 def hold_pruned_at_zero() -> optax.GradientTransformationExtraArgs:
-    """Project every update onto the masks: a pruned entry goes to zero and stays, whatever momentum and decay say.
+    """Project every update onto the masks: a pruned entry goes to zero and stays there, despite momentum and decay.
 
     Masks are an argument of `update`, not part of the optimizer's state: the schedule that makes them lives outside.
     """

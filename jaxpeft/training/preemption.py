@@ -1,4 +1,4 @@
-"""Stopping in good order: a preempted machine sends SIGTERM and a person presses Ctrl-C; neither may lose the run."""
+"""Stop cleanly on SIGTERM (sent when a machine is preempted) and on Ctrl-C, so that the run is not lost."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _GRACE_SECONDS = 1.0
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], int | None]]:
-    """Yield a function that says whether SIGTERM or SIGINT has come: its number, or None. One that comes later acts as usual.
+    """Yield a function that returns the number of the first SIGTERM or SIGINT received, or None.
 
-    Not one within a second: schedulers send SIGTERM to every process of a job, and a parent that passes its own on sends another.
+    A later signal acts as usual, except within a second of the first: schedulers send SIGTERM to every process of a job,
+    and a parent that forwards its own sends another one.
     """
     received: list[int] = []
     first = 0.0
@@ -26,6 +27,7 @@ def stop_requests() -> Iterator[Callable[[], int | None]]:
         if not received:
             first = time.monotonic()
         elif time.monotonic() - first > _GRACE_SECONDS:
+            # Hand over to the handler from before, such as Python's own for Ctrl-C.
             signal.signal(number, previous[number])
             signal.raise_signal(number)
             return
@@ -34,7 +36,7 @@ def stop_requests() -> Iterator[Callable[[], int | None]]:
     try:
         for number in (int(signal.SIGTERM), int(signal.SIGINT)):
             previous[number] = signal.signal(number, handle)
-    except ValueError:  # not the main thread: someone else's program handles its signals
+    except ValueError:  # not in the main thread: the program that called us handles the signals
         pass
     try:
         yield lambda: received[0] if received else None

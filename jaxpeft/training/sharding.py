@@ -1,4 +1,4 @@
-"""The only mesh: batches are split over all devices of all processes, everything else is on each of them."""
+"""The only mesh: batches are split over all devices of all processes, and everything else is replicated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxpeft.errors import InputError
 class DataParallel:
     """Placement of arrays on a mesh with one axis, "data".
 
-    Where it spans several processes, each of them gives the whole of every array, the same, and places what its own devices hold.
+    If the mesh spans several processes, each process passes the same whole arrays and places the parts of its own devices.
     """
 
     mesh: jax.sharding.Mesh
@@ -33,10 +33,11 @@ class DataParallel:
         return _put(batch, NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "data")))
 
     def split(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        """`make`, a traced function of replicated arrays that returns a batch, split over the devices: each makes all and keeps its share.
+        """Split the batch that `make` returns over the devices. `make` is a traced function of replicated arrays.
 
-        Left to itself, the compiler splits what a batch is made of and sends its parts between the devices. They are whole numbers, a
-        row's tokens and masks: to make them all is next to nothing.
+        Each device makes the whole batch and keeps its share. By itself the compiler would split the inputs of the batch
+        and send parts of them between devices, although making the whole batch (integers: tokens and masks) costs next to
+        nothing.
         """
         number = self.mesh.size
         if number == 1:
@@ -53,30 +54,30 @@ class DataParallel:
         return jax.shard_map(share, mesh=self.mesh, in_specs=whole, out_specs=split, check_vma=False)
 
     def over_devices(self, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        """`function` of arrays split by rows, run by each device on its own: for kernels that the compiler cannot split."""
+        """Run `function` on each device for its own rows of the arrays. For kernels that the compiler cannot split."""
         rows = PartitionSpec("data")
         return jax.shard_map(function, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
     @property
     def device(self) -> Any:
-        """One of the devices, which are alike."""
+        """One of the devices, which are all of one kind."""
         return self.mesh.devices.flat[0]
 
     def fetch(self, array: jax.Array) -> np.ndarray:
-        """The whole of an array, also of one that is split over processes, in the memory of each."""
-        # Of a single process's array it is np.asarray.
+        """The whole array in the memory of each process, even if it is split over processes."""
+        # With a single process this is np.asarray.
         return multihost_utils.process_allgather(array, tiled=True)
 
     def local(self, tree: Any) -> Any:
-        """A replicated tree for what one process does alone: itself, or, where there are several, its values on the host."""
+        """A replicated tree for use by one process on its own: unchanged or, with several processes, copied to the host."""
         return jax.device_get(tree) if self.mesh.is_multi_process else tree
 
     def largest(self, value: int) -> jax.Array:
-        """The largest of the processes' values, int32, on all devices; the one thing in which processes may differ."""
+        """The largest `value` of all processes, int32, on all devices. Processes may differ in no other argument."""
         return _largest(self.shard(np.full(self.mesh.size, value, np.int32)))
 
     def replicated_shapes(self, tree: Any) -> Any:
-        """`tree` of `jax.ShapeDtypeStruct`s, placed as `replicate` places arrays: to compile for devices that are not here."""
+        """`tree` of `jax.ShapeDtypeStruct`s, placed as `replicate` places arrays, to compile for devices that are absent."""
         return _placed(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def split_shapes(self, batch: Any, *, axis: int = 0) -> Any:
@@ -84,28 +85,28 @@ class DataParallel:
         return _placed(batch, NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "data")))
 
     def check(self, batch_size: int, flag: str) -> None:
-        """Raise InputError where `batch_size` rows cannot be split evenly."""
+        """Raise InputError if `batch_size` rows (the value of `flag`) cannot be split evenly over the devices."""
         if batch_size % self.mesh.size:
             nearest = max(batch_size // self.mesh.size, 1) * self.mesh.size
             raise InputError(f"{flag} {batch_size} cannot be split over {self.mesh.size} devices; {nearest} can")
 
 
 def data_parallel(devices: Sequence[Any] | None = None) -> DataParallel:
-    """A mesh over `devices`; by default all of all processes."""
+    """A mesh over `devices`, by default all devices of all processes."""
     devices = jax.devices() if devices is None else devices
-    # Not jax's default of explicit axes: Flax BERT raises ShardingTypeError under them.
+    # Auto, not jax's default of explicit axes, under which Flax BERT raises ShardingTypeError.
     return DataParallel(jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices))
 
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-    # Not device_put: before it copies, it compares what all processes give, by sending all of it.
+    # Not device_put: before it copies, it sends the whole arrays between the processes to compare them.
     return jax.tree.map(lambda leaf: _put_local(leaf, sharding), tree)
 
 
 def _put_local(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # on all devices already
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # it is on all devices already
         return jax.device_put(leaf, sharding)
     if sharding.is_fully_replicated:
         return jax.make_array_from_callback(np.shape(leaf), sharding, lambda _: leaf)

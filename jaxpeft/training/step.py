@@ -1,10 +1,11 @@
-"""The jit-compiled steps: train, evaluate, prune. Frozen weights are an argument, never a closure; the state is donated."""
+"""The jit-compiled steps: train, evaluate, prune, allocate. Frozen weights are an argument, never a closure; the state is donated."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,21 +14,28 @@ import optax
 from flax import struct
 
 from jaxpeft.pruning.allocation import Allocation, Importance, fresh_importance, keep_important, update_importance
-from jaxpeft.pruning.masks import apply_masks, magnitude_masks
+from jaxpeft.pruning.masks import apply_masks, tighten
+from jaxpeft.pruning.scores import Criterion, magnitude
+from jaxpeft.tasks.base import Batch
 from jaxpeft.training.dropout import for_drawing
-from jaxpeft.training.objective import Batch, Objective
+from jaxpeft.training.objective import Objective
 from jaxpeft.trees import Adapters, Layers, Params
 
 
 @struct.dataclass
 class TrainState:
-    """All that changes in training, and all that a checkpoint holds.
+    """All arrays that change in training. A checkpoint holds exactly these.
 
-    `step` counts passes (an update takes `accumulation_steps` of them); `masks` is {} or bool, True = keep; `rng` is the
-    run's typed key, from which every pass folds its own; `importance` is {} but where ranks are allocated (AdaLoRA).
+    Attributes:
+        micro_step: micro-steps done; a step takes `accumulation_steps` of them.
+        adapters: all trained parameters.
+        masks: {} or bool, True = keep.
+        opt_state: the optimizer's state.
+        rng: the run's typed key. Every micro-step folds its own key from it.
+        importance: {} unless ranks are allocated (AdaLoRA).
     """
 
-    step: jax.Array
+    micro_step: jax.Array
     adapters: Adapters
     masks: Layers
     opt_state: Any
@@ -47,10 +55,11 @@ def init_state(
     pruned: bool,
     allocated: bool = False,
 ) -> TrainState:
-    """The state before the first step; with `pruned`, masks that keep everything, so that pruning does not recompile.
+    """The state before the first step.
 
-    With `allocated` (AdaLoRA) the masks are over its triplets alone, and there is the importance that they are chosen by. The state
-    holds copies: a step is donated it and consumes it, and `adapters` and `rng` stay the caller's.
+    With `pruned` it has masks that keep everything, so that the first pruning does not recompile the step. With `allocated`
+    (AdaLoRA) it has masks only for the triplets, and the importance that chooses them. The state holds copies of `adapters` and
+    `rng`, because a step consumes its state (donation), and the caller may still need them.
     """
     adapters, rng = jax.tree.map(jnp.copy, (adapters, rng))
     masked = {path: {"e": site["e"]} for path, site in adapters["sites"].items()} if allocated else adapters["sites"]
@@ -70,21 +79,22 @@ def make_train_step(
     """Return the jitted `(state, frozen, batch) → (state, {"loss", "grad_norm", "tokens"})`; `state` is donated.
 
     Args:
-        objective: what is minimised. Its method's penalty is part of the loss that is minimised and reported, as in PEFT.
-        optimizer: what makes the updates.
-        traces: counts one for each batch shape that is compiled, keyed by the shape of `input_ids`.
-        allocation: the schedule that the state's importance is kept for, where there is one.
-        max_grad_norm: the norm that the optimizer clips to (0: it does not), for the importance is of the clipped gradients.
+        objective: the loss to minimise. It includes the method's penalty, and is reported with it, as in PEFT.
+        optimizer: the optimizer of the adapters.
+        traces: counts the compiled programs by the shape of `input_ids`.
+        allocation: AdaLoRA's schedule. If it is given, the state's importance is updated.
+        max_grad_norm: the norm to which the optimizer clips (0: no clipping), because the importance is computed from the clipped
+            gradients.
     """
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         count_trace(traces, batch)
-        return train_pass(objective, optimizer, state, frozen, batch, allocation, max_grad_norm)
+        return micro_step(objective, optimizer, state, frozen, batch, allocation, max_grad_norm)
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def train_pass(
+def micro_step(
     objective: Objective,
     optimizer: optax.GradientTransformationExtraArgs,
     state: TrainState,
@@ -93,8 +103,8 @@ def train_pass(
     allocation: Allocation | None = None,
     max_grad_norm: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
-    """One pass, as `make_train_step` compiles it: loss, gradients of what trains, update."""
-    dropout_rng = for_drawing(jax.random.fold_in(state.rng, state.step))
+    """One micro-step, as `make_train_step` compiles it: loss, gradients of the adapters, and the optimizer's update."""
+    dropout_rng = for_drawing(jax.random.fold_in(state.rng, state.micro_step))
 
     def mean_loss(adapters: Adapters) -> jax.Array:
         logits = objective.logits(frozen, adapters, state.masks, batch, dropout_rng)
@@ -107,7 +117,7 @@ def train_pass(
     adapters = optax.apply_updates(state.adapters, updates)
     tokens = (batch["attention_mask"] > 0).sum(dtype=jnp.int32)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
-    after = replace(state, step=state.step + 1, adapters=adapters, opt_state=opt_state)
+    after = replace(state, micro_step=state.micro_step + 1, adapters=adapters, opt_state=opt_state)
     if allocation is not None:
         after = replace(after, importance=_importance(state, after, grads, allocation, max_grad_norm))
     return after, metrics
@@ -116,16 +126,17 @@ def train_pass(
 def make_train_steps(
     step: TrainStep, assemble: Callable[[Any, Any], Batch]
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Return the jitted `(state, frozen, device_data, draws, count) → (state, metrics)`: `count` passes in one program.
+    """Return the jitted `(state, frozen, device_data, draws, count) → (state, metrics)`: `count` micro-steps in one program.
 
-    The host is asked for nothing between them, and what a pass needs for a moment is allocated once for all. `count` is data,
-    so that one program serves any number of passes, and each of them computes what it would have computed alone.
+    Between micro-steps the program does not wait for the host, and temporary memory is allocated only once. `count` is an
+    argument, so that one program serves any number of micro-steps. Each computes the same as in a program of its own.
+
+    In the returned function, `draws` and metrics are stacked on a first axis of `count` or more. Entries from `count` on are
+    not used.
 
     Args:
-        step: as `make_train_step` returns it.
+        step: a step from `make_train_step`.
         assemble: `(device_data, draw) → batch`, traced into the program.
-
-    In the returned function `draws` are stacked on a first axis of `count` or more, the rest unused, and so are the metrics.
     """
 
     def train_steps(
@@ -151,39 +162,41 @@ def make_train_steps(
 def _importance(
     before: TrainState, after: TrainState, grads: Adapters, allocation: Allocation, max_grad_norm: float
 ) -> Importance:
-    """The importance after a pass: of the parameters after the update, and the gradients that it was made of."""
-    update, done = after.step, jnp.asarray(True)
+    """The importance after a micro-step, from the parameters after the update and the gradients of that update."""
+    step, done = after.micro_step, jnp.asarray(True)
     if isinstance(before.opt_state, optax.MultiStepsState):
-        # Passes are averaged: the update is made of their mean, in the last of them.
+        # The last micro-step of a step updates the parameters with the mean gradient of all its micro-steps.
         n = (before.opt_state.mini_step + 1).astype(jnp.float32)
         grads = jax.tree.map(lambda mean, grad: mean + (grad - mean) / n, before.opt_state.acc_grads, grads)
-        update, done = after.opt_state.gradient_step, after.opt_state.mini_step == 0
+        step, done = after.opt_state.gradient_step, after.opt_state.mini_step == 0
     if max_grad_norm:
         grads, _ = optax.clip_by_global_norm(max_grad_norm).update(grads, optax.EmptyState())
     updated = update_importance(
         before.importance, after.adapters["sites"], grads["sites"], beta1=allocation.beta1, beta2=allocation.beta2
     )
-    # The last allocation is made by what was known before it.
-    done &= update < allocation.last_step
+    # The last allocation uses the importance from before its step.
+    done &= step < allocation.last_step
     return jax.tree.map(lambda new, old: jnp.where(done, new, old), updated, before.importance)
 
 
-def make_eval_step(objective: Objective, traces: Counter | None = None) -> Callable[..., tuple[dict, jax.Array]]:
-    """Return the jitted `(frozen, adapters, masks, batch) → (statistics, logits)`."""
+def make_eval_step(objective: Objective, traces: Counter | None = None) -> Callable[..., tuple[dict, jax.Array | None]]:
+    """Return the jitted `(frozen, adapters, masks, batch) → (statistics, outputs)`; see `Task.statistics` and `Task.outputs`."""
 
-    def eval_step(frozen: Params, adapters: Adapters, masks: Layers, batch: Batch) -> tuple[dict, jax.Array]:
+    def eval_step(frozen: Params, adapters: Adapters, masks: Layers, batch: Batch) -> tuple[dict, jax.Array | None]:
         count_trace(traces, batch)
         logits = objective.logits(frozen, adapters, masks, batch)
-        # A vocabulary's logits are not worth carrying to the host; a classifier's are the prediction.
-        return objective.statistics(logits, batch), logits if logits.ndim == 2 else jnp.zeros(())
+        return objective.statistics(logits, batch), objective.task.outputs(logits)
 
     return jax.jit(eval_step)
 
 
-@jax.jit
-def prune_step(state: TrainState, num_keep: Layers) -> TrainState:
-    """Tighten the masks to the `num_keep` largest entries of every tensor, and set what they prune to zero."""
-    masks = magnitude_masks(state.adapters["sites"], state.masks, num_keep)
+@partial(jax.jit, static_argnames="criterion")
+def prune_step(state: TrainState, num_keep: Layers, *, criterion: Criterion = magnitude) -> TrainState:
+    """Tighten the masks to the `num_keep` entries with the highest scores in every tensor, and set the other entries to zero.
+
+    `criterion` gives the scores.
+    """
+    masks = tighten(state.masks, criterion(state.adapters["sites"]), num_keep)
     return replace(
         state, masks=masks, adapters={**state.adapters, "sites": apply_masks(state.adapters["sites"], masks)}
     )
@@ -193,7 +206,7 @@ def prune_step(state: TrainState, num_keep: Layers) -> TrainState:
 def allocate_step(state: TrainState, budget: int, last: bool) -> TrainState:
     """Set the singular values of all but the `budget` most important triplets to zero.
 
-    They may grow again, until the `last` allocation: it becomes the masks.
+    They may grow again, except after the `last` allocation, which becomes the masks.
     """
     chosen = keep_important(state.importance, budget)
     masks = jax.tree.map(lambda new, old: jnp.where(last, new, old), chosen, state.masks)
@@ -202,6 +215,6 @@ def allocate_step(state: TrainState, budget: int, last: bool) -> TrainState:
 
 
 def count_trace(traces: Counter | None, batch: Batch) -> None:
-    """Count a program, by its batch's shape: this runs while tracing only, once for each."""
+    """Count a compiled program by the shape of its batch. This code runs only while tracing, which is once per program."""
     if traces is not None:
         traces[batch["input_ids"].shape] += 1

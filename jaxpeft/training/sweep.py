@@ -1,8 +1,9 @@
-"""Runs that train together, in one program: their states stacked on a leading axis over one frozen base, and one step over it.
+"""Runs that train together in one program. Their states are stacked on a leading axis, and they share one frozen base and one step.
 
-Each member has its own adapter, optimizer state, masks, order of the data and dropout; learning rate, alpha and dropout rate are data,
-so that one program serves any of their values. Members of a smaller rank are padded with zeros to the largest, and masked there: a zero
-column of A meets a zero row of B, neither has a gradient, and the product is what it was.
+Each replica (one of the stacked runs) has its own adapter, optimizer state, masks, order of the data and dropout. Learning rate,
+alpha and dropout rate are arguments, so one program serves any values of them. A replica with a smaller rank is padded with
+zeros to the largest rank, and masked there: a zero column of A meets a zero row of B, neither has a gradient, and the product
+does not change.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,19 +24,25 @@ from flax import struct
 from jaxpeft.adapters import Method
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.allocation import Allocation
+from jaxpeft.pruning.masks import keep_counts
+from jaxpeft.pruning.scores import Criterion, magnitude
 from jaxpeft.training.input_pipeline import Data, InputPipeline, in_program
+from jaxpeft.training.loop import Holding, RunState
 from jaxpeft.training.objective import Batch, Objective
 from jaxpeft.training.sharding import DataParallel
-from jaxpeft.training.step import Metrics, TrainState, allocate_step, count_trace, prune_step, train_pass
+from jaxpeft.training.step import Metrics, TrainState, allocate_step, count_trace, micro_step, prune_step
 from jaxpeft.trees import Params
 
 Settings = Mapping[str, np.ndarray]
-"""In what members differ that the program reads: "learning_rate", and "alpha" and "dropout" where they do: `[replicas]` float32."""
+"""The values of each replica that the program reads: "learning_rate" and, if the replicas differ in them, "alpha" and "dropout".
+
+Each is `[replicas]` float32.
+"""
 
 
 @struct.dataclass
 class Replicas:
-    """The state of runs that train together: every leaf has a first axis `[replicas]`."""
+    """The states and settings of runs that train together. Every leaf has a first axis `[replicas]`."""
 
     state: TrainState
     settings: Settings
@@ -43,10 +51,10 @@ class Replicas:
 def stack(states: Sequence[TrainState]) -> TrainState:
     """Stack states on a new first axis.
 
-    Where ranks differ, or one member has masks and another none, all have masks: what is not a member's own is pruned in its.
+    If ranks differ, or if only some states have masks, then all get masks. They are False on the padding.
 
     Raises:
-        InputError: for states of other layers or other methods.
+        InputError: the states belong to different layers or methods.
     """
     states = [_with_masks(state) for state in states] if _need_masks(states) else list(states)
     structures: list[Any] = [jax.tree.structure(state) for state in states]
@@ -58,7 +66,7 @@ def stack(states: Sequence[TrainState]) -> TrainState:
 
 
 def unstack(stacked: TrainState, like: Sequence[TrainState]) -> list[TrainState]:
-    """The members' own states, of the shapes that those in `like` have (arrays or shapes), and without masks where these have none."""
+    """Undo `stack`: each replica's state with the shapes of its state in `like` (arrays or shapes), without masks if that has none."""
     return [_replica(stacked, i, own) for i, own in enumerate(like)]
 
 
@@ -89,9 +97,10 @@ def _stack_leaves(*leaves: jax.Array) -> jax.Array:
 
 
 def settings_of(methods: Sequence[Method | None], learning_rates: Sequence[float]) -> tuple[Method | None, Settings]:
-    """The method that a program of all members is made of, and what it reads of each of them.
+    """The one method of a program that trains runs of all `methods`, and the settings of each run.
 
-    The methods may differ in rank, alpha and dropout alone. The result has the largest rank, and alphas for which its scaling is theirs.
+    The methods may differ only in rank, alpha and dropout. The result has the largest rank. The alphas in the settings are such
+    that each run keeps its own scaling at that rank.
     """
     settings = {"learning_rate": np.asarray(learning_rates, np.float32)}
     method: Any = max(methods, key=lambda each: getattr(each, "rank", 0)) if methods[0] else None
@@ -99,7 +108,7 @@ def settings_of(methods: Sequence[Method | None], learning_rates: Sequence[float
         return None, settings
     dropouts = [getattr(each, "dropout", 0.0) for each in methods]
     if len(set(dropouts)) > 1:
-        # What is drawn is what is kept: 1 minus this must be float32's 1 - rate, to the last bit.
+        # Dropout draws with the probability to keep, so 1 minus this setting must equal float32(1 - rate) to the last bit.
         settings["dropout"] = np.float32(1) - np.asarray([np.float32(1 - rate) for rate in dropouts])
     alphas = [_alpha_at(each, method) for each in methods]
     if len(set(alphas)) > 1:
@@ -108,7 +117,7 @@ def settings_of(methods: Sequence[Method | None], learning_rates: Sequence[float
 
 
 def _alpha_at(method: Any, padded: Any) -> float | None:
-    """The alpha with which the `padded` method, of another rank, scales as `method` does."""
+    """The alpha that gives `padded`, a method of another rank, the scaling of `method`."""
     if getattr(method, "rank", None) == getattr(padded, "rank", None):
         return getattr(method, "alpha", None)
     if not hasattr(method, "alpha"):
@@ -117,7 +126,7 @@ def _alpha_at(method: Any, padded: Any) -> float | None:
 
 
 def with_settings(objective: Objective, settings: Mapping[str, jax.Array]) -> Objective:
-    """The objective of one member."""
+    """The objective of one replica, with its own alpha and dropout from `settings`."""
     options: Any = {name: settings[name] for name in ("alpha", "dropout") if name in settings}
     return replace(objective, method=replace(objective.method, **options)) if options else objective  # type: ignore[type-var]
 
@@ -134,24 +143,24 @@ def make_sweep_step(
     max_grad_norm: float = 0.0,
     tokens_side_by_side: int | None = None,
 ) -> SweepStep:
-    """Return the jitted `(members, frozen, batches) → (members, metrics)`; `replicas` are donated.
-
-    Args:
-        objective: of `settings_of`'s method.
-        make_optimizer: peak learning rate, a traced number → optimizer; the states are of the same chain.
-        traces: as in `make_train_step`, keyed by the shape of one member's batch.
-        allocation: as there, and the same for all.
-        max_grad_norm: as there.
-        tokens_side_by_side: members are computed in one `vmap` where the batch of one has at most so many tokens, and else one after the
-            other inside the program, which needs the memory of one; None: always in one.
+    """Return the jitted `(replicas, frozen, batches) → (replicas, metrics)`; `replicas` are donated.
 
     Batches and metrics have a first axis `[replicas]`; `frozen` has none.
+
+    Args:
+        objective: with the method from `settings_of`.
+        make_optimizer: peak learning rate (a traced number) → optimizer, of the same chain as the optimizer states.
+        traces: as in `make_train_step`, keyed by the shape of one replica's batch.
+        allocation: as in `make_train_step`, and the same for all replicas.
+        max_grad_norm: as in `make_train_step`.
+        tokens_side_by_side: if the batch of one replica has more tokens, the program computes the replicas one after the other,
+            which needs the memory of only one; else in one `vmap`. None: always in one `vmap`.
     """
 
     def one(settings: Any, state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         count_trace(traces, batch)
         optimizer = make_optimizer(settings["learning_rate"])
-        return train_pass(
+        return micro_step(
             with_settings(objective, settings), optimizer, state, frozen, batch, allocation, max_grad_norm
         )
 
@@ -169,9 +178,9 @@ def make_sweep_step(
 
 
 def sweep_input_pipeline(data: Sequence[Data], parallel: DataParallel) -> InputPipeline:
-    """A feed of all members' batches, `[replicas, …]`, from one copy of the data that all of them read in their own order.
+    """The input pipeline of all replicas' batches, `[replicas, …]`, from one copy of the data. Each replica has its own order.
 
-    `data` differ in their seed alone.
+    The elements of `data` differ only in their seed.
     """
     first = data[0]
 
@@ -183,15 +192,15 @@ def sweep_input_pipeline(data: Sequence[Data], parallel: DataParallel) -> InputP
     return InputPipeline(draw_at, assemble, parallel.replicate(dict(first.device_data)), parallel.replicate)
 
 
-@jax.jit
-def prune_replicas(state: TrainState, num_keep: Any, due: jax.Array) -> TrainState:
-    """`prune_step` for the members that are `due`, `[replicas]` bool; `num_keep` has a first axis `[replicas]`."""
-    return _where_due(due, jax.vmap(prune_step)(state, num_keep), state)
+@partial(jax.jit, static_argnames="criterion")
+def prune_replicas(state: TrainState, num_keep: Any, due: jax.Array, *, criterion: Criterion = magnitude) -> TrainState:
+    """`prune_step` for the replicas that are `due`, `[replicas]` bool; `num_keep` has a first axis `[replicas]`."""
+    return _where_due(due, jax.vmap(partial(prune_step, criterion=criterion))(state, num_keep), state)
 
 
 @jax.jit
 def allocate_replicas(state: TrainState, budget: jax.Array, last: jax.Array, due: jax.Array) -> TrainState:
-    """`allocate_step` for the members that are `due`; all arguments have a first axis `[replicas]`."""
+    """`allocate_step` for the replicas that are `due`; all arguments have a first axis `[replicas]`."""
     return _where_due(due, jax.vmap(allocate_step)(state, budget, last), state)
 
 
@@ -201,3 +210,36 @@ def _where_due(due: jax.Array, after: TrainState, before: TrainState) -> TrainSt
 
     adapters, masks = jax.tree.map(chosen, (after.adapters, after.masks), (before.adapters, before.masks))
     return replace(before, adapters=adapters, masks=masks)
+
+
+def _prune(replicas: Replicas, runs: Sequence[RunState], step: int) -> Replicas:
+    schedules, state = [run.plan.pruning for run in runs], replicas.state
+    due = np.asarray([schedule is not None and schedule.due(step) for schedule in schedules])
+    if not due.any():
+        return replicas
+    allocations = [schedule for schedule in schedules if isinstance(schedule, Allocation)]
+    if allocations:
+        budgets = [schedule.budget_at(step, len(state.adapters["sites"])) for schedule in allocations]
+        last = [step == schedule.last_step for schedule in allocations]
+        return replace(replicas, state=allocate_replicas(state, np.asarray(budgets), np.asarray(last), due))
+    num_keep = [
+        keep_counts(
+            run.state.adapters["sites"],
+            0.0 if isinstance(s := run.plan.pruning, Allocation | None) else s.sparsity_at(step),
+        )
+        for run in runs
+    ]
+    stacked = jax.tree.map(lambda *counts: jnp.asarray(counts), *num_keep)
+    # Runs with different criteria may train together, and each criterion is a program of its own.
+    for criterion in dict.fromkeys(run.plan.criterion for run in runs):
+        own = due & np.asarray([run.plan.criterion is criterion for run in runs])
+        state = prune_replicas(state, stacked, own, criterion=criterion) if own.any() else state
+    return replace(replicas, state=state)
+
+
+STACKED = Holding(
+    prune=_prune,
+    states=lambda replicas, runs: unstack(replicas.state, [run.state for run in runs]),
+    has_masks=lambda replicas: bool(replicas.state.masks),
+)
+"""The form for several runs: their states stacked in `Replicas`."""

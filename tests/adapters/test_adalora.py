@@ -23,9 +23,9 @@ from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import sparsity_of
 from jaxpeft.runs.schedule import make_plan
 from jaxpeft.training.checkpoint import Checkpoints, Progress
-from jaxpeft.training.loop import Plan, fit
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer
+from jaxpeft.training.plan import Plan
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import allocate_step, init_state, make_train_step
 
@@ -131,7 +131,9 @@ def test_a_hundred_updates_of_peft_s_with_reallocation(bases, tmp_path, model_ty
     assert method == AdaLora(alpha=16, **OPTIONS)
     optimizer = build_optimizer(optax.constant_schedule(3e-3), weight_decay=0.0, **options)
     state = init_state(adapters, optimizer, jax.random.key(0), pruned=False, allocated=True)
-    step = make_train_step(Objective(model, method, 2), optimizer, allocation=SCHEDULE, max_grad_norm=max_grad_norm)
+    step = make_train_step(
+        Objective(model, method, tiny.task_of(model)), optimizer, allocation=SCHEDULE, max_grad_norm=max_grad_norm
+    )
     losses, alive = [], {}
     for number in range(1, STEPS + 1):
         passes = []
@@ -261,7 +263,7 @@ def run(directory, *, num_steps, progress=None, stop_at=None):
     if progress is not None:
         state, progress = checkpoints.restore(state, progress)
     reached = []
-    outcome = fit(
+    outcome = tiny.fit(
         state,
         frozen,
         replace(PLAN, num_steps=num_steps),
@@ -269,7 +271,7 @@ def run(directory, *, num_steps, progress=None, stop_at=None):
         **tiny.fed(make_train_step(objective, optimizer, allocation=PLAN.pruning), parallel),
         validate=lambda state: {"accuracy": 0.5},
         checkpoints=checkpoints,
-        log=recorder,
+        metrics_log=recorder,
         bar=recorder,
         stop_requested=lambda: reached.append(0) or (15 if len(reached) == stop_at else None),
     )
@@ -282,13 +284,13 @@ def test_the_loop_allocates_and_a_resumed_run_allocates_the_same(tmp_path):
     whole, recorder = run(tmp_path / "whole", num_steps=12)
     assert [step for step, share in recorder.sparsity.items() if share] == [9, 10, 11, 12]
     assert set(list(recorder.sparsity.values())[8:]) == {1 - 2 / 8}
-    assert whole.progress.best_update == 12  # the first validation with the final ranks
+    assert whole.progress.best_step == 12  # the first validation with the final ranks
     sites, masks = whole.state.adapters["sites"], whole.state.masks
     for path, site in sites.items():
         np.testing.assert_array_equal(site["e"] != 0, masks[path]["e"])
         assert masks[path].keys() == {"e"}
     stopped, _ = run(tmp_path / "parts", num_steps=12, stop_at=5)
-    assert stopped.progress.update == 5
+    assert stopped.progress.step == 5
     assert all((site["e"] != 0).all() for site in stopped.state.adapters["sites"].values())
     resumed, _ = run(tmp_path / "parts", num_steps=12, progress=5)
     chex.assert_trees_all_equal(tiny.snapshot(resumed.state), tiny.snapshot(whole.state))
@@ -328,7 +330,7 @@ def test_pruned_layers_are_cut_twice():
         ({"target_r": -1}, r"adapter\.target_r is -1; for AdaLoRA it must be at least 0"),
         ({"deltaT": 0}, r"adapter\.deltaT is 0"),
         ({"beta1": 1.0}, r"adapter\.beta1 is 1\.0; for AdaLoRA it must be between 0 and 1"),
-        ({"rank_pattern": {"query": 4}}, "rank_pattern of AdaLoRA says for each of init_r"),
+        ({"rank_pattern": {"query": 4}}, "rank_pattern needs one bool for each of the init_r"),
     ],
 )
 def test_options_that_make_no_schedule_are_refused(options, message):
@@ -345,20 +347,24 @@ def configured(steps=20, **pruning):
     )
 
 
+def planned(config, method):
+    return make_plan(config.training, config.pruning, batches_per_epoch=100, metric="loss", method=method)
+
+
 def test_a_run_s_plan_has_the_allocation():
     method = AdaLora(tinit=3, tfinal=5, deltaT=2)
-    plan = make_plan(configured(), 100, "loss", method=method)
+    plan = planned(configured(), method=method)
     assert plan.pruning == Allocation(12, 8, begin_step=3, last_step=15, every_steps=2, beta1=0.85, beta2=0.85)
     assert not plan.may_be_best(14)
     assert plan.may_be_best(15)
-    assert make_plan(configured(), 100, "loss", method=replace(method, total_step=12)).pruning.last_step == 7
+    assert planned(configured(), method=replace(method, total_step=12)).pruning.last_step == 7
+    with pytest.raises(InputError, match=r"ranks fall from step 3 \(adapter\.tinit\) to 2, which is adapter\.tfinal 5"):
+        planned(configured(steps=7), method=method)
+    with pytest.raises(InputError, match=r"adapter\.total_step 30 exceeds the run's 20 steps"):
+        planned(configured(), method=replace(method, total_step=30))
     with pytest.raises(
-        InputError, match=r"ranks fall from update 3 \(adapter\.tinit\) to 2, which is adapter\.tfinal 5"
+        InputError, match=r"pruning\.sparsity 0\.5 needs adapter\.method to be one of .*, not 'adalora'"
     ):
-        make_plan(configured(steps=7), 100, "loss", method=method)
-    with pytest.raises(InputError, match=r"adapter\.total_step 30 exceeds the run's 20 updates"):
-        make_plan(configured(), 100, "loss", method=replace(method, total_step=30))
-    with pytest.raises(InputError, match=r"pruning\.sparsity 0\.5 needs an adapter of matrices .* 'adalora' is not"):
         configured(sparsity=0.5)
 
 
@@ -380,5 +386,5 @@ def test_a_broken_pattern_is_refused(bases, tmp_path):
     file = tmp_path / "adapter_config.json"
     pattern = {"bert.encoder.layer.0.attention.self.query.lora_E": [True, False, True, True, True, True]}
     file.write_text(json.dumps({**json.loads(file.read_text()), "rank_pattern": pattern}))
-    with pytest.raises(InputError, match=r"query has shape \(6, 32\), where .* ask for \(5, 32\)"):
+    with pytest.raises(InputError, match=r"query has shape \(6, 32\), and .* ask for \(5, 32\)"):
         load_adapter(tmp_path, model.params)

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpeft.adapters import METHODS, FrozenLayer, Hira, Lora, Site, dora
-from jaxpeft.config import PRUNABLE
+from jaxpeft.adapters import METHODS, FrozenLayer, Hira, Lokr, Lora, Site, SiteMethod, dora
 from jaxpeft.errors import InputError
 
 
@@ -103,7 +102,29 @@ def test_the_registry_knows_each_method_by_its_name():
     assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
 
 
-def test_what_the_flags_prune_can_be_pruned():
-    """config.py may not import the methods, and so says it again; AdaLoRA and prompts are matrices that the flags leave alone."""
-    prunable = {name for name, method in METHODS.items() if getattr(method, "prunable", False)}
-    assert prunable == {*PRUNABLE, "adalora", "prompt-tuning"}
+# One of each method with every parameter that it can have.
+WHOLE = {
+    "lora": [Lora(4), Lora(4, use_dora=True), Lora(4, lora_bias=True)],
+    "lokr": [Lokr(1, decompose_both=True), Lokr(8)],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_groups_name_parameters_that_exist(name):
+    """What can be pruned is every matrix, for pruning goes by the number of axes, or no parameter at all."""
+    kind = METHODS[name]
+    site = Site("layer", 16, 16, "embedding" if name == "prompt-tuning" else "linear")
+    shapes = {}
+    for method in WHOLE.get(name, [kind()]) if issubclass(kind, SiteMethod) and name != "adalora" else []:
+        shapes |= method.shapes(site)
+    if name == "adalora":
+        shapes = kind(init_r=4).shapes(site)
+    assert {*kind.prunable, *kind.allocated, *kind.undecayed, *kind.loraplus} <= shapes.keys()
+    matrices = {parameter for parameter, shape in shapes.items() if len(shape) > 1}
+    assert set(kind.prunable) in (set(), matrices)
+
+
+def test_what_the_flags_prune():
+    assert [name for name, kind in METHODS.items() if kind.prunable] == ["lora", "hira", "loha", "lokr"]
+    assert [name for name, kind in METHODS.items() if kind.allocated] == ["adalora"]
+    assert [name for name, kind in METHODS.items() if kind.loraplus] == ["lora"]

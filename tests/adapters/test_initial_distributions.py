@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpeft.adapters import METHODS, Site
-from jaxpeft.interop.peft.formats import FORMATS
+from jaxpeft.adapters import METHODS, SharesFactors, Site
+from jaxpeft.interop.peft import FORMATS
 
 LAYER = "layer"
 SQUARE, FLAT, WIDE = (1024, 1024), (768, 1024), (2, 200_000)  # d_in, d_out
@@ -86,9 +86,9 @@ def peft_s(config, options, dims):
 def ours(method, dims):
     site = Site(LAYER, *dims)
     params = method.init(jax.random.key(0), site, lambda: jnp.zeros(dims))
-    form = next(form for form in FORMATS if form.method is type(method))
+    form = FORMATS[method.name]()
     names = {name: key for key, name in {**form.keys, **form.shared_keys}.items()}
-    shared = method.init_shared(jax.random.key(0), {LAYER: site})
+    shared = method.init_shared(jax.random.key(0), {LAYER: site}) if isinstance(method, SharesFactors) else {}
     return {names[name]: np.asarray(leaf) for name, leaf in {**params, **shared}.items()}
 
 

@@ -101,7 +101,8 @@ def assert_close(actual, expected, storage):
         chex.assert_trees_all_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE * max(scale, 1))
 
 
-KINDS = {m: ("dense", "masked") if method.prunable else ("dense",) for m, method in METHODS.items()}
+MASKED = {name for name, method in METHODS.items() if method.prunable or method.allocated}
+KINDS = {name: ("dense", "masked") if name in MASKED else ("dense",) for name in METHODS}
 
 
 def tier(storage):
@@ -172,7 +173,8 @@ def test_the_start_is_the_base_bit_for_bit(method, storage):
     module, params = base_of(storage)
     frozen, adapters = adapt(method, module, params, nonzero=False)
     base = module.apply({"params": tiny.merge_pure(params, NO_ADAPTERS, None)}, X)
-    for masks in ({}, *([tiny.half_masks(adapters)] if method.prunable else [])):
+    can_be_masked = method.prunable or method.allocated
+    for masks in ({}, *([tiny.half_masks(adapters)] if can_be_masked else [])):
         adapted = apply(module, frozen, adapters, method, masks=masks, x=X)
         assert adapted.dtype == base.dtype == module.dtype
         np.testing.assert_array_equal(adapted, base)

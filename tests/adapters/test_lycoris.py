@@ -125,7 +125,7 @@ def test_where_every_output_is_dropped_nothing_is_added():
 def test_bad_options_are_refused():
     with pytest.raises(InputError, match=r"adapter\.rank 0 must be at least 1"):
         Lokr(rank_pattern={"query": 0}).at("a/query")
-    with pytest.raises(InputError, match=r"module_dropout 1\.0 is no rate: it must be from 0 to below 1"):
+    with pytest.raises(InputError, match=r"module_dropout is 1\.0; it must be at least 0 and below 1"):
         Loha(module_dropout=1.0)
     with pytest.raises(InputError, match="unknown init_weights 'lycros'; it must be true, false or lycoris"):
         Lokr(init_weights="lycros").init(jax.random.key(0), Site("layer", 4, 4), None)

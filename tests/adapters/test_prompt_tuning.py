@@ -14,17 +14,18 @@ from jaxpeft.adapters import PromptTuning, Site
 from jaxpeft.adapters.build import init_adapters
 from jaxpeft.config import AdapterConfig, DataConfig, RunConfig
 from jaxpeft.errors import InputError
+from jaxpeft.families import family_of
 from jaxpeft.inject import apply, discover_sites
 from jaxpeft.merging import merge
 from jaxpeft.models.build import Quantization
 from jaxpeft.targets import match_targets
-from jaxpeft.tasks.prediction import fill_masks
 from jaxpeft.training.objective import Objective
+from jaxpeft.training.prediction import predict
 from jaxpeft.training.step import make_train_step
 
 WORDS = Site("bert/embeddings/word_embeddings", tiny.VOCABULARY, 32, "embedding")
 TABLE = jnp.asarray(tiny.normal(0, tiny.VOCABULARY, 32))
-TARGETS = PromptTuning.fixed_targets
+TARGETS = (family_of("bert").word_embeddings,)
 
 
 def prompted(model, n=3, **options):
@@ -113,7 +114,7 @@ def test_masked_lm_is_torch_s_model_on_the_same_embeddings(tmp_path, model_type)
     with torch.no_grad():
         expected = theirs(**options).logits.numpy()[:, 3:]
 
-    objective = Objective(model, method)
+    objective = Objective(model, method, tiny.task_of(model))
     np.testing.assert_allclose(objective.logits(frozen, adapters, {}, batch), expected, rtol=0, atol=1e-5)
     # Positions are a row's own, whatever stands in front of it.
     positions = np.array([[0, 5], [2, 3], [1, 7], [0, 6]], np.int32)
@@ -151,7 +152,7 @@ def test_training_changes_the_prompt_alone_and_learns(tiny_models, model_type, o
 
 def test_it_cannot_be_merged(bert):
     method, frozen, adapters = prompted(bert)
-    with pytest.raises(InputError, match=r"prompt tuning puts tokens in front of the input.*cannot be merged"):
+    with pytest.raises(InputError, match=r"prompt tuning cannot be merged: it adds input tokens"):
         merge(frozen, adapters, method)
 
 
@@ -243,4 +244,4 @@ def test_the_prompt_s_positions_are_not_the_text_s(bert, monkeypatch):
 
     method, frozen, adapters = prompted(bert)
     with pytest.raises(InputError, match="has 38 tokens; the model has 37 positions besides the prompt's: shorten it"):
-        fill_masks(Objective(bert, method), frozen, adapters, {}, Tokenizer(), ["a [MASK]"])
+        predict(Objective(bert, method, tiny.task_of(bert)), frozen, adapters, {}, Tokenizer(), ["a [MASK]"])

@@ -75,7 +75,7 @@ REFUSED = {
     ),
     "near": (lambda: Lora(init_lora_weights="pisa"), "did you mean"),
     "niter": (lambda: Lora(init_lora_weights="pissa_niter_x"), "pissa_niter_x.* pissa_niter_N"),
-    "bias": (lambda: Lora(init_lora_weights="pissa", lora_bias=True), "lora_bias starts with .*true or false only"),
+    "bias": (lambda: Lora(init_lora_weights="pissa", lora_bias=True), "lora_bias needs .*true or false"),
     "bits": (lambda: Lora(loftq_config={"loftq_bits": 2}), "loftq_config.loftq_bits must be 4 or 8; got 2"),
     "rounds": (lambda: Lora(loftq_config={"loftq_iter": 0}), "loftq_iter must be a whole number of at least 1; got 0"),
     "rho": (lambda: Lora(eva_config={"rho": 0.5}), "rho must be at least 1; got 0.5"),
@@ -85,11 +85,14 @@ REFUSED = {
         "eva_config has no option 'whitten'; known: rho.*did you mean",
     ),
     "type": (lambda: Lora(eva_config={"whiten": "yes"}), "whiten must be a bool; got 'yes'"),
-    "odd": (lambda: start(Lora(3, init_lora_weights="orthogonal")), "give an even one, not 3"),
+    "odd": (lambda: start(Lora(3, init_lora_weights="orthogonal")), "give an even rank, not 3"),
     "alpha": (lambda: start(Lora(4, -1.0, init_lora_weights="pissa")), "is -0.25; give a positive alpha"),
     "rank": (lambda: start(Lora(17, init_lora_weights="olora")), "rank 17 is outside 1 to 16"),
-    "evidence": (lambda: start(Lora(4, init_lora_weights="eva")), "nothing was measured at layer layer.*calibrate"),
-    "no-evidence": (lambda: start(Lora(4), jnp.zeros((32, 4))), "lora does not start from data"),
+    "evidence": (
+        lambda: start(Lora(4, init_lora_weights="eva")),
+        "needs statistics of data, and there are none of layer layer.*calibrate",
+    ),
+    "no-evidence": (lambda: start(Lora(4), jnp.zeros((32, 4))), "lora is not initialised from data"),
     "components": (lambda: start(Lora(4, init_lora_weights="eva"), jnp.zeros((32, 5))), r"shape \[32, 5\].*\[32, 4\]"),
     "gradient": (
         lambda: start(Lora(4, init_lora_weights="lora_ga"), jnp.zeros((16, 32))),
@@ -98,7 +101,7 @@ REFUSED = {
     "half": (lambda: start(Lora(9, init_lora_weights="lora_ga"), jnp.ones((32, 16))), "at most 8, not 9"),
     "embedding": (
         lambda: Lora(4, init_lora_weights="loftq").init(jax.random.key(0), Site("e", 99, 32, "embedding"), jnp.zeros),
-        "'loftq' cannot start the embedding 'e'",
+        "'loftq' cannot initialise the embedding 'e'",
     ),
 }
 

@@ -16,7 +16,6 @@ from tiny_comparison import COMPARISON, Jobs, compare
 
 from jaxpeft.comparison import command, jobs
 from jaxpeft.report.results import read_results
-from jaxpeft.runs.sweep_key import sweep_key
 
 # One worker, in this order: the later tests add runs to the directory, which the comparison would find.
 pytestmark = pytest.mark.xdist_group("compare")
@@ -119,7 +118,7 @@ def test_the_report_says_what_was_measured(compared):
 
 def cell_run(method="lora", rate=0.5, **changes):
     config = command.CompareConfig(**{**COMPARISON, "forgetting": None, **changes})
-    return command.run_of(config, command.Cell("statements", method, rate, 0))
+    return command.Planned.of(command.run_of(config, command.Cell("statements", method, rate, 0)))
 
 
 def test_a_process_that_dies_is_a_failure_of_its_run(root, monkeypatch):
@@ -138,12 +137,12 @@ def test_runs_that_cannot_train_together_train_one_by_one(root, monkeypatch, cap
         "too-many": {"learning_rates": [0.25], "adapter": {"rank": 64, "init_lora_weights": "orthogonal"}},
     }
     runs = [cell_run(method, 0.25, methods=methods) for method in methods]
-    assert sweep_key(runs[0]) == sweep_key(runs[1])
+    assert runs[0].key == runs[1].key
     with contextlib.chdir(root):
         command._do_training(runs)
-        good, bad = (root / "runs/tiny/runs" / run.run_name for run in runs)
+        good, bad = (root / "runs/tiny/runs" / run.name for run in runs)
     assert [len(names) for names in done.trained] == [2, 1, 1]
-    assert "these did not train together" in capsys.readouterr().out
+    assert "these runs did not train together" in capsys.readouterr().out
     assert (good / "results.json").is_file()
     assert not (good / "failure.txt").exists()
     assert (bad / "failure.txt").is_file()
@@ -197,7 +196,7 @@ def test_one_comparison_at_a_time(root, capsys):
     with jobs.alone_in(directory), pytest.raises(SystemExit) as refused:
         compare(root, Jobs())
     assert refused.value.code == 2
-    assert "another process is at the comparison in 'runs/tiny'" in capsys.readouterr().err
+    assert "another process is working on the comparison in 'runs/tiny'" in capsys.readouterr().err
 
 
 def test_help_names_every_key(root):

@@ -41,9 +41,9 @@ def test_batches_hold_the_tokens_of_the_tokenizer(data, dev, tokenizer):
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_each_row_once_an_epoch(data, dev, tokenizer, epoch):
-    assert data.steps_per_epoch == -(-872 // 32)
-    start = epoch * data.steps_per_epoch
-    batches = [data.train_batch(start + index) for index in range(data.steps_per_epoch)]
+    assert data.batches_per_epoch == -(-872 // 32)
+    start = epoch * data.batches_per_epoch
+    batches = [data.train_batch(start + index) for index in range(data.batches_per_epoch)]
     keys = [row_key(batch, row) for batch in batches for row in np.nonzero(batch["weights"])[0]]
     ids = tokenizer(dev.texts)["input_ids"]
     assert sorted(keys) == sorted((tuple(tokens), int(label)) for tokens, label in zip(ids, dev.labels, strict=True))
@@ -52,9 +52,9 @@ def test_each_row_once_an_epoch(data, dev, tokenizer, epoch):
 
 
 def test_buckets_save_padding_and_are_shuffled(data):
-    batches = [data.train_batch(step) for step in range(data.steps_per_epoch)]
+    batches = [data.train_batch(step) for step in range(data.batches_per_epoch)]
     computed = sum(batch["input_ids"].size for batch in batches)
-    assert computed < 0.65 * data.steps_per_epoch * 32 * 64  # every batch as long as the longest row's bucket
+    assert computed < 0.65 * data.batches_per_epoch * 32 * 64  # every batch as long as the longest row's bucket
     lengths = [batch["input_ids"].shape[1] for batch in batches]
     assert lengths != sorted(lengths)
     assert data.batch_shapes == {(32, 16), (32, 32), (32, 64)}
@@ -84,7 +84,7 @@ def test_leftovers_move_up():
 def test_seeds_share_the_shapes_and_not_the_rows(data):
     """So that runs of several seeds can train in one program."""
     other = data.with_seed(6)
-    for step in range(2 * data.steps_per_epoch):
+    for step in range(2 * data.batches_per_epoch):
         ours, theirs = data.draw(step), other.draw(step)
         assert {name: values.shape for name, values in ours.items()} == {n: v.shape for n, v in theirs.items()}
     assert any((data.draw(step)["rows"] != other.draw(step)["rows"]).any() for step in range(3))

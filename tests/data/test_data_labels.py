@@ -44,11 +44,11 @@ def test_fractions_are_regression_in_every_split():
         (["a", ""], {}, r"train, row 2: the label is missing \(''\)"),
         ([0, None], {}, r"train, row 2: the label is missing \(None\)"),
         ([1.0, float("nan")], {}, r"train, row 2: the label is missing \(nan\)"),
-        ([[1], [2]], {}, r"train, row 1: the label \[1\] is no number or name"),
+        ([[1], [2]], {}, r"train, row 1: the label \[1\] is neither a number nor a name"),
         (["a", "b"], {"num_labels": 3}, r"num_labels is 3, but the labels are a, b"),
         ([0, 1], {"num_labels": 3, "label_names": ["a", "b"]}, r"num_labels is 3, but label_names has 2"),
         (["negative", "negativ"], {"label_names": ["negative", "positive"]}, r"row 2: .*did you mean 'negative'"),
-        (["1", "x"], {"num_labels": 1}, r"row 2: the label 'x' is no number; set num_labels above 1"),
+        (["1", "x"], {"num_labels": 1}, r"row 2: the label 'x' is not a number; set num_labels above 1"),
     ],
 )
 def test_refusals_name_the_row_and_the_value(values, options, message):

@@ -126,7 +126,7 @@ def test_shares_of_mask_random_and_unchanged():
 
 
 def test_train_batches_do_not_depend_on_history(texts, tokenizer, data):
-    steps = range(2 * data.steps_per_epoch + 2)
+    steps = range(2 * data.batches_per_epoch + 2)
     unbroken = [data.train_batch(step) for step in steps]
     fresh = masked_lm_data(texts, tokenizer, length=LENGTH, batch_size=32, ratio=0.15, seed=3)
     for step in reversed(steps):
@@ -147,8 +147,8 @@ def restore(batch):
 def test_each_row_once_an_epoch_with_fresh_masks(data):
     epochs = []
     for epoch in range(2):
-        start = epoch * data.steps_per_epoch
-        batches = [data.train_batch(start + index) for index in range(data.steps_per_epoch)]
+        start = epoch * data.batches_per_epoch
+        batches = [data.train_batch(start + index) for index in range(data.batches_per_epoch)]
         real = np.concatenate([batch["weights"].any(axis=1) for batch in batches])
         assert real.sum() == len(data.blocks)
         assert {batch["input_ids"].shape for batch in batches} == data.batch_shapes

@@ -121,7 +121,7 @@ def test_a_test_file_may_have_no_labels(tmp_path):
     train = write_as(".csv", tmp_path)
     bare = write(tmp_path / "bare.csv", "text\na\nb\n")
     assert load_splits(train_file=train, test_file=bare).test.labels is None
-    with pytest.raises(InputError, match=r"bare.csv has no label column, and train has; columns: text"):
+    with pytest.raises(InputError, match=r"bare.csv has no label column, but train has one; columns: text"):
         load_splits(train_file=train, validation_file=bare)
 
 
@@ -142,7 +142,7 @@ CASES = [
         r"text_column='txt': .*did you mean 'text'\?; columns: text",
     ),
     ("a.csv", "text,label\na,1\n", {"label_column": "y"}, r"label_column='y': .*columns: text, label"),
-    ("a.csv", "text,label\na,1\n", {"text_pair_column": "label"}, r"needs text_column too"),
+    ("a.csv", "text,label\na,1\n", {"text_pair_column": "label"}, r"also needs text_column;"),
     ("a.txt", "a\n", {"column_names": ("text",)}, r"column_names is for .csv and .tsv files"),
     ("a.txt", "\n\n", {}, r"column 'text' has no text in its 2 rows"),
     ("a.jsonl", '{"text": "a"}\n{"text\n', {}, r"a.jsonl cannot be read as .jsonl: JSON parse error"),
@@ -181,7 +181,7 @@ def test_short_names():
     for name in ("", "a/b/c", "python-doc", "my data"):
         with pytest.raises(InputError, match=rf"dataset '{name}' is unknown.*; known: python-docs"):
             hub_id(name, None)
-    with pytest.raises(InputError, match=r"subset 'x' does not go with"):
+    with pytest.raises(InputError, match=r"subset 'x' cannot be set for"):
         hub_id("glue/sst2", "x")
     assert GLUE["stsb"].num_labels == 1
     assert len(GLUE) == 9

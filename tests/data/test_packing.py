@@ -47,8 +47,8 @@ def test_each_text_is_whole_and_once_an_epoch(rows, devices):
     offsets, ids = data.unpacked.encoded.offsets, data.unpacked.encoded.input_ids
     for epoch in range(2):
         seen = {}
-        for step in range(data.steps_per_epoch):
-            batch = data.train_batch(epoch * data.steps_per_epoch + step)
+        for step in range(data.batches_per_epoch):
+            batch = data.train_batch(epoch * data.batches_per_epoch + step)
             assert {batch["input_ids"].shape} == data.batch_shapes
             assert len(batch["input_ids"]) % devices == 0
             assert (
@@ -67,7 +67,7 @@ def test_each_text_is_whole_and_once_an_epoch(rows, devices):
 def test_the_program_assembles_what_the_host_does():
     data = PackedData(random_texts(), 32, 2)
     assemble = jax.jit(lambda device_data, draw: data.assemble(device_data, draw, jnp))
-    for step in range(data.steps_per_epoch):
+    for step in range(data.batches_per_epoch):
         expected = data.train_batch(step)
         for name, found in assemble(data.device_data, data.draw(step)).items():
             np.testing.assert_array_equal(found, expected[name])
@@ -79,7 +79,7 @@ def test_batches_depend_on_seed_and_step_alone():
     for step in (20, 0, 7):
         np.testing.assert_array_equal(one.draw(step)["rows"], fresh.draw(step)["rows"])
     assert one.draw(0)["rows"].tolist() != other.draw(0)["rows"].tolist()
-    assert one.draw(0)["rows"].tolist() != one.draw(one.steps_per_epoch)["rows"].tolist()
+    assert one.draw(0)["rows"].tolist() != one.draw(one.batches_per_epoch)["rows"].tolist()
     # And the same texts a batch on any number of devices.
     assert set(one.draw(3)["rows"]) == set(PackedData(random_texts(seed=5), 32, 4).draw(3)["rows"])
 
@@ -114,8 +114,8 @@ def test_real_sentences_need_little_padding(real_data, tokenizer, capsys):
     ((rows, length),) = packed.batch_shapes
     order = np.random.default_rng(0).permutation(len(lines))[: len(lines) // 32 * 32].reshape(-1, 32)
     shares = {
-        "packed": real / (packed.steps_per_epoch * rows * length),
-        "buckets": real / sum(texts.draw(step)["columns"].size * 32 for step in range(texts.steps_per_epoch)),
+        "packed": real / (packed.batches_per_epoch * rows * length),
+        "buckets": real / sum(texts.draw(step)["columns"].size * 32 for step in range(texts.batches_per_epoch)),
         "dynamic padding": encoded.lengths[order].sum() / (32 * encoded.lengths[order].max(axis=1)).sum(),
     }
     with capsys.disabled():

@@ -223,7 +223,7 @@ def test_lora_ga_s_unconverted_file_is_for_the_changed_base(bases, tmp_path):
     np.testing.assert_allclose(logits_in_float64(model, frozen, adapters, method), theirs, rtol=0, atol=1e-5)
     assert method.lora_ga_config == {"direction": "ArBr", "scale": "unit", "stable_gamma": 16}
     with pytest.raises(
-        InputError, match="'lora_ga' changed the base in a way that no load can repeat; give the fresh adapter"
+        InputError, match="'lora_ga' changed the base in a way that no load can repeat; give the initial adapter"
     ):
         save_adapter(tmp_path / "again", adapters, method, base=BaseInfo.of(model))
 

@@ -11,7 +11,7 @@ from parity_cases import CASES
 from tiers import slow_but
 
 from jaxpeft import apply, load_adapter
-from jaxpeft.interop.peft.formats import FORMATS
+from jaxpeft.interop.peft import FORMATS
 
 NAMES = sorted(path.name for path in Path(GOLDEN).iterdir())
 
@@ -29,4 +29,4 @@ def test_the_stored_adapter_gives_the_stored_logits(name, tiny_models):
 def test_every_classification_case_and_every_format_is_stored():
     assert set(NAMES) == {name for name, case in CASES.items() if case.task == "classification"}
     stored = {torch_side.config_of(GOLDEN / name)["peft_type"] for name in NAMES}
-    assert stored == {form.peft_type for form in FORMATS}
+    assert stored == {form.peft_type for form in FORMATS.values()}

@@ -11,7 +11,7 @@ import torch_side
 from parity_cases import CASES
 from tiers import slow_but
 
-from jaxpeft import load_adapter
+from jaxpeft import Lora, load_adapter
 from jaxpeft.training.optimizer import LoraPlus, build_optimizer
 
 TRAINING = [name for name, case in CASES.items() if case.trains]
@@ -125,9 +125,8 @@ def test_lora_plus(shallow_bases, tmp_path):
     )
     embeddings = frozenset(path for path in pair.adapters["sites"] if path.endswith("embeddings"))
     assert len(embeddings) == 2
-    ours = build_optimizer(
-        optax.constant_schedule(1e-3), weight_decay=0.01, max_grad_norm=0.0, lora_plus=LoraPlus(8, 0.1, embeddings)
-    )
+    plus = LoraPlus(8, Lora.loraplus, 0.1, embeddings)
+    ours = build_optimizer(optax.constant_schedule(1e-3), weight_decay=0.01, max_grad_norm=0.0, lora_plus=plus)
     train_both(pair, case, theirs, ours, tmp_path / "ours")
 
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import torch_side
 from tiers import slow_but
 from trained import Case, our_logits
 
 from jaxpeft import BaseInfo, Hira, Lora, load_adapter, load_model, save_adapter, save_model
 from jaxpeft.config import AdapterConfig, DataConfig, RunConfig
-from jaxpeft.runs.prepare import prepare_adapters
 
 SPARSE = Case("distilbert", "sparse", head="old")
 NEW_HEADS = {
@@ -163,7 +163,7 @@ def test_the_layers_are_the_same_ones_in_peft(name, tmp_path):
     base = torch_side.write_base(tmp_path / "base", model_type, kind, layers=2)
     model = load_model(str(base), task)
     config = RunConfig(task=task, data=DataConfig(train_file="none.txt"), adapter=AdapterConfig(rank=4, **options))
-    adapted = prepare_adapters(config, model)
+    adapted = tiny.prepared(config, model)
     keys = iter(jax.random.split(jax.random.key(0), 99))
     adapters = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape, jnp.float32), adapted.adapters)
     save_adapter(

@@ -13,6 +13,7 @@ from tiers import slow_but
 from jaxpeft.adapters import Hira, Lora
 from jaxpeft.data import ClassificationData, Encoded, PackedData
 from jaxpeft.errors import InputError
+from jaxpeft.families import family_of
 from jaxpeft.models import attention
 from jaxpeft.models.attention import Flash, check_packing, choose_flash
 from jaxpeft.quantization import Quantization
@@ -50,7 +51,7 @@ TRAINED = {
 def answers(model, method, data):
     """`(adapters, batch) → logits` of a model with an adapter, and its packed and unpacked batch."""
     frozen, adapters = tiny.adapted(model, method)
-    objective = Objective(model, method, 2)
+    objective = Objective(model, method, tiny.task_of(model))
     packed, alone = both_ways(data, 2, step=2)
     assert len(packed["input_ids"]) < len(alone["labels"])
     assert (packed["weights"] == 0).any()
@@ -130,7 +131,7 @@ def test_flash_stands_in_where_it_pays(tiny_models, monkeypatch):
     for length, rng, expected in ((12, None, 0), (16, None, 2), (16, jax.random.key(0), 0)):
         calls.clear()
         batch = tiny.batch(2, length=length)
-        objective = Objective(model, Lora(rank=4), 0, flash)
+        objective = Objective(model, Lora(rank=4), tiny.task_of(model), flash)
         jax.eval_shape(partial(objective.logits, frozen, adapters, {}, batch, rng))
         assert len(calls) == expected
 
@@ -162,9 +163,9 @@ def test_where_flash_can_be(tiny_models):
 
 
 def test_packing_needs_a_known_attention(tiny_models):
-    unknown = SimpleNamespace(model_type="albert")
-    with pytest.raises(InputError, match=r"data\.packing: the attention of 'albert' is not known"):
-        check_packing(unknown)
-    sines = SimpleNamespace(model_type="distilbert", config=SimpleNamespace(sinusoidal_pos_embds=True))
+    message = r"data\.packing: jaxpeft does not know the attention of 'albert'; it is known for bert, .*, distilbert$"
+    with pytest.raises(InputError, match=message):
+        check_packing(SimpleNamespace(family=family_of("albert")))
+    sines = SimpleNamespace(family=family_of("distilbert"), config=SimpleNamespace(sinusoidal_pos_embds=True))
     with pytest.raises(InputError, match="needs position embeddings"):
         check_packing(sines)

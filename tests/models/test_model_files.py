@@ -290,7 +290,7 @@ SPOILT = {
     ),
     "another-width": (
         lambda d: set_config(d, intermediate_size=40),
-        r"layer/0/intermediate/dense/bias has shape \(48,\) where the config asks for \(40,\)",
+        r"layer/0/intermediate/dense/bias has shape \(48,\), and the config asks for \(40,\)",
     ),
 }
 
@@ -304,8 +304,13 @@ def test_what_cannot_be_loaded_is_refused(name, copied):
     assert "\n" not in str(caught.value)
 
 
+def test_an_unknown_task_is_refused(saved):
+    with pytest.raises(InputError, match="there is no task 'clasification'; did you mean 'classification'"):
+        load_model(str(saved("bert")), "clasification")
+
+
 def test_a_classifier_of_another_size_is_refused(saved):
-    with pytest.raises(InputError, match=r"classifier/bias has shape \(2,\) where the config asks for \(3,\)"):
+    with pytest.raises(InputError, match=r"classifier/bias has shape \(2,\), and the config asks for \(3,\)"):
         load_model(str(saved("bert", "classification")), "classification", num_labels=3)
 
 

@@ -1,5 +1,6 @@
 """Quantised checkpoints: ours in torch through bitsandbytes, bitsandbytes' here, the same arrays either way, and what is refused."""
 
+import dataclasses
 import functools
 import json
 
@@ -13,8 +14,8 @@ from trained import our_logits
 
 from jaxpeft import InputError, Quantization, load_model, quantize_model, save_model
 from jaxpeft.merging import merge
-from jaxpeft.models.quantized_files import read_quantized, stored_tensors
-from jaxpeft.quantization import CODEBOOKS, dequantize, is_quantized, quantize
+from jaxpeft.models.quantized_files import quantization_config, read_quantized, stored_tensors
+from jaxpeft.quantization import NUMBER_FORMATS, dequantize, is_quantized, quantize
 from jaxpeft.quantization.dynamic_map import create_dynamic_map
 from jaxpeft.trees import leaf_paths
 
@@ -247,7 +248,7 @@ def golden():
     return {
         "x.weight": np.frombuffer(GOLDEN_CODES, np.uint8).reshape(-1, 1),
         "x.weight.absmax": np.uint8([201, 237, 0]),
-        "x.weight.quant_map": CODEBOOKS["fp4"],
+        "x.weight.quant_map": NUMBER_FORMATS["fp4"].codebook.values,
         "x.weight.nested_absmax": np.float32([0.13346350193023682]),
         "x.weight.nested_quant_map": create_dynamic_map(),
         "x.weight.quant_state.bitsandbytes__fp4": np.frombuffer(GOLDEN_STATE, np.uint8),
@@ -323,7 +324,7 @@ SPOILT = {
     "state of other nested blocks": (state(nested_blocksize=128), "nested blocks of 128"),
     "state of another kernel": (
         state(shape=[64, 256]),
-        r"has shape \(256, 64\) where the config asks for \(128, 128\)",
+        r"has shape \(256, 64\), and the config asks for \(128, 128\)",
     ),
     "quantised embeddings": (to_embedding, "position_embeddings/embedding is stored in nf4, and only linear layers"),
 }
@@ -384,3 +385,14 @@ def test_a_quantised_model_is_not_quantised_again(ours, tmp_path):
     with pytest.raises(InputError, match=r"is quantised already, to nf4 in blocks of 64 .*full-precision model"):
         quantize_model(str(ours()), tmp_path / "again", Quantization("int8"))
     assert not (tmp_path / "again").exists()
+
+
+def test_a_format_that_bitsandbytes_lacks_is_not_written(tmp_path):
+    message = "a base in nf3 cannot be written to files: bitsandbytes has nf4, fp4, int8 only"
+    with pytest.raises(InputError, match=message):
+        quantize_model("./absent", tmp_path / "out", Quantization("nf3"))
+    with pytest.raises(InputError, match=message):
+        quantization_config(Quantization("nf3"), [])
+    with pytest.raises(InputError, match=message):
+        stored_tensors("x.weight", dataclasses.replace(quantize(np.ones((64, 2), np.float32)), data_type="nf3"))
+    assert not (tmp_path / "out").exists()

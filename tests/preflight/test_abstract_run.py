@@ -17,11 +17,15 @@ from jaxpeft.data import classification_data, masked_lm_data
 from jaxpeft.errors import InputError
 from jaxpeft.models import build
 from jaxpeft.models.build import load_tokenizer
-from jaxpeft.preflight.abstract_run import abstract_run, batch_shapes, lower_evaluation, lower_training
+from jaxpeft.preflight.abstract_run import abstract_run, lower_evaluation, lower_training
 from jaxpeft.preflight.collectives import traffic
 from jaxpeft.quantization import Quantization, quantize, quantized_shape
-from jaxpeft.runs.prepare import _model_options, prepare_adapters, prepare_optimizer
+from jaxpeft.runs.base_model import _options
 from jaxpeft.runs.schedule import make_plan
+from jaxpeft.runs.setup import make_optimizer
+from jaxpeft.tasks.classification import Classification
+from jaxpeft.tasks.masked_lm import MaskedLM
+from jaxpeft.tasks.regression import Regression
 from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import init_state
@@ -54,11 +58,16 @@ def described(tree):
 def real(config):
     """`(frozen, state)` as `runs.train.run` makes them."""
     with mock.patch.object(build, "_draw", tiny.draw):
-        model = build.load_model(config.model.name, "masked-lm", **_model_options(config, None))
-    adapted = prepare_adapters(config, model)
-    plan = make_plan(config, 10, "loss", method=adapted.method)
+        model = build.load_model(config.model.name, "masked-lm", **_options(config.model, MaskedLM(), config.adapter))
+    adapted = tiny.prepared(config, model)
+    plan = make_plan(config.training, config.pruning, batches_per_epoch=10, metric="loss", method=adapted.method)
     kinds = {"pruned": bool(config.pruning.sparsity), "allocated": config.adapter.method == "adalora"}
-    state = init_state(adapted.adapters, prepare_optimizer(config, model, plan.learning_rate), dropout_key(0), **kinds)
+    state = init_state(
+        adapted.adapters,
+        make_optimizer(config.training, adapted.method, model, plan.learning_rate),
+        dropout_key(0),
+        **kinds,
+    )
     return adapted.frozen, state
 
 
@@ -85,7 +94,7 @@ def test_a_run_s_shapes_are_a_run_s(config, options, standard_promotion):
 
 
 def test_ranks_that_data_chooses_are_refused(config):
-    with pytest.raises(InputError, match=r"eva.*set it to null"):
+    with pytest.raises(InputError, match=r"eva.*set it and adapter\.eva_config to null"):
         abstract_run(config(init_lora_weights="eva"), data_parallel())
 
 
@@ -101,20 +110,19 @@ def test_batches_are_those_of_the_data(config):
     tokenizer = load_tokenizer(tiny_runs.package_model())
     texts = ["The object must be an instance of the class."] * 40
     run = abstract_run(config(), data_parallel())
-    data = masked_lm_data(texts, tokenizer, length=16, batch_size=8, ratio=run.config.data.mask_ratio, seed=0)
-    module_overrides = run.training_data(8)
-    assert described(dict(module_overrides.draw(0))) == described(dict(data.draw(0)))
+    data = masked_lm_data(texts, tokenizer, length=16, batch_size=8, ratio=run.rows.mask_ratio, seed=0)
+    dummies = run.training_data(8)
+    assert described(dict(dummies.draw(0))) == described(dict(data.draw(0)))
     assert described({name: rows[:8] for name, rows in data.device_data.items()}) == described(
-        dict(module_overrides.device_data)
+        dict(dummies.device_data)
     )
-    assert described(batch_shapes(run, 8, 16)) == described(dict(data.train_batch(0)))
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, task="classification"), num_labels=2)
-    for labels, number in ((np.zeros(40, np.int32), 2), (np.zeros(40, np.float32), 1)):
+    assert described(run.task.batch_shapes(run.rows, 8, 16)) == described(dict(data.train_batch(0)))
+    for labels, task in ((np.zeros(40, np.int32), Classification(2)), (np.zeros(40, np.float32), Regression(1))):
         data = classification_data(
             texts, None, labels, tokenizer, max_length=16, batch_size=8, seed=0, bucket_lengths=(16,)
         )
-        expected = described(batch_shapes(dataclasses.replace(run, num_labels=number), 8, 16))
-        assert expected == described(dict(data.train_batch(0)))
+        assert described(task.batch_shapes(run.rows, 8, 16)) == described(dict(data.train_batch(0)))
+        assert task.lengths(run.rows) == (16,)
     assert run.lengths == (16,)
 
 
@@ -154,5 +162,5 @@ def test_a_program_of_every_bucket_takes_the_run_s_own_texts(tmp_path_factory):
         inputs = lower_training(run, 8, length).in_avals[0]
         tokens = run.training_data(8).device_data["input_ids"].shape
         assert inputs[2]["input_ids"].shape == tokens
-        assert inputs[3]["columns"].shape == (run.plan.passes_per_dispatch, length)
+        assert inputs[3]["columns"].shape == (run.plan.micro_steps_per_dispatch, length)
         assert_sends_gradients_alone(run, 8, length)

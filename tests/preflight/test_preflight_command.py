@@ -60,7 +60,7 @@ def test_without_libtpu_one_line_says_how_to_get_it(root, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ("--topology v5e:3x3", "v5e comes in 1x1, 2x2"),
+        ("--topology v5e:3x3", "unknown shape; v5e comes in 1x1, 2x2"),
         ("--topology v7", "v5e, v5p, v6e"),
         ("--adapter.rank 0 --topology v5e:2x2", "adapter.rank is 0"),
         ("", "topology"),
@@ -76,7 +76,7 @@ def test_help_says_the_exit_statuses(capsys):
     with pytest.raises(SystemExit):
         cli.main(["preflight", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "0 where everything fits, 1 where it does not, 2 for bad input" in said
+    assert "0 if everything fits, 1 if not, 2 for bad input" in said
     assert "--training.batch_size" in said
 
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpeft.pruning import apply_masks, magnitude_masks, num_kept, prune, sparsity_of
+from jaxpeft.errors import InputError
+from jaxpeft.pruning import SCORES, apply_masks, magnitude, num_kept, prune, sparsity_of, tighten
 from jaxpeft.pruning.masks import keep_counts, keep_largest
 
 
@@ -66,7 +67,7 @@ def test_what_is_pruned_stays_pruned_as_the_sparsity_grows():
     for step, sparsity in enumerate([0.1, 0.3, 0.5, 0.5, 0.8]):
         # Entries change between prunings, the pruned ones too (as if nothing held them at zero).
         tree = sites(values * np.random.default_rng(step).uniform(0.1, 10, values.shape).astype(np.float32))
-        tighter = magnitude_masks(tree, masks, keep_counts(tree, sparsity))
+        tighter = tighten(masks, magnitude(tree), keep_counts(tree, sparsity))
         if masks:
             assert not (tighter["layer"]["t0"] & ~masks["layer"]["t0"]).any()
         assert int(tighter["layer"]["t0"].sum()) == num_kept(values.size, sparsity)
@@ -75,7 +76,25 @@ def test_what_is_pruned_stays_pruned_as_the_sparsity_grows():
 
 def test_a_pruned_entry_stays_behind_a_zero_that_was_kept():
     tree, masks = sites([5.0, 0.0, 0.0, 1.0]), {"layer": {"t0": jnp.array([False, True, True, True])}}
-    assert kept(magnitude_masks(tree, masks, {"layer": {"t0": 2}})) == [[0, 1, 0, 1]]
+    assert kept(tighten(masks, magnitude(tree), {"layer": {"t0": 2}})) == [[0, 1, 0, 1]]
+
+
+def test_a_pruned_entry_stays_behind_any_score():
+    scores, masks = sites([5.0, -7.0, -9.0, -8.0]), {"layer": {"t0": jnp.array([False, True, True, True])}}
+    assert kept(tighten(masks, scores, {"layer": {"t0": 2}})) == [[0, 1, 0, 1]]
+
+
+def smallest(sites, **context):
+    """Another criterion: the opposite of magnitude."""
+    return jax.tree.map(lambda leaf: -jnp.abs(leaf), sites)
+
+
+def test_prune_looks_its_criterion_up(monkeypatch):
+    monkeypatch.setitem(SCORES._places, "smallest", f"{__name__}:smallest")
+    tree = sites([0.1, -0.4, 0.3, -0.2])
+    assert kept(prune(tree, 0.5, criterion="smallest")) == [[1, 0, 0, 1]]
+    with pytest.raises(InputError, match=r"no pruning criterion 'magnitud'; did you mean 'magnitude'\?"):
+        prune(tree, 0.5, criterion="magnitud")
 
 
 def test_apply_masks_zeroes_what_is_pruned_and_leaves_the_rest():

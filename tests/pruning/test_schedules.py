@@ -2,7 +2,12 @@ import dataclasses
 
 import pytest
 
-from jaxpeft.pruning import Cubic, OneShot
+import jaxpeft.pruning
+from jaxpeft.config import PruningConfig
+from jaxpeft.errors import InputError
+from jaxpeft.pruning import SCHEDULES, Cubic, OneShot, Schedule
+
+RUN = {"sparsity": 0.5, "num_steps": 100, "warmup_steps": 5, "begin": None, "end": 0.6, "every_steps": 7}
 
 
 def test_one_shot_prunes_once():
@@ -40,3 +45,40 @@ def test_schedules_are_values():
     assert OneShot(0.5, 3) == OneShot(0.5, 3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         OneShot(0.5, 3).step = 4
+
+
+def test_a_run_s_shares_become_steps():
+    assert SCHEDULES["one-shot"].plan(**RUN) == OneShot(0.5, 10)
+    assert SCHEDULES["cubic"].plan(**RUN) == Cubic(0.5, 10, 60, 7)
+    assert OneShot.plan(**{**RUN, "begin": 0.25}) == OneShot(0.5, 25)
+    assert Cubic.plan(**{**RUN, "begin": 0.25, "end": 1.0}) == Cubic(0.5, 25, 100, 7)
+
+
+def test_pruning_waits_for_the_warm_up_unless_it_is_told_otherwise():
+    assert OneShot.plan(**{**RUN, "warmup_steps": 30}).step == 30
+    assert OneShot.plan(**{**RUN, "warmup_steps": 30, "begin": 0.2}).step == 20
+    assert OneShot.plan(**{**RUN, "num_steps": 4, "warmup_steps": 0}).step == 1
+    assert OneShot.plan(**{**RUN, "begin": 1e-6}).step == 1
+
+
+def test_schedules_that_do_not_fit_into_the_run_are_refused():
+    with pytest.raises(InputError, match=r"begins at step 99, not below the run's 99; lower pruning\.begin"):
+        OneShot.plan(**{**RUN, "num_steps": 99, "begin": 0.999})
+    with pytest.raises(InputError, match=r"begins at step 60 and ends at 60 of 100; raise pruning\.end or lower"):
+        Cubic.plan(**{**RUN, "begin": 0.6})
+
+
+def test_every_schedule_is_one():
+    assert all(issubclass(SCHEDULES[name], Schedule) for name in SCHEDULES)
+
+
+def test_unknown_names_are_refused_when_the_configuration_is_built():
+    with pytest.raises(InputError, match=r"no pruning schedule 'cubik'; did you mean 'cubic'\?"):
+        PruningConfig(schedule="cubik")
+    with pytest.raises(InputError, match="no pruning criterion 'gradient'; choose from magnitude"):
+        PruningConfig(criterion="gradient")
+
+
+def test_the_room_has_no_other_names():
+    with pytest.raises(AttributeError, match=r"module 'jaxpeft\.pruning' has no attribute 'absent'"):
+        _ = jaxpeft.pruning.absent

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from tiers import slow_but
 
-from jaxpeft.quantization import BLOCK_SIZES, CODEBOOKS, NF4_VALUES, FourBitTensor, dequantize, quantize
+from jaxpeft.quantization import BLOCK_SIZES, NUMBER_FORMATS, FourBitTensor, dequantize, quantize
 from jaxpeft.quantization.double_quantization import QuantizedAbsmax, quantize_absmax
 from jaxpeft.quantization.dynamic_map import create_dynamic_map
+
+CODEBOOKS = {name: NUMBER_FORMATS[name].codebook.values for name in ("nf4", "fp4")}
 
 
 @functools.cache
@@ -237,7 +239,7 @@ def test_four_weights_by_hand():
     ours = quantize(np.float32([[2, 0], [-2, 0.9]]), double_quantization=False)
     assert ours.codes.tolist() == [15 << 4 | 0, 7 << 4 | 12]
     assert ours.absmax.tolist() == [2]
-    np.testing.assert_array_equal(dequantize(ours), np.float32([[2, 0], [-2, 2 * NF4_VALUES[12]]]))
+    np.testing.assert_array_equal(dequantize(ours), np.float32([[2, 0], [-2, 2 * CODEBOOKS["nf4"][12]]]))
 
 
 def test_four_weights_by_hand_in_fp4():

@@ -1,5 +1,6 @@
 """Every kind of quantised tensor as a pytree under jax's transformations, in a recomputed layer, and what is refused."""
 
+import dataclasses
 import math
 
 import chex
@@ -8,8 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxpeft.quantization
+from jaxpeft.config import ModelConfig
 from jaxpeft.errors import InputError
-from jaxpeft.quantization import DATA_TYPES, Quantization, dequantize, is_quantized, quantize, recomputed
+from jaxpeft.quantization import (
+    NUMBER_FORMATS,
+    NumberFormat,
+    Quantization,
+    QuantizedTensor,
+    dequantize,
+    is_quantized,
+    quantize,
+    quantize_like,
+    quantized_shape,
+    recomputed,
+)
 
 SCHEMES = {
     "nf4": {"double_quantization": False},
@@ -95,7 +109,7 @@ def test_a_recomputed_layer_is_the_layer(scheme):
 
 
 @pytest.mark.usefixtures("compiled_afresh")
-@pytest.mark.parametrize("data_type", DATA_TYPES)
+@pytest.mark.parametrize("data_type", NUMBER_FORMATS)
 def test_a_compiled_tower_never_holds_its_kernels_in_full(data_type):
     """XLA's own account of eight kernels, 0.52 MB in fp32: forward and backward, one is there at a time."""
     kernels = [quantize(normal(128, 128, seed=i), data_type=data_type) for i in range(8)]
@@ -113,11 +127,26 @@ def test_a_compiled_tower_never_holds_its_kernels_in_full(data_type):
     assert compiled.memory_analysis().temp_size_in_bytes < sum(4 * tensor.size for tensor in kernels) / 3
 
 
-@pytest.mark.parametrize("data_type", DATA_TYPES)
+@pytest.mark.parametrize("data_type", NUMBER_FORMATS)
 def test_16_bit_kernels_are_quantized_as_their_float32_values(data_type):
     kernel = jnp.asarray(normal(64, 48), jnp.bfloat16)
     single = np.asarray(kernel.astype(jnp.float32))
     chex.assert_trees_all_equal(quantize(kernel, data_type=data_type), quantize(single, data_type=data_type))
+
+
+def test_a_shape_is_the_shape_of_the_result(scheme):
+    for shape in ((64, 48), (13, 11), (768, 30)):
+        tensor = quantize(normal(*shape), **scheme)
+        expected = quantized_shape(shape, Quantization.of(tensor))
+        assert jax.eval_shape(lambda t: t, tensor) == expected
+        assert expected.size_bytes == tensor.size_bytes
+
+
+def test_quantize_like_keeps_the_scheme(scheme):
+    tensor, kernel = quantize(normal(64, 48), **scheme), normal(64, 48, seed=1)
+    again = quantize_like(tensor, kernel)
+    chex.assert_trees_all_equal(again, quantize(kernel, **scheme))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(again))
 
 
 def test_schemes_are_said_in_words():
@@ -133,12 +162,74 @@ def test_refuses_a_block_size_that_bitsandbytes_does_not_have(block_size, data_t
         quantize(normal(64, 4), data_type=data_type, block_size=block_size)
 
 
+@pytest.mark.parametrize("name", NUMBER_FORMATS)
+def test_a_format_says_what_a_model_card_needs(name):
+    number_format = NUMBER_FORMATS[name]
+    assert isinstance(number_format, NumberFormat)
+    assert (number_format.name, number_format.title.lower()) == (name, name)
+    assert "arXiv" in number_format.citation
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SignTensor(QuantizedTensor):
+    """Another way to store a kernel: the signs of its weights, and their mean size."""
+
+    signs: jax.Array | np.ndarray
+    scale: jax.Array | np.ndarray
+
+    @property
+    def shape(self):
+        return self.signs.shape
+
+    def scheme(self):
+        return Quantization("sign")
+
+    def dequantize(self, dtype):
+        return (self.signs.astype(jnp.float32) * self.scale).astype(dtype)
+
+
+class Sign(NumberFormat):
+    name, title, citation = "sign", "sign", "nobody"
+
+    def quantize(self, kernel, *, block_size, double_quantization):
+        return SignTensor(np.sign(kernel).astype(np.int8), np.abs(kernel).mean())
+
+    def shape_of(self, shape, quantization):
+        return SignTensor(jax.ShapeDtypeStruct(shape, jnp.int8), jax.ShapeDtypeStruct((), jnp.float32))
+
+
+SIGN = Sign()
+
+
+def test_another_format_is_one_line_in_the_table(monkeypatch):
+    with pytest.raises(InputError, match="no number format 'sign'"):
+        ModelConfig(quantization="sign")
+    monkeypatch.setitem(NUMBER_FORMATS._places, "sign", f"{__name__}:SIGN")
+    kernel = normal(64, 48)
+    tensor = quantize(kernel, data_type=ModelConfig(quantization="sign").quantization)
+    assert is_quantized(tensor)
+    assert (str(Quantization.of(tensor)), tensor.size) == ("sign", 64 * 48)
+    assert quantized_shape((64, 48), Quantization("sign")) == jax.eval_shape(lambda t: t, tensor)
+    expected = np.sign(kernel) * np.abs(kernel).mean()
+    np.testing.assert_allclose(dequantize(tensor), expected, rtol=1e-6)
+    np.testing.assert_array_equal(dequantize(quantize_like(tensor, -kernel)), -dequantize(tensor))
+    x = jnp.asarray(normal(3, 64))
+    layer = recomputed(lambda tensor, key, x: x @ dequantize(tensor))
+    np.testing.assert_allclose(jax.jit(lambda x: layer(tensor, None, x))(x), x @ expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_room_has_no_other_names():
+    with pytest.raises(AttributeError, match=r"module 'jaxpeft\.quantization' has no attribute 'absent'"):
+        _ = jaxpeft.quantization.absent
+
+
 def test_refuses_an_unknown_data_type():
-    with pytest.raises(InputError, match="data type 'nf8' is not one of nf4, fp4, int8; did you mean 'nf4'"):
+    with pytest.raises(InputError, match=r"no number format 'nf8'; did you mean 'nf4'\?"):
         quantize(normal(64, 4), data_type="nf8")
 
 
-@pytest.mark.parametrize("data_type", DATA_TYPES)
+@pytest.mark.parametrize("data_type", NUMBER_FORMATS)
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [

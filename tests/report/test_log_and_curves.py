@@ -7,13 +7,13 @@ import io
 import pytest
 from rich.console import Console
 
-from jaxpeft.report import terminal
+from jaxpeft.report import console
 from jaxpeft.report.curves import plot_curves
 from jaxpeft.report.metrics_log import MetricsLog, read_metrics
 
 
 def write(directory, steps, resumed_at=0):
-    with MetricsLog(directory, resumed_at) as log:
+    with MetricsLog(directory / "metrics.jsonl", directory / "tensorboard", resumed_at) as log:
         for step in steps:
             log.write(step, "train", {"loss": 1.0 / step, "sparsity": 0.5})
 
@@ -54,8 +54,8 @@ def test_curves_show_sparsity_only_where_it_changes(tmp_path, sparsity, taller):
 
 def test_the_bar_shows_loss_speed_and_time_left(monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(terminal, "console", Console(file=screen, force_terminal=True, width=120))
-    with terminal.TrainingBar(0, 10) as bar:
+    monkeypatch.setattr(console, "console", Console(file=screen, force_terminal=True, width=120))
+    with console.TrainingBar(0, 10) as bar:
         bar.advance(5)
         bar.show(5, loss=2.5, tokens_per_second=1234.0, seconds_left=60.0)
     assert "loss 2.500" in screen.getvalue()
@@ -64,7 +64,7 @@ def test_the_bar_shows_loss_speed_and_time_left(monkeypatch):
 
 def test_without_a_terminal_each_log_interval_is_a_line(monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(terminal, "console", Console(file=screen, width=120, soft_wrap=True))
-    with terminal.TrainingBar(0, 10) as bar:
+    monkeypatch.setattr(console, "console", Console(file=screen, width=120, soft_wrap=True))
+    with console.TrainingBar(0, 10) as bar:
         bar.show(5, loss=2.5, tokens_per_second=1234.0, seconds_left=61.0)
     assert screen.getvalue().strip() == "step     5/10  loss 2.500  1,234 tokens/s  1:01 left"

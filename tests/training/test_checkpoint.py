@@ -44,7 +44,7 @@ def saved(directory, state, *progresses, base_hash="base"):
 def test_everything_comes_back_in_another_process(tmp_path, trained):
     """The typed key, the moments, a half-full accumulator, the masks and the progress."""
     _, frozen, state, fresh = trained
-    progress = Progress(update=3, best_update=2, best_score=-1.5, since_best=1, seconds=12.5)
+    progress = Progress(step=3, best_step=2, best_score=-1.5, since_best=1, seconds=12.5)
     saved(tmp_path, state, progress, base_hash=hash_base(frozen))
     checkpoints = Checkpoints(tmp_path, hash_base(frozen))
     assert checkpoints.latest == 3
@@ -63,7 +63,7 @@ def test_a_step_that_consumes_the_state_does_not_reach_into_the_file(tmp_path, t
     step, frozen, state, fresh = trained
     state = jax.tree.map(jnp.copy, state)
     expected, checkpoints = tiny.snapshot(state), Checkpoints(tmp_path, "base")
-    checkpoints.save(state, Progress(update=1))
+    checkpoints.save(state, Progress(step=1))
     for i in range(4):
         state, _ = step(state, frozen, tiny.batch(seed=i))
     restored, _ = checkpoints.restore(fresh(), 1)
@@ -77,24 +77,24 @@ def test_the_newest_and_the_best_are_kept(tmp_path, trained):
     assert checkpoints.latest is None
     kept = []
     for update, best, score in [(1, None, None), (2, 2, 0.5), (3, 2, 0.5), (4, 2, 0.5), (5, 5, 0.9), (6, 5, 0.9)]:
-        checkpoints.save(state.replace(step=jnp.int32(update)), Progress(update, best, score))
+        checkpoints.save(state.replace(micro_step=jnp.int32(update)), Progress(update, best, score))
         checkpoints.restore(fresh(), update)  # waits for the files
         kept.append(sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()))
     assert kept == [[1], [2], [2, 3], [2, 4], [5], [5, 6]]
-    assert int(checkpoints.restore(fresh(), 5)[0].step) == 5
+    assert int(checkpoints.restore(fresh(), 5)[0].micro_step) == 5
     checkpoints.close()
 
 
 def test_another_base_is_refused(tmp_path, trained):
     _, _, state, fresh = trained
-    saved(tmp_path, state, Progress(update=1))
+    saved(tmp_path, state, Progress(step=1))
     with pytest.raises(InputError, match=r"checkpoint 1 in .* was trained on another base"):
         Checkpoints(tmp_path, "another").restore(fresh(), 1)
 
 
 def test_another_adapter_is_refused(tmp_path, trained):
     _, _, state, fresh = trained
-    saved(tmp_path, state, Progress(update=1))
+    saved(tmp_path, state, Progress(step=1))
     checkpoints = Checkpoints(tmp_path, "base")
     with pytest.raises(
         InputError, match=r"another adapter: .*'a'.* is \(\(24, 4\), 'float32'\) there and \(\(24, 3\), 'float32'\)"
@@ -115,7 +115,7 @@ def test_an_adapter_without_sites_comes_back(tmp_path):
     optimizer = tiny.training(tiny.Toy(), METHOD)[1]
     adapters = {"sites": {}, "modules": {"down": {"kernel": jnp.ones((24, 99)), "bias": jnp.ones(99)}}}
     state = init_state(adapters, optimizer, jax.random.key(0), pruned=False)
-    saved(tmp_path, state, Progress(update=1))
+    saved(tmp_path, state, Progress(step=1))
     zeros = init_state(jax.tree.map(jnp.zeros_like, adapters), optimizer, jax.random.key(1), pruned=False)
     checkpoints = Checkpoints(tmp_path, "base")
     restored, _ = checkpoints.restore(zeros, 1)
@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_the_generator_it_was_started_with(tmp_path):
     for generator, other in (GENERATORS, GENERATORS[::-1]):
         checkpoints = Checkpoints(tmp_path / generator, "base")
         saved = replace(state, rng=jax.random.key(3, impl=generator))
-        checkpoints.save(saved, Progress(update=1))
+        checkpoints.save(saved, Progress(step=1))
         restored, _ = checkpoints.restore(replace(state, rng=jax.random.key(0, impl=other)), 1)
         checkpoints.close()
         assert restored.rng.dtype == saved.rng.dtype

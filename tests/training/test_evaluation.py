@@ -1,5 +1,4 @@
 from collections import Counter
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -7,14 +6,13 @@ import pytest
 import tiny
 
 from jaxpeft.adapters import Lora
+from jaxpeft.tasks.classification import Classification
+from jaxpeft.tasks.masked_lm import MaskedLM
+from jaxpeft.tasks.regression import Regression
 from jaxpeft.training.evaluation import (
-    evaluate_classification,
-    evaluate_masked_lm,
-    first,
-    predict_logits,
+    evaluate,
     pseudo_perplexity,
 )
-from jaxpeft.training.objective import Objective
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_eval_step
 
@@ -29,11 +27,11 @@ def test_a_masked_lm_is_judged_by_all_its_tokens():
     batches[1]["weights"][2:] = 0  # rows that fill the last batch up
     traces: Counter = Counter()
     step = make_eval_step(objective, traces)
-    metrics = evaluate_masked_lm(step, parallel, frozen, state.adapters, {}, batches)
+    metrics = evaluate(MaskedLM(), step, parallel, frozen, state.adapters, {}, batches)
     losses, right = [], []
     for batch, rows in zip(batches, (4, 2), strict=True):
         logits = objective.logits(frozen, state.adapters, {}, batch)
-        losses += np.asarray(objective.losses(logits, batch))[:rows].ravel().tolist()
+        losses += np.asarray(objective.task.losses(logits, batch))[:rows].ravel().tolist()
         right += (np.asarray(logits).argmax(-1) == batch["labels"])[:rows].ravel().tolist()
     expected = {"loss": np.mean(losses), "perplexity": np.exp(np.mean(losses)), "accuracy": np.mean(right)}
     assert metrics == pytest.approx(expected, rel=1e-5)
@@ -44,12 +42,12 @@ def test_a_masked_lm_is_judged_by_all_its_tokens():
 
 def classifier(num_labels):
     """A step whose logits are the first tokens of each row; and two batches of six rows, out of order, with filling."""
-    objective = Objective(SimpleNamespace(behind_attention=None), None, num_labels)
+    task = Regression(1) if num_labels == 1 else Classification(num_labels)
 
     @jax.jit
     def step(frozen, adapters, masks, batch):
         logits = batch["input_ids"][:, :num_labels].astype("float32") / 50
-        return objective.statistics(logits, batch), logits
+        return task.statistics(logits, batch), logits
 
     batches = []
     for i, rows in enumerate([[5, 0, 3, 1], [2, 4, -1, -1]]):
@@ -67,7 +65,7 @@ def in_order(batches, values):
 
 def test_a_classifier_is_judged_on_its_real_rows():
     step, batches = classifier(3)
-    metrics = evaluate_classification(step, data_parallel(), *NOTHING, batches, ["accuracy", "f1"])
+    metrics = evaluate(Classification(3, ("accuracy", "f1")), step, data_parallel(), *NOTHING, batches)
     logits = in_order(batches, [batch["input_ids"][:, :3] / 50 for batch in batches])
     labels = in_order(batches, [batch["labels"] for batch in batches])
     assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == labels).mean())
@@ -76,23 +74,11 @@ def test_a_classifier_is_judged_on_its_real_rows():
     assert set(metrics) == {"loss", "accuracy", "f1"}
 
 
-def test_predictions_come_in_the_order_of_the_rows():
-    step, batches = classifier(3)
-    logits = predict_logits(step, data_parallel(), *NOTHING, batches)
-    expected = in_order(batches, [batch["input_ids"][:, :3] / 50 for batch in batches])
-    np.testing.assert_allclose(logits, expected, rtol=1e-6)
-
-
 def test_a_regression_is_judged_by_its_error_and_correlations():
     step, batches = classifier(1)
     for batch in batches:
         batch["labels"] = batch["input_ids"][:, 0].astype(np.float32) / 25 + np.float32(1)
-    metrics = evaluate_classification(step, data_parallel(), *NOTHING, batches, ["pearson", "spearman"])
+    metrics = evaluate(Regression(1, ("pearson", "spearman")), step, data_parallel(), *NOTHING, batches)
     values = in_order(batches, [batch["input_ids"][:, 0] / 50 for batch in batches])
     expected = {"loss": np.square(values + 1).mean(), "pearson": 1, "spearman": 1}
     assert metrics == pytest.approx(expected, rel=1e-5)
-
-
-def test_first_takes_some_or_all():
-    assert list(first(iter("abc"), 2)) == ["a", "b"]
-    assert list(first(iter("abc"), None)) == ["a", "b", "c"]

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import tiny
 from test_loop import Recorder, saved_updates
-from tiers import slow_but
+from tiers import slow
 
 from jaxpeft.adapters import Lora
 from jaxpeft.errors import InputError
-from jaxpeft.pruning import Cubic, OneShot
+from jaxpeft.pruning import Cubic, OneShot, magnitude
+from jaxpeft.tasks.masked_lm import MaskedLM
 from jaxpeft.training.checkpoint import Checkpoints, Progress
-from jaxpeft.training.loop import Outcome, Plan, fit
+from jaxpeft.training.loop import Outcome, RunState, fit
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer
+from jaxpeft.training.plan import Plan
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import init_state, make_train_step
-from jaxpeft.training.sweep import Replicas, make_sweep_step, settings_of, stack, sweep_input_pipeline
-from jaxpeft.training.together import Run, fit_together
+from jaxpeft.training.sweep import STACKED, Replicas, make_sweep_step, settings_of, stack, sweep_input_pipeline
 
 METHOD = Lora(rank=2, alpha=4, dropout=0.1)
 PLAN = Plan(
@@ -31,7 +32,7 @@ PLAN = Plan(
     eval_every_steps=2,
     metric="accuracy",
     learning_rate=lambda step: 1e-2,
-    passes_per_dispatch=4,
+    micro_steps_per_dispatch=4,
 )
 
 pytestmark = pytest.mark.xdist_group("fit-together")
@@ -58,7 +59,7 @@ class Trial:
         self.scores = scores or [()] * len(plans)
         self.rates = rates or [1e-2] * len(plans)
         self.model, self.parallel = tiny.Toy(), data_parallel()
-        self.objective = Objective(self.model, METHOD)
+        self.objective = Objective(self.model, METHOD, MaskedLM())
         self.recorders = [Recorder() for _ in plans]
         starts = [tiny.adapted(self.model, METHOD, nonzero=False, seed=i) for i in range(len(plans))]
         self.frozen = self.parallel.replicate(starts[0][0])
@@ -87,19 +88,20 @@ class Trial:
         checkpoints = [Checkpoints(self.directory / f"together{i}", "base") for i in range(len(self.plans))]
         states, progress = states or self.states, progress or [Progress()] * len(self.plans)
         runs = [
-            Run(plan, progress[i], states[i], self.validate(i), checkpoints[i], self.recorders[i])
+            RunState(plan, progress[i], states[i], self.validate(i), checkpoints[i], self.recorders[i])
             for i, plan in enumerate(self.plans)
         ]
         bar = Recorder()
         try:
-            return fit_together(
+            return fit(
                 Replicas(stack(states), settings),
                 self.frozen,
                 runs,
                 draw_at=source.draw_at,
-                train_steps=source.train_steps(step, self.plans[0].passes_per_dispatch),
+                train_steps=source.train_steps(step, self.plans[0].micro_steps_per_dispatch),
                 bar=bar,
                 stop_requested=self.stop(bar),
+                holding=STACKED,
             )
         finally:
             for each in checkpoints:
@@ -109,7 +111,7 @@ class Trial:
         recorder, checkpoints = Recorder(), Checkpoints(self.directory / f"alone{i}", "base")
         step = make_train_step(self.objective, self.optimizer(self.rates[i]))
         try:
-            outcome = fit(
+            outcome = tiny.fit(
                 tiny.copied(self.states[i]),
                 self.frozen,
                 self.plans[i],
@@ -141,12 +143,18 @@ def assert_same_lines(ours, theirs):
             assert own[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("accumulation_steps", slow_but([1, 2], 1))
-def test_every_run_is_what_it_would_be_alone(tmp_path, accumulation_steps):
+def smallest(sites, **context):
+    """Another criterion than magnitude: its opposite."""
+    return jax.tree.map(lambda leaf: -abs(leaf), sites)
+
+
+@pytest.mark.parametrize(("accumulation_steps", "criterion"), [(1, magnitude), pytest.param(2, smallest, marks=slow)])
+def test_every_run_is_what_it_would_be_alone(tmp_path, accumulation_steps, criterion):
+    """Two of them are pruned after the same step, by one criterion or by two."""
     plans = [
         replace(PLAN, accumulation_steps=accumulation_steps),
         replace(PLAN, accumulation_steps=accumulation_steps, pruning=OneShot(0.5, 3)),
-        replace(PLAN, accumulation_steps=accumulation_steps, pruning=Cubic(0.75, 1, 5, 1)),
+        replace(PLAN, accumulation_steps=accumulation_steps, pruning=Cubic(0.75, 1, 5, 1), criterion=criterion),
     ]
     trial = Trial(tmp_path, plans, scores=[(0.1, 0.3, 0.2), (0.1, 0.2, 0.3), (0.4, 0.2, 0.1)], rates=[1e-2, 1e-3, 3e-2])
     for i, outcome in enumerate(trial.together()):
@@ -162,8 +170,8 @@ def test_one_stops_early_and_the_others_go_on(tmp_path):
     plan = replace(PLAN, num_steps=8, patience=1)
     trial = Trial(tmp_path, [plan, plan], scores=[(0.3, 0.2), (0.1, 0.2, 0.3, 0.4)])
     first, second = trial.together()
-    assert (first.progress.update, first.progress.best_update) == (4, 2)
-    assert (second.progress.update, second.progress.best_update) == (8, 8)
+    assert (first.progress.step, first.progress.best_step) == (4, 2)
+    assert (second.progress.step, second.progress.best_step) == (8, 8)
     for i, outcome in enumerate((first, second)):
         assert_same(outcome, trial.alone(i)[0])
 
@@ -179,11 +187,14 @@ def test_a_loss_that_is_not_finite_ends_one_run(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_saves_all_and_they_go_on_as_if_nothing_had_been(tmp_path):
-    plans = [replace(PLAN, passes_per_dispatch=1), replace(PLAN, passes_per_dispatch=1, pruning=OneShot(0.5, 4))]
+    plans = [
+        replace(PLAN, micro_steps_per_dispatch=1),
+        replace(PLAN, micro_steps_per_dispatch=1, pruning=OneShot(0.5, 4)),
+    ]
     trial = Trial(tmp_path, plans, stop_after=3)
     stopped = trial.together()
     assert [outcome.signal for outcome in stopped] == [15, 15]
-    assert [outcome.progress.update for outcome in stopped] == [3, 3]
+    assert [outcome.progress.step for outcome in stopped] == [3, 3]
     states, progress = [], []
     for i, state in enumerate(trial.states):
         checkpoints = Checkpoints(tmp_path / f"together{i}", "base")
@@ -196,7 +207,7 @@ def test_a_signal_saves_all_and_they_go_on_as_if_nothing_had_been(tmp_path):
         assert_same(outcome, trial.alone(i)[0])
 
 
-def test_runs_at_different_updates_are_no_group(tmp_path):
+def test_runs_at_different_steps_are_no_group(tmp_path):
     trial = Trial(tmp_path, [PLAN, PLAN])
-    with pytest.raises(AssertionError, match="at the same update"):
+    with pytest.raises(AssertionError, match="at the same step"):
         trial.together(progress=[Progress(2), Progress()])

@@ -15,8 +15,8 @@ from jaxpeft.adapters import Lora
 from jaxpeft.data import ClassificationData, Encoded, MaskedLMData, PackedData
 from jaxpeft.preflight.collectives import traffic
 from jaxpeft.training.checkpoint import Progress
-from jaxpeft.training.input_pipeline import Prefetched, feed
-from jaxpeft.training.loop import Plan, fit
+from jaxpeft.training.input_pipeline import Prefetched, make_input_pipeline
+from jaxpeft.training.plan import Plan
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_eval_step, make_train_step, make_train_steps
 from jaxpeft.trees import size_bytes
@@ -29,7 +29,7 @@ PLAN = Plan(
     eval_every_steps=12,
     metric="accuracy",
     learning_rate=lambda step: 0.1,
-    passes_per_dispatch=3,
+    micro_steps_per_dispatch=3,
 )
 
 
@@ -57,10 +57,10 @@ def classification(rows=22):
 def test_the_program_sees_the_batches_of_the_host(data, limit_bytes):
     """Over four devices, and whether the data is on them or does not fit; an incomplete batch too."""
     parallel = data_parallel()
-    source = feed(data, parallel, limit_bytes=limit_bytes)
+    source = make_input_pipeline(data, parallel, limit_bytes=limit_bytes)
     assert bool(source.device_data) == (limit_bytes > 10)
     assemble = jax.jit(source.assemble)
-    for step in range(2 * data.steps_per_epoch):
+    for step in range(2 * data.batches_per_epoch):
         draw = source.place({name: np.stack([leaf]) for name, leaf in source.draw_at(step).items()})
         found, expected = (
             assemble(source.device_data, {name: leaf[0] for name, leaf in draw.items()}),
@@ -103,7 +103,7 @@ def test_nothing_but_gradients_crosses_the_devices(tiny_models, task):
         data, whole = classification(), ("classifier/kernel", "classifier/bias")
     objective, optimizer, frozen, state = tiny.training(model, LORA, fully_trained=whole)
     state, frozen = parallel.replicate((state, frozen))
-    source = feed(data, parallel)
+    source = make_input_pipeline(data, parallel)
     draws = source.place({name: np.stack([leaf] * 3) for name, leaf in source.draw_at(0).items()})
     steps = make_train_steps(make_train_step(objective, optimizer), source.assemble)
     compiled = steps.lower(state, frozen, source.device_data, draws, np.int32(3)).compile()
@@ -132,16 +132,16 @@ class Quiet:
 
 
 def train(plan, quiet, source, step, state, frozen):
-    return fit(
+    return tiny.fit(
         state,
         frozen,
         plan,
         progress=Progress(),
         draw_at=source.draw_at,
-        train_steps=source.train_steps(step, plan.passes_per_dispatch),
+        train_steps=source.train_steps(step, plan.micro_steps_per_dispatch),
         validate=lambda state: {"accuracy": 0.5},
         checkpoints=quiet,
-        log=quiet,
+        metrics_log=quiet,
         bar=quiet,
         stop_requested=lambda: None,
     )
@@ -161,7 +161,7 @@ def test_the_host_reads_nothing_between_log_points(monkeypatch, pruned):
     monkeypatch.setattr(ArrayImpl, "_value", property(value))
     waited = []
     monkeypatch.setattr(jax, "block_until_ready", waited.append)
-    train(PLAN, quiet, feed(data, parallel), make_train_step(objective, optimizer), state, frozen)
+    train(PLAN, quiet, make_input_pipeline(data, parallel), make_train_step(objective, optimizer), state, frozen)
     reads = {kind: [count for _, name, count in quiet.at if name == kind] for kind in ("dispatched", "train")}
     assert [step for step, name, _ in quiet.at if name == "dispatched"] == [3, 4, 7, 8, 11, 12]
     assert all(
@@ -181,13 +181,13 @@ def test_one_trace_a_bucket_for_a_whole_run(tiny_models):
     )
     state, frozen = parallel.replicate((state, frozen))
     step = make_train_step(objective, optimizer, traces)
-    plan = replace(PLAN, num_steps=5 * data.steps_per_epoch, log_every_steps=7)
-    outcome = train(plan, Quiet(), feed(data, parallel), step, state, frozen)
-    assert int(outcome.state.step) == plan.num_steps
+    plan = replace(PLAN, num_steps=5 * data.batches_per_epoch, log_every_steps=7)
+    outcome = train(plan, Quiet(), make_input_pipeline(data, parallel), step, state, frozen)
+    assert int(outcome.state.micro_step) == plan.num_steps
     assert traces == dict.fromkeys([(4, 8), (4, 16)], 1)
 
 
-def test_no_more_passes_at_once_than_take_their_time(monkeypatch):
+def test_no_more_micro_steps_at_once_than_take_their_time(monkeypatch):
     """A pass takes 2 s; 5 s are allowed: one at a time until that is known, then two."""
     clock, quiet, chunks = {"now": 0.0}, Quiet(), []
     monkeypatch.setattr("jaxpeft.training.loop.time.monotonic", lambda: clock["now"])
@@ -202,7 +202,7 @@ def test_no_more_passes_at_once_than_take_their_time(monkeypatch):
         masks = ()
 
     plan = replace(PLAN, seconds_per_dispatch=5.0, num_steps=8)
-    fit(
+    tiny.fit(
         State(),
         {},
         plan,
@@ -211,7 +211,7 @@ def test_no_more_passes_at_once_than_take_their_time(monkeypatch):
         train_steps=train_steps,
         validate=lambda state: {"accuracy": 0.5},
         checkpoints=quiet,
-        log=quiet,
+        metrics_log=quiet,
         bar=quiet,
         stop_requested=lambda: None,
     )

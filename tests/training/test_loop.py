@@ -17,7 +17,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.pruning import Cubic, OneShot
 from jaxpeft.training import loop
 from jaxpeft.training.checkpoint import Checkpoints, Progress
-from jaxpeft.training.loop import Plan, fit
+from jaxpeft.training.plan import Plan
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import TrainState, make_train_step
 
@@ -81,10 +81,10 @@ def scripted(
 
     def train_steps(state, frozen, draws):
         found = [next(losses) for _ in draws]
-        return replace(state, step=state.step + len(draws)), dispatched(found)
+        return replace(state, micro_step=state.micro_step + len(draws)), dispatched(found)
 
     try:
-        return fit(
+        return tiny.fit(
             empty_state(),
             {},
             plan,
@@ -149,9 +149,9 @@ def test_the_devices_have_one_dispatch_queued_and_never_more(tmp_path):
 def test_dispatches_end_where_an_update_does(accumulation_steps, most, sizes):
     plan, done = replace(PLAN, accumulation_steps=accumulation_steps), 0
     for size in sizes:
-        assert min(plan.up_to_whole_updates(done, most), 8 - done) == size
+        assert min(plan.up_to_whole_steps(done, most), 8 - done) == size
         done += size
-    assert plan.up_to_whole_updates(5, 10) == {1: 10, 3: 1, 4: 3}[accumulation_steps]
+    assert plan.up_to_whole_steps(5, 10) == {1: 10, 3: 1, 4: 3}[accumulation_steps]
 
 
 def test_updates_logs_and_validations_come_when_they_are_due(tmp_path):
@@ -161,8 +161,8 @@ def test_updates_logs_and_validations_come_when_they_are_due(tmp_path):
     assert recorder.advanced == [1, 2, 3, 4, 5, 6, 7]
     assert recorder.steps("train") == [2, 4, 6, 7]  # the last is off the interval
     assert recorder.steps("validation") == [3, 6, 7]
-    assert int(outcome.state.step) == 21
-    assert replace(outcome.progress, seconds=0) == Progress(7, best_update=6, best_score=0.3, since_best=1)
+    assert int(outcome.state.micro_step) == 21
+    assert replace(outcome.progress, seconds=0) == Progress(7, best_step=6, best_score=0.3, since_best=1)
     assert outcome.signal is None
     assert saved_updates(tmp_path) == [6, 7]
 
@@ -180,8 +180,8 @@ def test_batches_are_a_function_of_the_pass(tmp_path):
     plan, seen, asked = replace(PLAN, accumulation_steps=2, num_steps=3), [], []
 
     def passes(progress):
-        checkpoints = Checkpoints(tmp_path / str(progress.update), "base")
-        fit(
+        checkpoints = Checkpoints(tmp_path / str(progress.step), "base")
+        tiny.fit(
             empty_state(),
             {},
             plan,
@@ -201,8 +201,8 @@ def test_batches_are_a_function_of_the_pass(tmp_path):
         return [seen.pop(0) for _ in range(len(seen))]
 
     assert passes(Progress()) == [0, 1, 2, 3, 4, 5]
-    assert passes(Progress(update=2)) == [4, 5]
-    assert passes(Progress(update=3)) == []
+    assert passes(Progress(step=2)) == [4, 5]
+    assert passes(Progress(step=3)) == []
 
 
 def test_early_stopping_waits_for_its_patience_and_keeps_the_best(tmp_path):
@@ -210,29 +210,29 @@ def test_early_stopping_waits_for_its_patience_and_keeps_the_best(tmp_path):
     plan = replace(PLAN, num_steps=20, patience=2)
     outcome = scripted(tmp_path, plan, scores=[0.1, 0.5, 0.4, 0.5, 0.9], recorder=recorder)
     assert recorder.steps("validation") == [2, 4, 6, 8]  # 0.5 again is not better
-    assert outcome.progress.best_update == 4
+    assert outcome.progress.best_step == 4
     assert outcome.progress.since_best == 2
     assert recorder.advanced[-1] == 8
     assert saved_updates(tmp_path) == [4, 8]
 
 
 def test_a_run_that_stopped_early_stays_stopped_when_resumed(tmp_path):
-    stopped = Progress(8, best_update=4, best_score=0.5, since_best=2)
+    stopped = Progress(8, best_step=4, best_score=0.5, since_best=2)
     outcome = scripted(tmp_path, replace(PLAN, num_steps=20, patience=2), progress=stopped)
     assert outcome.progress == stopped
-    assert int(outcome.state.step) == 0
+    assert int(outcome.state.micro_step) == 0
 
 
 def test_smaller_is_better_for_a_loss(tmp_path):
     outcome = scripted(tmp_path, replace(PLAN, metric="perplexity"), scores=[3.0, 2.0, 2.5])
-    assert outcome.progress.best_update == 4
+    assert outcome.progress.best_step == 4
     assert outcome.progress.best_score == -2.0
 
 
 def test_an_undefined_metric_is_never_the_best(tmp_path):
     """The correlation of constant predictions is NaN, at the start above all; nothing compares to it."""
     outcome = scripted(tmp_path, replace(PLAN, metric="pearson"), scores=[math.nan, 0.2, math.nan])
-    assert outcome.progress.best_update == 4
+    assert outcome.progress.best_step == 4
     assert outcome.progress.best_score == 0.2
 
 
@@ -243,13 +243,24 @@ def test_only_an_adapter_that_is_pruned_to_the_end_may_be_best(tmp_path, schedul
     plan = replace(PLAN, num_steps=8, eval_every_steps=1, pruning=schedule, patience=3)
     scores = [0.9, 0.9, 0.9, 0.9, 0.2, 0.3, 0.1, 0.1]
     outcome = scripted(tmp_path, plan, scores=scores, recorder=recorder)
-    assert outcome.progress.best_update == 6
+    assert outcome.progress.best_step == 6
     assert outcome.progress.best_score == 0.3
     assert [int(mask.sum()) for mask in outcome.state.masks["layer"].values()] == [4, 2]
     np.testing.assert_array_equal(outcome.state.adapters["sites"]["layer"]["a"], [[0, 0, 0, 0, 5, 6, 7, 8]])
     sparsity = {step: metrics["sparsity"] for step, split, metrics in recorder.lines if split == "train"}
     assert sparsity[8] == 0.5
     assert saved_updates(tmp_path) == [6, 8]
+
+
+def smallest(sites, **context):
+    """Another criterion than magnitude: its opposite."""
+    return jax.tree.map(lambda leaf: -jnp.abs(leaf), sites)
+
+
+def test_the_plan_s_criterion_chooses_what_is_pruned(tmp_path):
+    plan = replace(PLAN, num_steps=2, eval_every_steps=2, pruning=OneShot(0.5, step=1), criterion=smallest)
+    outcome = scripted(tmp_path, plan, scores=[0.1])
+    np.testing.assert_array_equal(outcome.state.adapters["sites"]["layer"]["a"], [[1, 2, 3, 4, 0, 0, 0, 0]])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -269,7 +280,7 @@ def test_a_stop_request_saves_and_returns(tmp_path, stop_after):
     recorder = Recorder()
     outcome = scripted(tmp_path, PLAN, scores=[0.5, 0.6, 0.7], stop_after=stop_after, recorder=recorder)
     assert outcome.signal == 15
-    assert outcome.progress.update == recorder.advanced[-1] == stop_after
+    assert outcome.progress.step == recorder.advanced[-1] == stop_after
     assert saved_updates(tmp_path)[-1] == stop_after
     assert stop_after in recorder.steps("train")  # the last losses are logged
     assert recorder.steps("validation") == list(range(2, stop_after + 1, 2))
@@ -304,7 +315,7 @@ def test_speed_counts_the_time_of_all_its_tokens(tmp_path, monkeypatch):
         clock.now += 100
         return {"accuracy": 0.0}
 
-    outcome = fit(
+    outcome = tiny.fit(
         empty_state(),
         {},
         plan,
@@ -333,7 +344,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path):
     """Bit for bit, over four devices: dropout, accumulation, clipping, decay, and pruning before and after the break."""
     parallel, traces = data_parallel(), Counter()
     pruning = Cubic(0.6, begin_step=1, end_step=5, every_steps=2)
-    plan = replace(PLAN, accumulation_steps=2, pruning=pruning, eval_every_steps=3, passes_per_dispatch=3)
+    plan = replace(PLAN, accumulation_steps=2, pruning=pruning, eval_every_steps=3, micro_steps_per_dispatch=3)
     options = {"pruned": True, "accumulation_steps": 2, "weight_decay": 0.1, "max_grad_norm": 0.5}
     objective, optimizer, frozen, _ = tiny.training(tiny.Toy(), Lora(rank=4, dropout=0.2), **options)
     step, frozen = make_train_step(objective, optimizer, traces), parallel.replicate(frozen)
@@ -343,10 +354,10 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path):
 
     def run(directory, state, progress, num_steps):
         checkpoints = Checkpoints(directory, "base")
-        if progress.update:
-            state, progress = checkpoints.restore(state, progress.update)
+        if progress.step:
+            state, progress = checkpoints.restore(state, progress.step)
         recorder = Recorder()
-        outcome = fit(
+        outcome = tiny.fit(
             state,
             frozen,
             replace(plan, num_steps=num_steps),
@@ -366,7 +377,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path):
 
     straight, lines = run(tmp_path / "straight", fresh(), Progress(), 6)
     run(tmp_path / "broken", fresh(), Progress(), 3)
-    resumed, resumed_lines = run(tmp_path / "broken", fresh(), Progress(update=3), 6)
+    resumed, resumed_lines = run(tmp_path / "broken", fresh(), Progress(step=3), 6)
     chex.assert_trees_all_equal(tiny.snapshot(resumed.state), tiny.snapshot(straight.state))
     assert replace(resumed.progress, seconds=0) == replace(straight.progress, seconds=0)
     assert resumed_lines[-1] == lines[-1]

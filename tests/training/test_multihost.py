@@ -19,7 +19,6 @@ from safetensors.numpy import load_file
 
 from jaxpeft.cli import train as train_command
 from jaxpeft.config import ClusterConfig, RunConfig
-from jaxpeft.config.files import resolved
 from jaxpeft.config.parsing import parse_run
 from jaxpeft.data import Split, Splits
 from jaxpeft.errors import InputError
@@ -128,14 +127,14 @@ def test_a_signal_to_one_process_stops_all_and_any_number_resumes(root):
     stopped = max(step for step, _ in losses(run))
     assert 3 < stopped < 80
     assert [path.name for path in (run / "checkpoints").iterdir()] == [str(stopped)]
-    assert f"update {stopped} is saved" in done[0][1]
+    assert f"step {stopped} is saved" in done[0][1]
     assert "--resume --distributed" in done[0][1]
     assert "distributed" not in (run / "config.yaml").read_text()
 
     shutil.copytree(run, root / "copy/two-hosts-masked")
     done = Hosts(root, ["--config", str(run / "config.yaml"), "--resume"]).wait()
     assert [status for status, *_ in done] == [0, 0], done
-    assert f"resumed after update {stopped}" in done[0][1]
+    assert f"resumed after step {stopped}" in done[0][1]
     assert_same_run(alone, run)
 
     with chdir(root):
@@ -208,7 +207,7 @@ def test_an_error_of_one_is_everyones(second_of_three, tmp_path):
 def test_what_must_be_equal(second_of_three):
     multihost.check_equal({"data": lambda: "a", "base": lambda: "b"})
     second_of_three[:] = ["another", "another"]
-    with pytest.raises(InputError, match="process 1 has another data than process 0"):
+    with pytest.raises(InputError, match="process 1 differs from process 0 in its data"):
         multihost.check_equal({"data": lambda: "a"})
 
 
@@ -235,7 +234,7 @@ def test_the_flags(tmp_path):
     config = parse_run([*args.split(), "--cluster.process_id", "1"], "train.py")()
     assert config.distributed
     assert config.cluster == ClusterConfig("a:1", 2, 1)
-    assert resolved(config) == resolved(parse_run(["--data.name", "python-docs"], "train.py")())
+    assert config.resolved() == parse_run(["--data.name", "python-docs"], "train.py")().resolved()
     with pytest.raises(
         InputError, match=r"cluster.process_id is 2; it must be at least 0 and below cluster.num_processes"
     ):

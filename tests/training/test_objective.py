@@ -11,7 +11,10 @@ from tiers import slow, slow_but
 
 from jaxpeft.adapters import Lora
 from jaxpeft.inject import apply
-from jaxpeft.training.objective import Objective, take_positions
+from jaxpeft.tasks.classification import Classification
+from jaxpeft.tasks.masked_lm import MaskedLM, take_positions
+from jaxpeft.tasks.regression import Regression
+from jaxpeft.training.objective import Objective
 
 LABELS = SimpleNamespace(behind_attention=None)
 
@@ -31,7 +34,7 @@ def test_logits_at_the_masked_positions_are_those_of_the_whole_sequence(tiny_mod
     model, method = tiny_models(kind, **({"gradient_checkpointing": True} if remat else {})), Lora(rank=2)
     assert model.behind_attention
     frozen, adapters = tiny.adapted(model, method)
-    batch, objective = tiny.batch(2), Objective(model, method)
+    batch, objective = tiny.batch(2), Objective(model, method, MaskedLM())
 
     logits = objective.logits(frozen, adapters, {}, batch)
     assert logits.shape == (2, 3, tiny.VOCABULARY)
@@ -55,7 +58,7 @@ def test_a_classifier_needs_the_first_token_alone(tiny_models, kind):
     model, method = tiny_models(kind, "classification"), Lora(rank=2)
     frozen, adapters = tiny.adapted(model, method)
     batch = tiny.batch(2, task="classification")
-    logits = Objective(model, method, 2).logits(frozen, adapters, {}, batch)
+    logits = Objective(model, method, Classification(2)).logits(frozen, adapters, {}, batch)
     whole = apply(model.module, frozen, adapters, method, **model.inputs(batch)).logits
     chex.assert_trees_all_close(logits, whole, rtol=1e-5, atol=1e-5)
 
@@ -81,7 +84,7 @@ def test_what_is_not_asked_for_is_not_computed(tiny_models, task):
         return apply(*args, input_hooks={**input_hooks, **layers}, **kwargs)
 
     with mock.patch("jaxpeft.training.objective.apply", apply_noting):
-        Objective(model, Lora(rank=2), 2).logits(frozen, adapters, {}, tiny.batch(2, task=task))
+        Objective(model, Lora(rank=2), tiny.task_of(model)).logits(frozen, adapters, {}, tiny.batch(2, task=task))
     asked = 3 if task == "masked-lm" else 1
     assert {part: seen[0, part] for part in ("query", "key", "dense")} == dict.fromkeys(
         ("query", "key", "dense"), tiny.SEQUENCE
@@ -91,14 +94,14 @@ def test_what_is_not_asked_for_is_not_computed(tiny_models, task):
 
 def test_an_architecture_that_is_not_known_gives_the_same_logits(bert):
     class Unknown(type(bert)):
-        model_type, behind_attention = "unknown", None
+        model_type = "unknown"
 
     frozen, adapters = tiny.adapted(bert, Lora(rank=2))
     batch = tiny.batch(2)
     unknown = Unknown(**{name: getattr(bert, name) for name in bert.__dataclass_fields__})
-    known = Objective(bert, Lora(rank=2)).logits(frozen, adapters, {}, batch)
+    known = Objective(bert, Lora(rank=2), MaskedLM()).logits(frozen, adapters, {}, batch)
     chex.assert_trees_all_close(
-        Objective(unknown, Lora(rank=2)).logits(frozen, adapters, {}, batch), known, rtol=1e-5, atol=1e-5
+        Objective(unknown, Lora(rank=2), MaskedLM()).logits(frozen, adapters, {}, batch), known, rtol=1e-5, atol=1e-5
     )
 
 
@@ -109,7 +112,7 @@ def test_take_positions():
 
 def test_cross_entropy_is_a_weighted_sum_and_a_weight():
     """Two classes, logits 0 and ln 3: probabilities 1/4 and 3/4."""
-    objective = Objective(LABELS, None, num_labels=2)
+    objective = Objective(LABELS, None, Classification(2))
     logits = jnp.log(jnp.array([[1.0, 3.0], [1.0, 3.0], [1.0, 3.0]]))
     batch = {"labels": jnp.array([1, 0, 0]), "weights": jnp.array([1.0, 1.0, 0.0])}
     total, weight = objective.loss(logits, batch)
@@ -120,14 +123,14 @@ def test_cross_entropy_is_a_weighted_sum_and_a_weight():
 
 
 def test_regression_is_the_squared_error():
-    objective = Objective(LABELS, None, num_labels=1)
+    objective = Objective(LABELS, None, Regression(1))
     batch = {"labels": jnp.array([1.0, 2.0, 9.0]), "weights": jnp.array([1.0, 1.0, 0.0])}
     sums = objective.statistics(jnp.array([[1.5], [0.0], [0.0]]), batch)
     assert {key: float(value) for key, value in sums.items()} == {"loss": 0.25 + 4, "weight": 2}
 
 
 def test_a_batch_without_weight_is_safe():
-    objective = Objective(LABELS, None)
+    objective = Objective(LABELS, None, MaskedLM())
     logits = jnp.asarray(tiny.normal(0, 2, 3, 5))
     batch = {"labels": jnp.zeros((2, 3), jnp.int32), "weights": jnp.zeros((2, 3))}
     assert [float(value) for value in objective.loss(logits, batch)] == [0, 0]
@@ -142,5 +145,7 @@ def test_a_batch_without_weight_is_safe():
 def test_logits_of_a_bf16_model_are_fp32(tiny_models):
     model = tiny_models("distilbert", dtype="bfloat16")
     frozen, adapters = tiny.adapted(model, Lora(rank=2))
-    shape = jax.eval_shape(lambda a: Objective(model, Lora(rank=2)).logits(frozen, a, {}, tiny.batch(2)), adapters)
+    shape = jax.eval_shape(
+        lambda a: Objective(model, Lora(rank=2), MaskedLM()).logits(frozen, a, {}, tiny.batch(2)), adapters
+    )
     assert shape.dtype == jnp.float32

@@ -6,7 +6,8 @@ import optax
 import pytest
 import tiny
 
-from jaxpeft.training.optimizer import build_optimizer, decayed, learning_rate_schedule
+from jaxpeft.adapters import Lora
+from jaxpeft.training.optimizer import LoraPlus, build_optimizer, decayed, learning_rate_schedule
 
 ADAPTERS = {
     "sites": {"layer": {"a": jnp.full((4, 2), 2.0), "b": jnp.full((2, 3), 3.0)}},
@@ -57,6 +58,32 @@ def test_weight_decay_spares_biases_and_norms():
     expected["modules"]["norm"]["scale"] = jnp.zeros(4)
     chex.assert_trees_all_close(updates, expected, rtol=1e-6)
     assert decayed(ADAPTERS)["sites"]["layer"] == {"a": True, "b": True}
+
+
+def test_weight_decay_spares_what_the_method_names():
+    """A parameter of a method is spared by its method's word, and not because of its name."""
+    sites = {"layer": {name: jnp.ones(2) for name in ("a", "bias", "scale")}}
+    adapters = {"sites": sites, "modules": ADAPTERS["modules"]}
+    assert decayed(adapters)["sites"]["layer"] == {"a": True, "bias": True, "scale": True}
+    tree = decayed(adapters, undecayed=Lora.undecayed)
+    assert tree["sites"]["layer"] == {"a": True, "bias": False, "scale": True}
+    assert tree["modules"]["norm"] == {"scale": False, "bias": False}
+    assert tree["modules"]["head"] == {"kernel": True, "bias": False}
+    optimizer = build_optimizer(
+        optax.constant_schedule(0.1), weight_decay=0.5, max_grad_norm=0.0, undecayed=Lora.undecayed
+    )
+    zero = jax.tree.map(jnp.zeros_like, adapters)
+    updates, _ = optimizer.update(zero, optimizer.init(adapters), adapters, masks={})
+    np.testing.assert_allclose([updates["sites"]["layer"][name][0] for name in ("a", "bias")], [-0.05, 0], rtol=1e-6)
+
+
+def test_lora_plus_goes_by_the_names_it_is_given():
+    plus = LoraPlus(4.0, ("b",), 0.5, frozenset({"words"}))
+    sites = {"layer": {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2)), "m": jnp.ones(2)}}
+    sites["words"] = dict(sites["layer"])
+    found = plus.factors({"sites": sites, "modules": {"head": {"b": jnp.ones((2, 2)), "bias": jnp.ones(2)}}})
+    assert found["sites"] == {"layer": {"a": 1.0, "b": 4.0, "m": 4.0}, "words": {"a": 0.5, "b": 0.5, "m": 4.0}}
+    assert found["modules"] == {"head": {"b": 1.0, "bias": 4.0}}
 
 
 @pytest.mark.parametrize(("max_grad_norm", "factor"), [(0.0, 1.0), (0.5, None), (1e6, 1.0)])

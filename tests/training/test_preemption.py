@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from jaxpeft.training import interrupt
+from jaxpeft.training import preemption
 from jaxpeft.training.preemption import stop_requests
 
 
@@ -21,7 +21,7 @@ def test_the_first_request_is_noted_and_a_later_one_acts_as_usual(number, monkey
             assert received == []
             os.kill(os.getpid(), number)
             assert received == []  # within a second, it is the same request
-            monkeypatch.setattr(interrupt, "_GRACE_SECONDS", 0.0)
+            monkeypatch.setattr(preemption, "_GRACE_SECONDS", 0.0)
             os.kill(os.getpid(), number)
             assert received == ["usual"]
             assert requested() == number

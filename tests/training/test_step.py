@@ -66,7 +66,7 @@ def test_only_the_adapters_change(tiny_models, name):
     chex.assert_tree_all_finite(after.adapters)
     changed = jax.tree.map(lambda new, old: bool((new != old).any()), after.adapters, before.adapters)
     assert all(jax.tree.leaves(changed)), changed
-    assert int(after.step) == 3
+    assert int(after.micro_step) == 3
     assert traces == {(4, tiny.SEQUENCE): 1}
     if setup.get("pruned"):
         for path, masks in after.masks.items():
@@ -151,7 +151,7 @@ def test_two_half_batches_accumulated_are_one_full_batch():
         losses.append(float(half_metrics["loss"]))
     assert np.mean(losses) == pytest.approx(float(metrics["loss"]), rel=1e-6)
     chex.assert_trees_all_close(state.adapters, expected.adapters, rtol=1e-5, atol=1e-6)
-    assert int(state.step) == 2
+    assert int(state.micro_step) == 2
 
 
 def test_a_batch_without_weight_trains_nothing_and_is_finite():

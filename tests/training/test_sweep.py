@@ -14,6 +14,7 @@ import tiny
 from jaxpeft.adapters import AdaLora, Hira, Ia3, Lora
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import keep_counts, sparsity_of
+from jaxpeft.tasks.masked_lm import MaskedLM
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer, learning_rate_schedule
 from jaxpeft.training.sharding import data_parallel
@@ -45,7 +46,7 @@ class Alone:
         self.model, self.method, self.seed, self.rate = model, method, seed, rate
         self.frozen, adapters = tiny.adapted(model, method, nonzero=False, seed=seed)
         self.state = init_state(adapters, optimizer_at(rate), jax.random.key(seed), pruned=pruned)
-        self.objective = Objective(model, method)
+        self.objective = Objective(model, method, MaskedLM())
 
     def batch(self, step):
         return tiny.batch(seed=100 * self.seed + step)
@@ -167,7 +168,7 @@ def test_members_on_a_quantised_base_share_it():
     runs = [Alone(tiny.Toy(quantized=True), method, seed=i) for i, method in enumerate(methods)]
     assert_as_alone(runs)
     method, settings = settings_of([run.method for run in runs], [1e-2, 1e-2])
-    step = make_sweep_step(Objective(runs[0].model, method), optimizer_at)
+    step = make_sweep_step(Objective(runs[0].model, method, MaskedLM()), optimizer_at)
     batches = jax.tree.map(lambda *leaves: np.stack(leaves), *[run.batch(0) for run in runs])
     text = step.lower(Replicas(stack([run.state for run in runs]), settings), runs[0].frozen, batches).as_text()
     assert "tensor<16x24xf32>" in text

@@ -1,13 +1,13 @@
-"""How LoRA's A and B start: PEFT's `init_lora_weights`.
+"""The initialisations of LoRA's A and B: PEFT's `init_lora_weights`.
 
     random          true, gaussian, false, orthogonal                `low_rank.py`
     weight-driven   pissa, pissa_niter_N, olora, loftq               `weight_driven.py`: from the frozen kernel
-    data-driven     eva, lora_ga                                     `data_driven.py`: from what `jaxpeft.calibration` measured
+    data-driven     eva, lora_ga                                     `data_driven.py`: from the statistics of `jaxpeft.calibration`
 
-PiSSA, OLoRA, LoftQ and LoRA-GA start at A·B ≠ 0 and change the frozen kernel instead (`Lora.adjust_base`).
+PiSSA, OLoRA, LoftQ and LoRA-GA begin with A·B ≠ 0 and adjust the frozen kernel (`Lora.adjust_base`).
 
-An embedding starts at A = 0, B ~ N(0, 1) with all of them and keeps its table, as in PEFT: no name but `true`, `gaussian` and
-`false` means anything there. LoftQ on an embedding is refused: PEFT fails at it.
+As in PEFT, every initialisation but `false` gives an embedding A = 0 and B ~ N(0, 1), and its table is not adjusted. LoftQ on an
+embedding is refused, because PEFT fails at it.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ def init_lora(
     """`a: [d_in, rank]` and `b: [rank, d_out]` in fp32.
 
     Args:
-        rng: key of what is drawn.
+        rng: key of the random values.
         site: the layer.
         rank: r, from 1 to the layer's width.
         scaling: s, the factor on A·B.
         start: PEFT's `init_lora_weights`.
         kernel: returns the frozen kernel `[d_in, d_out]` in fp32.
-        options: of the start, where it has any: PEFT's `loftq_config` or `lora_ga_config`.
-        statistics: what was measured at this layer: for `eva` components of its inputs `[d_in, rank]`, for `lora_ga` the
-            gradient of its kernel `[d_in, d_out]`.
+        options: options of the initialisation, if it has any: PEFT's `loftq_config` or `lora_ga_config`.
+        statistics: measured at this layer: for `eva` components of its inputs `[d_in, rank]`, for `lora_ga` the gradient of its
+            kernel `[d_in, d_out]`.
 
     Raises:
-        InputError: for a rank or scaling that the start cannot have, or where the evidence is missing or does not fit.
+        InputError: if the initialisation cannot have this rank or scaling, or its statistics are missing or do not fit.
     """
     check_rank(rank, site)
     if site.kind == "embedding":
         if start == "loftq":
             raise InputError(
-                f"init_lora_weights 'loftq' cannot start the embedding '{site.path}'; leave it out of target_modules"
+                f"init_lora_weights 'loftq' cannot initialise the embedding '{site.path}'; leave it out of target_modules"
             )
         return init_low_rank(rng, site, rank, start is not False)
     if start in (True, False, "gaussian"):
@@ -70,8 +70,8 @@ def init_lora(
     if start in DATA_DRIVEN:
         if statistics is None:
             raise InputError(
-                f"init_lora_weights '{start}' starts from data, and nothing was measured at layer {site.path}: "
-                "give init_adapters(statistics=…) what jaxpeft.calibration.calibrate returns"
+                f"init_lora_weights '{start}' needs statistics of data, and there are none of layer {site.path}: "
+                "give init_adapters(statistics=…) the statistics that jaxpeft.calibration.calibrate returns"
             )
         if start == "eva":
             return eva(statistics, site, rank)

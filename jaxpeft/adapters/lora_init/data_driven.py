@@ -1,11 +1,11 @@
-"""LoRA from data: EVA and LoRA-GA. What they start from is measured by `jaxpeft.calibration`.
+"""LoRA from data: EVA and LoRA-GA. `jaxpeft.calibration` measures the statistics they need.
 
     EVA       A = the first r principal directions of the layer's inputs, B = 0      Paischer et al. 2024, arXiv 2410.07170, section 3
     LoRA-GA   ∂loss/∂W = U·S·V;  A = r directions of U, B = other r of S·V, scaled;  W becomes W − s·A·B
                                                                                       Wang et al. 2024, arXiv 2407.05000, theorem 3.1
 
-Differs from LoRA-GA's paper as PEFT does: B is multiplied with its singular values, and "stable" scales B alone, by
-d_out^¼ / √gamma. The gradient's SVD is exact, where PEFT's is randomised (`svd_lowrank` of 4r directions).
+As in PEFT and unlike LoRA-GA's paper, B is multiplied by its singular values, and "stable" scales only B, by d_out^¼ / √gamma.
+The gradient's SVD is exact; PEFT's is randomised (`svd_lowrank` of 4r directions).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from jaxpeft.errors import InputError
 
 
 def eva(components: jax.Array, site: Site, rank: int) -> SiteParams:
-    """A from `components: [d_in, rank]`; B = 0, so that the start is silent.
+    """A from `components: [d_in, rank]` and B = 0, a no-op.
 
     Raises:
-        InputError: where the components are not of this layer and rank.
+        InputError: if the components are not those of this layer and rank.
     """
     if components.shape != (site.d_in, rank):
         raise InputError(
@@ -44,10 +44,12 @@ def lora_ga(
     kernel: Callable[[], jax.Array],
     options: dict[str, Any],
 ) -> SiteParams:
-    """A and B from the first 2·rank singular vectors of `gradient: [d_in, d_out]`, so that they hold different directions.
+    """A and B from the first 2·rank singular vectors of `gradient: [d_in, d_out]`.
+
+    A and B use different vectors, unless `direction` is "random".
 
     Raises:
-        InputError: for a gradient of another shape or not finite, or a rank above half of the layer's width.
+        InputError: if the gradient has another shape or is not finite, or the rank exceeds half of the layer's width.
     """
     if gradient.shape != (site.d_in, site.d_out) or not np.isfinite(gradient).all():
         raise InputError(
@@ -57,7 +59,7 @@ def lora_ga(
     width = min(site.d_in, site.d_out)
     if 2 * rank > width:
         raise InputError(
-            f"LoRA-GA takes 2·rank directions, and layer {site.path} has {width}: give a rank of at most {width // 2}, not {rank}"
+            f"LoRA-GA needs 2·rank directions, and layer {site.path} has {width}: give a rank of at most {width // 2}, not {rank}"
         )
     u, s, vh = np.linalg.svd(np.asarray(gradient, np.float32), full_matrices=False)
     of_a, of_b = _directions(rng, options["direction"], rank)
@@ -73,7 +75,7 @@ def lora_ga(
 
 
 def _directions(rng: jax.Array, direction: str, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which singular vectors A and B take."""
+    """The indices of the singular vectors for A and for B."""
     first, second = np.arange(rank), np.arange(rank, 2 * rank)
     if direction == "ArBr":
         return 2 * first + 1, 2 * first

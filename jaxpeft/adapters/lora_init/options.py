@@ -1,4 +1,4 @@
-"""The names of the starts and their options, with PEFT's defaults, and what is refused of them."""
+"""The names and options of LoRA's initialisations, with PEFT's defaults, and the checks of both."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from jaxpeft.errors import InputError, did_you_mean
 
 Options = Mapping[str, Any]
-"""PEFT's `loftq_config`, `eva_config` or `lora_ga_config`, in part or whole."""
+"""PEFT's `loftq_config`, `eva_config` or `lora_ga_config`; keys may be missing."""
 
 DATA_DRIVEN = ("eva", "lora_ga")
-"""The starts that need what `jaxpeft.calibration` measures."""
+"""The initialisations that need the statistics of `jaxpeft.calibration`."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "loftq_config": {"loftq_bits": 4, "loftq_iter": 1},
@@ -31,7 +31,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 DIRECTIONS = ("ArBr", "A2rBr", "ArB2r", "random")
 SCALES = ("stable", "weight_svd", "gd_scale", "unit")
 
-# What a value must be, where not any of its type will do, and in words.
+# Checks of options for which the type is not enough, each with its words for the error.
 _MUST_BE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loftq_bits": (lambda value: value in (4, 8), "4 or 8"),
     "loftq_iter": (lambda value: type(value) is int and value >= 1, "a whole number of at least 1"),
@@ -46,7 +46,7 @@ _STARTS = ("gaussian", "orthogonal", "pissa", "olora", "loftq", *DATA_DRIVEN)
 
 
 def check_start(start: bool | str, options: Mapping[str, Options | None], *, lora_bias: bool) -> None:
-    """Raise InputError for an unknown start or option, or a bias on B with a start by name (PEFT's rule)."""
+    """Raise InputError for an unknown initialisation or option, or for a bias on B with a named initialisation (PEFT's rule)."""
     if isinstance(start, str):
         if start not in _STARTS and not re.fullmatch(r"pissa_niter_\d+", start):
             known = ", ".join(("true", "false", *_STARTS, "pissa_niter_N"))
@@ -54,22 +54,22 @@ def check_start(start: bool | str, options: Mapping[str, Options | None], *, lor
                 f"init_lora_weights '{start}' is not supported; known: {known}{did_you_mean(start, _STARTS)}"
             )
         if lora_bias:
-            raise InputError(f"lora_bias starts with init_lora_weights true or false only, as in PEFT; got '{start}'")
+            raise InputError(f"lora_bias needs init_lora_weights true or false, as in PEFT; got '{start}'")
     for name, given in options.items():
         full_options(name, given)
 
 
 def full_options(name: str, given: Options | None) -> dict[str, Any]:
-    """The options called `name` with PEFT's defaults where they are not `given`.
+    """The options of the group `name`: the `given` ones, and PEFT's defaults for the others.
 
     Raises:
-        InputError: for an unknown option, or a value that it cannot have.
+        InputError: if an option is unknown or its value is not allowed.
     """
     defaults = DEFAULTS[name]
     for key, value in (given or {}).items():
         if key not in defaults:
             raise InputError(f"{name} has no option '{key}'; known: {', '.join(defaults)}{did_you_mean(key, defaults)}")
-        # One kind of number may stand for the other; nothing else stands for another type.
+        # An int may replace a float and the other way round; no other type may replace another.
         fits = type(value) is type(defaults[key]) or {type(value), type(defaults[key])} == {int, float}
         allowed, words = _MUST_BE.get(key, (lambda value: True, f"a {type(defaults[key]).__name__}"))
         if not fits or not allowed(value):
@@ -78,6 +78,6 @@ def full_options(name: str, given: Options | None) -> dict[str, Any]:
 
 
 def pissa_rounds(start: bool | str) -> int | None:
-    """N of "pissa_niter_N"; None for every other start."""
+    """N of "pissa_niter_N"; None for every other initialisation."""
     found = re.fullmatch(r"pissa_niter_(\d+)", str(start))
     return int(found[1]) if found else None

@@ -4,9 +4,9 @@
     OLoRA   Wᵀ = Q·R;    A = R_rᵀ,  B = Q_rᵀ;                  W becomes W − s·A·B       Büyükakyüz 2024, arXiv 2406.01775, section 3
     LoftQ   T times  Q = quantised(W − A·B);  A·B = the first r of SVD(W − Q);  W becomes Q      Li et al. 2023, arXiv 2310.08659, alg. 1
 
-As in PEFT: OLoRA takes rows of R and columns of Q in the order of W's own columns, whatever their size. LoftQ leaves s out, so that
-a fresh adapter gives W back, up to what r leaves of the quantisation's error, only with s = 1; its Q stays in full storage; in
-8 bits W − A·B is rounded to fp16 before, for bitsandbytes' `Int8Params` does.
+As in PEFT: OLoRA keeps the rows of R and columns of Q in the order of W's columns and does not sort them by size. LoftQ ignores s,
+so a new adapter restores W, up to the part of the quantisation error that rank r cannot hold, only if s = 1. Its Q is stored in full
+precision. In 8 bits W − A·B is first rounded to fp16, because bitsandbytes' `Int8Params` does so.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from jaxpeft.quantization import dequantize, quantize
 
 
 def pissa(rng: jax.Array, kernel: np.ndarray, rank: int, scaling: float, rounds: int | None) -> SiteParams:
-    """The principal part of `kernel: [d_in, d_out]`; with `rounds` by a randomised SVD of so many power iterations.
+    """The principal part of `kernel: [d_in, d_out]`; with `rounds` from a randomised SVD of so many power iterations.
 
     Raises:
-        InputError: for a scaling that is not positive.
+        InputError: if the scaling is not positive.
     """
     if scaling <= 0:
         raise InputError(f"PiSSA divides by adapter.alpha / rank, which is {scaling:g}; give a positive alpha")
@@ -39,7 +39,7 @@ def pissa(rng: jax.Array, kernel: np.ndarray, rank: int, scaling: float, rounds:
 
 
 def olora(kernel: np.ndarray, rank: int) -> SiteParams:
-    """The first `rank` orthonormal directions of the outputs, and W in them."""
+    """B: the first `rank` orthonormal directions of the outputs. A: the coordinates of W in them."""
     q, r = np.linalg.qr(kernel.T)
     return {"a": jnp.asarray(r[:rank].T), "b": jnp.asarray(q[:, :rank].T)}
 
@@ -55,14 +55,14 @@ def loftq(kernel: np.ndarray, rank: int, options: dict[str, Any]) -> tuple[np.nd
 
 
 def randomized_svd(matrix: np.ndarray, sketch: np.ndarray, rounds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first k singular vectors and values of `matrix`, nearly, as torch's `svd_lowrank` finds them.
+    """Approximately the first k singular vectors and values of `matrix`, by the algorithm of torch's `svd_lowrank`.
 
     Halko, Martinsson & Tropp 2009 (arXiv 0909.4061), algorithms 4.4 and 5.1.
 
     Args:
         matrix: `[m, n]`.
-        sketch: what it is first multiplied with: `[min(m, n), k]`, drawn from N(0, 1).
-        rounds: power iterations; the share of the rest falls with (its singular values over those kept)^(2·rounds + 1).
+        sketch: the random matrix of the first product: `[min(m, n), k]`, drawn from N(0, 1).
+        rounds: power iterations. The error falls with (a dropped singular value / a kept one)^(2·rounds + 1).
 
     Returns:
         `u: [m, k]`, `s: [k]`, `vh: [k, n]`.
@@ -79,13 +79,13 @@ def randomized_svd(matrix: np.ndarray, sketch: np.ndarray, rounds: int) -> tuple
 
 
 def _split(u: np.ndarray, s: np.ndarray, vh: np.ndarray, rank: int) -> SiteParams:
-    """A = U·√S, B = √S·V of the first `rank`."""
+    """A = U·√S and B = √S·V, from the first `rank` singular vectors."""
     root = np.sqrt(s[:rank])
     return {"a": jnp.asarray(u[:, :rank] * root), "b": jnp.asarray(root[:, None] * vh[:rank])}
 
 
 def _rounded(kernel: np.ndarray, bits: int) -> np.ndarray:
-    """`kernel` as `bits` hold it, in fp32: NF4 in blocks of 64, or int8 with a scale per output."""
+    """`kernel` quantised and dequantised to fp32: NF4 in blocks of 64 for 4 bits, int8 with a scale per output for 8."""
     if bits == 4:
         stored = quantize(kernel, data_type="nf4", block_size=64, double_quantization=False)
     else:

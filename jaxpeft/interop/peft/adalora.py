@@ -1,7 +1,7 @@
-"""ADALORA in PEFT's files: names without `.weight`, and triplets that were pruned are not in the file but in `rank_pattern`.
+"""ADALORA in PEFT's files: names have no `.weight`. Pruned triplets are left out of the tensors; `rank_pattern` records them.
 
-`lora_A`, `lora_E` and `lora_B` have as many rows (columns) as `rank_pattern` has trues for the layer; without one, `init_r`. What
-divides is `init_r` in either case: PEFT keeps `ranknum` when it cuts a layer.
+`lora_A`, `lora_E` and `lora_B` have as many rows (columns) as `rank_pattern` has trues for the layer, or `init_r` without a pattern.
+The scaling divides by `init_r` in both cases: PEFT keeps `ranknum` when it cuts a layer.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from jaxpeft.interop.peft.format import Config, Format
 
 
 class AdaLoraFormat(Format):
-    """`lora_A`, `lora_B` and `lora_E`; of LoRA's options PEFT heeds the alpha, the dropout, the bias and the start."""
+    """`lora_A`, `lora_B` and `lora_E`; PEFT uses LoRA's options alpha, dropout, bias and init_lora_weights."""
 
     peft_type = "ADALORA"
-    method = AdaLora
     keys = {"lora_A": "a", "lora_B": "b", "lora_E": "e"}  # noqa: RUF012
     unsupported = {  # noqa: RUF012
         "layer_replication": None,
@@ -29,11 +28,11 @@ class AdaLoraFormat(Format):
         """PEFT's options.
 
         Raises:
-            InputError: without `total_step`, which PEFT demands of every file.
+            InputError: if the method has no `total_step`, which PEFT demands of every file.
         """
         if method.total_step is None:
             raise InputError(
-                "PEFT's file of an AdaLoRA says how many updates its schedule was made for; give the method total_step"
+                "PEFT's file of an AdaLoRA records the number of steps of its schedule; give the method total_step"
             )
         return {
             "target_r": method.target_r,
@@ -54,7 +53,7 @@ class AdaLoraFormat(Format):
         }
 
     def from_config(self, config: Config) -> AdaLora:
-        """A key that is absent has PEFT's default; any start but false is one for PEFT."""
+        """A missing key has PEFT's default; PEFT takes every init_lora_weights but false as true."""
         return AdaLora(
             target_r=config.get("target_r", 8),
             init_r=config.get("init_r", 12),

@@ -1,4 +1,4 @@
-"""BitFit in PEFT's files: a LORA with bias="all" that adapts no layer, so that only the biases are in the file."""
+"""BitFit in PEFT's files: a LORA with bias="all" that adapts no layer, so the file has only the biases."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ class BitFitFormat(Format):
     """The biases under their own names."""
 
     peft_type = "LORA"
-    method = BitFit
 
     def reads(self, peft_type: str, config: Config) -> bool:
-        """A LORA on no layer whose biases train: of LoRA it has nothing."""
+        """True for a LORA that adapts no layer and trains the biases."""
         no_layer = config.get("target_modules") in (NO_TARGETS, [NO_TARGETS])
         return super().reads(peft_type, config) and no_layer and config.get("bias") == "all"
 
     def to_config(self, method: BitFit) -> dict[str, Any]:
-        """What makes PEFT's LoRA a BitFit."""
+        """The option that makes PEFT's LoRA a BitFit."""
         return {"bias": "all"}
 
     def from_config(self, config: Config) -> BitFit:
-        """There are no options."""
+        """BitFit has no options."""
         return BitFit()

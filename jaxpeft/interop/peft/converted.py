@@ -1,4 +1,4 @@
-"""Adapters whose start changed the base, as plain LoRA for the base as it was (PEFT's `subtract_mutated_init`)."""
+"""Adapters that adjusted the base at initialisation, as plain LoRA for the original base (PEFT's `subtract_mutated_init`)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jaxpeft.trees import Layers
 
 
 def without_start(method: Lora, sites: Layers, start: Layers) -> tuple[Lora, Layers]:
-    """The LoRA of twice the rank that does to W₀ what `sites` do to W₀ − s·A₀·B₀: `A' = [A, A₀]`, `B' = [B; −B₀]`.
+    """A LoRA of twice the rank on W₀ that equals `sites` on W₀ − s·A₀·B₀: `A' = [A, A₀]`, `B' = [B; −B₀]`.
 
-    A·B − A₀·B₀ = A'·B'. The scaling stays s: alpha doubles with the rank (rank-stabilised: grows by √2). DoRA's magnitudes stay: they
-    are lengths of the same sum. PEFT does not convert rank-stabilised adapters with patterns; here alpha_pattern grows by √2 as well.
+    A·B − A₀·B₀ = A'·B'. The scaling stays s, so alpha doubles with the rank (rank-stabilised: it grows by √2). DoRA's magnitudes stay,
+    because the sum stays. PEFT does not convert rank-stabilised adapters with patterns; here alpha_pattern grows by √2 too.
     """
     converted = {
         path: {

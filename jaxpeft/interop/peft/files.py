@@ -1,15 +1,14 @@
-"""PEFT's files: `adapter_config.json` and `adapter_model.safetensors`, both ways. Conversion happens here and nowhere else.
+"""PEFT's files, `adapter_config.json` and `adapter_model.safetensors`: written and read.
 
-What PEFT can carry, and what was chosen:
+How fully trained parameters are stored:
 
 - A trained layer goes to `modules_to_save`, by its full dotted name.
 - The bias of a masked-LM head (`cls.predictions.bias`) is a bare parameter beside a decoder that is tied to the word
-  embeddings. `modules_to_save=["cls"]` would write those embeddings again (47 MB for BERT), and PEFT raises a KeyError if the file lacks
-  them. So the head's modules are named one by one, and the bias stands in the file under its own name: PEFT loads a key
-  that is the base model's own parameter as it is. One limit: PEFT does not write that key when *it* saves the adapter again.
+  embeddings. `modules_to_save=["cls"]` would write those embeddings again (47 MB for BERT), and PEFT raises a KeyError if the file
+  lacks them. So the head's modules are named one by one, and the bias is in the file under its own name: PEFT loads a key that
+  is a parameter of the base model. One limit: PEFT does not write that key when *it* saves the adapter again.
 - A bias that trains in an adapted layer is PEFT's `base_layer.bias`.
-- An adapter that is nothing but modules (the head-only baseline) needs a method all the same: LoRA on PEFT's
-  "dummy-target-modules", which adapts no layer.
+- An adapter without sites (the head-only baseline) needs a method in PEFT: LoRA on "dummy-target-modules", which adapts no layer.
 """
 
 from __future__ import annotations
@@ -25,11 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.adapters import Lora, Method, Site, SiteMethod
+from jaxpeft.adapters import Lora, Method, ModifiesBase, SharesFactors, Site, SiteMethod
 from jaxpeft.adapters.build import with_adjusted_base
 from jaxpeft.errors import InputError, did_you_mean
+from jaxpeft.families import family_of, known
+from jaxpeft.interop.peft import FORMATS
 from jaxpeft.interop.peft.format import NO_TARGETS, Format
-from jaxpeft.interop.peft.formats import FORMATS
+from jaxpeft.interop.peft.generic import PREFIX, GenericFormat
 from jaxpeft.models.build import Model
 from jaxpeft.models.weights import to_torch_layout, torch_name
 from jaxpeft.pruning.masks import apply_masks
@@ -41,9 +42,9 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """What an adapter's config says of its base: hub id or directory, torch class, architecture, and PEFT's task type.
+    """The base in an adapter's config: hub id or directory, torch class, architecture, and PEFT's task type.
 
-    `sizes` are what prompt tuning says besides: the width of the embedded words, and the numbers of layers and heads.
+    `sizes` are for prompt tuning only: the width of the embedded words, and the numbers of layers and heads.
     """
 
     name: str
@@ -54,7 +55,7 @@ class BaseInfo:
 
     @classmethod
     def of(cls, model: Model, name: str | None = None) -> BaseInfo:
-        """What to say of `model`: its hub id where it has one, else its directory; `name` says otherwise."""
+        """The info of `model`, named by its hub id if it has one, else by its directory; `name` overrides both."""
         name = name or model.source.hub_id or str(model.source.directory.absolute())
         task_type, c = "SEQ_CLS" if model.task == "classification" else None, model.config
         width = getattr(c, "embedding_size", c.hidden_size)
@@ -74,23 +75,25 @@ def save_adapter(
     target_modules: str | Sequence[str] | None = None,
     exclude_modules: str | Sequence[str] | None = None,
 ) -> Path:
-    """Write an adapter as PEFT does; pruned entries are zeros. Returns the weights' file.
+    """Write an adapter as PEFT does; pruned entries are zeros. Return the weights' file.
+
+    A method that PEFT does not have is written in jaxpeft's own format (`generic.py`).
 
     Args:
-        directory: made where it does not exist.
+        directory: created if it does not exist.
         adapters: `{"sites": …, "modules": …}`.
-        method: what the sites' parameters mean.
-        base: what the config says of the base model.
-        frozen: what the adapter was trained on, for the methods whose sites share frozen factors (VeRA) and for starts
-            that changed a quantised base (OLoRA): the file then says how it started, and every load repeats that.
-        start: the fresh adapter, for the starts that changed the base (PiSSA, OLoRA, LoRA-GA): the file then holds the
-            difference to it, a LoRA of twice the rank for the unchanged base.
+        method: the method of the sites' parameters; None without sites.
+        base: the base model, as the config names it.
+        frozen: the frozen parameters of the training. Needed if the sites share frozen factors (VeRA), and if the initialisation
+            adjusted a quantised base (OLoRA): the file then names the initialisation, and every load repeats it.
+        start: the initial adapter, if the initialisation adjusted the base (PiSSA, OLoRA, LoRA-GA). The file then holds the
+            difference to it: a LoRA of twice the rank for the original base.
         masks: bool, True = keep.
-        target_modules: recorded as they were given; by default the adapted layers' full names.
-        exclude_modules: likewise.
+        target_modules: written as given; by default the adapted layers' full names.
+        exclude_modules: written as given.
 
     Raises:
-        InputError: where the start changed the base and `start` is not given, or PEFT has no file for the method as it is.
+        InputError: if the initialisation adjusted the base and `start` is not given, or the format cannot hold the method's options.
     """
     from safetensors.numpy import save_file
 
@@ -99,16 +102,17 @@ def save_adapter(
     sites = apply_masks(adapters["sites"], masks or {})
     if masks and isinstance(method, SiteMethod):
         method, sites = method.without_pruned(sites, masks)
-    form = _format_of(method)
+    shared = (frozen or {}).get(SHARED, {})
+    form = _format_of(method, sites, shared)
     if start is not None and _is_quantized_at(frozen or {}, sites):
-        # What a quantised base lost to the start (OLoRA's) was rounded again and is no difference; a load repeats it as it was.
+        # The adjusted base was quantised again, so the difference to the initial adapter would not fit the original base. Every
+        # load repeats the adjustment and the rounding instead.
         start = None
     if method is not None:
         method, sites = form.exported(method, sites, None if start is None else start["sites"])
     tensors = {} if method is None else _site_tensors(sites, form)
-    shared = (frozen or {}).get(SHARED, {})
-    saves_shared = isinstance(method, SiteMethod) and method.saves_shared
-    if sites and form.shared_keys and saves_shared and not shared:
+    saves_shared = isinstance(method, SharesFactors) and method.saves_shared
+    if sites and saves_shared and not shared:
         raise InputError(
             f"{form.peft_type} keeps factors that all layers share with the frozen parameters; give them as frozen="
         )
@@ -123,7 +127,7 @@ def save_adapter(
         "target_modules": _jsonable(names) if sites else NO_TARGETS,
         "exclude_modules": _jsonable(exclude_modules),
     }
-    # One config for whoever reads it; what a method says of itself wins over the common keys.
+    # The method's own keys win over the common ones.
     config = {
         "auto_mapping": None if base.task_type else _auto_mapping(base),
         "base_model_name_or_path": base.name,
@@ -132,7 +136,7 @@ def save_adapter(
         "peft_type": form.peft_type,
         "task_type": base.task_type,
         **(targets if form.names_layers else base.sizes),
-        **form.to_config(method if method is not None else Lora()),
+        **form.to_config(Lora() if method is None else form.for_family(method, family_of(base.model_type))),
     }
     config = form.beside_targets(config, sorted(path.replace("/", ".") for path in sites))
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -143,11 +147,11 @@ def save_adapter(
 def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapters, Method | None]:
     """Read an adapter that PEFT or `save_adapter` wrote, for a model with `params`; return `(frozen, adapters, method)`.
 
-    Where the adapter's start changed the base and the file was not converted (PiSSA, OLoRA, LoftQ), `frozen` is the base changed in
-    the same way, as PEFT does at every load.
+    If the initialisation adjusted the base and the file was not converted (PiSSA, OLoRA, LoftQ), `frozen` is adjusted in the same
+    way. PEFT does so at every load, too.
 
     Raises:
-        InputError: for a missing or pickled file, a method or option that is not supported, or tensors that do not fit the model.
+        InputError: if a file is missing or pickled, a method or option is not supported, or the tensors do not fit the model.
     """
     directory = Path(directory)
     config, form = _read_config(directory)
@@ -156,7 +160,9 @@ def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapter
     sites: Layers = {}
     modules: dict[str, jax.Array] = {}
     shared: dict[str, jax.Array] = {}
-    tensors = {_without_prefix(key, form): tensor for key, tensor in _read_tensors(directory).items()}
+    tensors = _read_tensors(directory)
+    form = form.with_tensors(tensors)
+    tensors = {_without_prefix(key, form): tensor for key, tensor in tensors.items()}
     for name, tensor in tensors.items():
         layer, parameter = _site_key(name, form, leaves)
         module = _module_name(name, form)
@@ -174,10 +180,11 @@ def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapter
         targets = {path: _site(path, leaves) for path in sites}
         for path, group in sites.items():
             _check_site(group, method.at(path).shapes(targets[path]), form, f"layer {path}", directory)
-        if not method.saves_shared and not shared:
+        if isinstance(method, SharesFactors) and not method.saves_shared and not shared:
             shared = method.init_shared(jax.random.key(0), targets)
-        _check_site(shared, method.shared_shapes(targets) if targets else {}, form, "the adapter", directory)
-        if method.modifies_base:
+        shapes = method.shared_shapes(targets) if isinstance(method, SharesFactors) and targets else {}
+        _check_site(shared, shapes, form, "the adapter", directory)
+        if isinstance(method, ModifiesBase) and method.modifies_base:
             frozen = with_adjusted_base(frozen, method, targets)
         method = method if sites else None
     if shared:
@@ -189,18 +196,21 @@ _LEAVES = ("kernel", "embedding", "scale", "bias")
 
 
 def modules_to_save(modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The dotted names of the trained modules: layer by layer, but `classifier` as a whole; a bare bias has none.
+    """The dotted names of the fully trained modules: layer by layer, but `classifier` as a whole. A bare bias is left out.
 
-    PEFT wants every tensor of a module that it wraps, so what is above a trained layer must not be named: it may hold
-    what did not train. It adds `classifier` itself for sequence classification, and a name below that would be wrapped twice.
+    PEFT demands every tensor of a module that it wraps. A module above a trained layer may hold frozen layers, so only layers are
+    named. For sequence classification PEFT adds `classifier` itself and would wrap a name below it twice.
     """
     whole = [layer for layer, group in modules.items() if set(group) != {"bias"}]
     return sorted({"classifier" if layer.startswith("classifier/") else layer.replace("/", ".") for layer in whole})
 
 
-def _format_of(method: Method | None) -> Format:
-    kind = Lora if method is None else type(method)
-    return next(form for form in FORMATS if form.method is kind)
+def _format_of(method: Method | None, sites: Layers, shared: Mapping[str, Any]) -> Format:
+    if method is None:
+        return FORMATS["lora"]()
+    if method.name in FORMATS:
+        return FORMATS[method.name]()
+    return GenericFormat(method.name, sorted({name for group in sites.values() for name in group}), shared)
 
 
 def _site_tensors(sites: Layers, form: Format) -> dict[str, np.ndarray]:
@@ -209,7 +219,7 @@ def _site_tensors(sites: Layers, form: Format) -> dict[str, np.ndarray]:
         if form.alone_keys:
             keys = {name: key for key, name in form.alone_keys.items()}
         else:
-            # An embedding's keys where a site has them: a parameter has one key in either case.
+            # Some formats have other keys for embeddings.
             named = form.embedding_keys if _is_embedding(path) and form.embedding_keys else form.keys
             prefix = f"{form.module_prefix}{path.replace('/', '.')}."
             keys = {name: prefix + key for key, name in named.items()}
@@ -223,18 +233,19 @@ def _is_quantized_at(frozen: Params, sites: Layers) -> bool:
 
 
 def _is_embedding(path: str) -> bool:
-    return path.rpartition("/")[2].endswith("embeddings")
+    name = path.rpartition("/")[2]
+    return name.endswith("embeddings") or name in known("word_embeddings").values()
 
 
 def _module_key(path: str, form: Format, sites: Layers, own: set[str]) -> str:
-    """The key of a leaf that trains whole."""
+    """The key of a fully trained leaf."""
     layer, _, leaf = torch_name(path).rpartition(".")
     infix = "base_layer." if path.rpartition("/")[0] in sites else form.module_infix if path in own else ""
     return f"{form.module_prefix}{layer}.{infix}{leaf}"
 
 
 def _plain_modules(modules: Layers, own: set[str]) -> Layers:
-    """What of `modules` is PEFT's modules_to_save, and not the method's `own` business."""
+    """The `modules` for PEFT's modules_to_save: all but those that consist of the method's `own` leaves."""
     layers = {path.rpartition("/")[0] for path in by_leaf(modules) if path not in own}
     return {layer: group for layer, group in modules.items() if layer in layers}
 
@@ -257,9 +268,12 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Format]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not JSON: {error}") from error
     found = config.get("peft_type") if isinstance(config, dict) else config
-    form = next((form for form in FORMATS if isinstance(found, str) and form.reads(found, config)), None)
+    forms = [kind() for kind in FORMATS.values()]
+    form = next((form for form in forms if isinstance(found, str) and form.reads(found, config)), None)
+    if form is None and isinstance(found, str) and found.startswith(PREFIX):
+        form = GenericFormat.named(found)
     if form is None:
-        known = ", ".join(dict.fromkeys(form.peft_type for form in FORMATS))
+        known = ", ".join(dict.fromkeys(form.peft_type for form in forms))
         raise InputError(f"{file}: peft_type {found!r} is not supported; known: {known}")
     form.check(config, str(file))
     return config, form
@@ -270,7 +284,7 @@ def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     try:
-        # Half-precision files too: what trains is fp32.
+        # Half-precision files are read too; trained parameters are fp32 here.
         return {key: tensor.astype(np.float32) for key, tensor in load_file(directory / WEIGHTS_FILE).items()}
     except FileNotFoundError as error:
         if (directory / "adapter_model.bin").is_file():
@@ -290,14 +304,24 @@ def _without_prefix(key: str, form: Format) -> str:
 def _site_key(name: str, form: Format, leaves: Mapping[str, Any]) -> tuple[str, str | None]:
     """`("bert/…/query", "a")` for a site's key, `(…, None)` for any other."""
     if name in form.alone_keys:
-        embeddings = next(path for path in leaves if path.endswith("word_embeddings/embedding"))
-        return embeddings.rpartition("/")[0], form.alone_keys[name]
+        if (layer := _word_embeddings(leaves)) is None:
+            raise InputError(
+                f"'{name}' belongs to the word embeddings, and jaxpeft does not know which ones are this model's"
+            )
+        return layer, form.alone_keys[name]
     for keys, leaf in ((form.keys, "kernel"), (form.embedding_keys, "embedding")):
         for key, parameter in keys.items():
             layer = name.removesuffix("." + key).replace(".", "/")
             if name.endswith("." + key) and f"{layer}/{leaf}" in leaves:
                 return layer, parameter
     return name, None
+
+
+def _word_embeddings(leaves: Mapping[str, Any]) -> str | None:
+    """Path of the word embeddings, by the names that the families give them: a file is read without the model's config."""
+    names = set(known("word_embeddings").values())
+    layers = (path.removesuffix("/embedding") for path in leaves if path.endswith("/embedding"))
+    return next((layer for layer in layers if layer.rpartition("/")[2] in names), None)
 
 
 def _module_name(name: str, form: Format) -> str:
@@ -323,10 +347,10 @@ def _fitting(path: str, tensor: np.ndarray, leaf: Any, name: str) -> np.ndarray:
 
 
 def _is_copy(name: str, tensor: np.ndarray, tensors: Mapping[str, np.ndarray], leaves: Mapping[str, Any]) -> bool:
-    """Whether a tensor without a place here says nothing that another does not.
+    """True if a tensor without a place here is a copy of another one.
 
-    PEFT writes a decoder's weight and bias where `modules_to_save` names a whole masked-LM head (`cls`, `lm_head`): copies of
-    the word embeddings and of the head's bias. With `bias="all"` it also writes the biases of a wrapped head twice more: the trained ones
+    If `modules_to_save` names a whole masked-LM head (`cls`, `lm_head`), PEFT writes the decoder's weight and bias too: copies of the
+    word embeddings and of the head's bias. With `bias="all"` it writes the biases of a wrapped head twice more: the trained ones
     (`modules_to_save`) and the base's own (`original_module`).
     """
     if ".original_module." in name:
@@ -337,15 +361,15 @@ def _is_copy(name: str, tensor: np.ndarray, tensors: Mapping[str, np.ndarray], l
     head, _, leaf = name.rpartition(".decoder.")
     if leaf == "bias":
         return f"{head}.bias" in tensors and np.array_equal(tensor, tensors[f"{head}.bias"])
-    embeddings = (value for path, value in leaves.items() if path.endswith("word_embeddings/embedding"))
-    return any(np.array_equal(tensor, np.asarray(value, np.float32)) for value in embeddings)
+    layer = _word_embeddings(leaves)
+    return layer is not None and np.array_equal(tensor, np.asarray(leaves[f"{layer}/embedding"], np.float32))
 
 
 def _no_place(file: Path, name: str, known: Mapping[str, str]) -> str:
     if name.endswith(("decoder.weight", "vocab_projector.weight")):
         return (
             f"{file}: '{name}' was trained apart from the word embeddings, and the Flax model's decoder is tied to them: "
-            "train it with modules_to_save naming the head's layers, not the whole head"
+            "train it with modules_to_save that names the head's layers, not the whole head"
         )
     return f"{file}: '{name}' belongs to no layer of this model{did_you_mean(name, known)}"
 
@@ -358,11 +382,14 @@ def _check_site(
     }
     for name in [*shapes, *group]:
         if name not in group:
-            raise InputError(f"{directory / WEIGHTS_FILE}: {where} has no {keys[name]}; the file is incomplete")
+            # The generic format knows only the parameters that the file has.
+            raise InputError(
+                f"{directory / WEIGHTS_FILE}: {where} has no {keys.get(name, name)}; the file is incomplete"
+            )
         if name not in shapes:
-            raise InputError(f"{directory}: {where} has {keys[name]}, of which {CONFIG_FILE} says nothing")
+            raise InputError(f"{directory}: {where} has {keys[name]}, which {CONFIG_FILE} does not ask for")
         if group[name].shape != shapes[name]:
             raise InputError(
-                f"{directory}: {keys[name]} of {where} has shape {group[name].shape[::-1]}, where this base and {CONFIG_FILE} "
-                f"ask for {shapes[name][::-1]}: it was trained on another base, or the config's rank is not its own"
+                f"{directory}: {keys[name]} of {where} has shape {group[name].shape[::-1]}, and this base and {CONFIG_FILE} "
+                f"ask for {shapes[name][::-1]}: the adapter was trained on another base, or the config has another rank"
             )

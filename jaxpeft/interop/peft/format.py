@@ -1,13 +1,14 @@
-"""What PEFT's files say of one method: its config's keys, and its tensors' names."""
+"""The contract of a file format: the keys of the config and the names of the tensors, for one method."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from jaxpeft.adapters import Method
 from jaxpeft.errors import InputError
+from jaxpeft.families.base import Family
 from jaxpeft.trees import Layers
 
 Config = Mapping[str, Any]
@@ -18,26 +19,24 @@ NO_TARGETS = "dummy-target-modules"
 
 
 class Format(ABC):
-    """One `peft_type`. Tensors are stored as the transposes of ours, so a format is names only.
+    """One `peft_type`. Tensors are stored as the transposes of ours, so a format is mostly names.
 
     Attributes:
         peft_type: PEFT's name of the method, such as "LORA".
-        method: our class of it.
-        keys: PEFT's key behind a linear layer's name → our parameter.
+        keys: PEFT's key after the name of a linear layer → our parameter.
         embedding_keys: the same for an embedding.
-        shared_keys: whole key of what all layers share → our name of it.
-        alone_keys: whole key → our parameter, where a method has one site whose layer the file does not name.
-        module_infix: what stands in the key between a layer's name and the leaf where the method itself trains the leaf whole.
-        module_prefix: what stands in front of every name of the base's.
-        names_layers: whether the config has target_modules; where it has not, it says the base's sizes instead.
-        unsupported: options that change what the adapter computes and that we do not → the value that switches them off.
+        shared_keys: whole key of a factor that all layers share → our name of it.
+        alone_keys: whole key → our parameter, if the method has one site and the file does not name its layer.
+        module_infix: part of a key between a layer's name and the leaf, for leaves that the method itself trains fully.
+        module_prefix: prefix of every name of the base's parameters.
+        names_layers: True if the config has target_modules; if not, it has the base's sizes instead.
+        unsupported: options that change the result and that jaxpeft does not have → the value that switches them off.
     """
 
-    peft_type: ClassVar[str]
-    method: ClassVar[type[Method]]
-    keys: ClassVar[Mapping[str, str]] = {}
-    embedding_keys: ClassVar[Mapping[str, str]] = {}
-    shared_keys: ClassVar[Mapping[str, str]] = {}
+    peft_type: str
+    keys: Mapping[str, str] = {}
+    embedding_keys: Mapping[str, str] = {}
+    shared_keys: Mapping[str, str] = {}
     alone_keys: ClassVar[Mapping[str, str]] = {}
     module_infix: ClassVar[str] = ""
     module_prefix: ClassVar[str] = "base_model.model."
@@ -50,32 +49,44 @@ class Format(ABC):
 
     @abstractmethod
     def from_config(self, config: Config) -> Method:
-        """The method that `config` describes; an absent key has PEFT's default."""
+        """The method that `config` describes; a missing key has PEFT's default."""
+
+    def for_family(self, method: Any, family: Family) -> Any:
+        """Return `method` with layers named that PEFT must be told of and that depend on the base's architecture.
+
+        Raises:
+            InputError: if the family does not say what they are called.
+        """
+        return method
 
     def exported(self, method: Any, sites: Layers, start: Layers | None) -> tuple[Any, Layers]:
-        """The method and the sites' parameters as PEFT can hold them, where that is not as they are.
+        """The method and the sites' parameters in a form that PEFT can hold.
 
-        `start` is the fresh adapter, where the caller has it.
+        `start` is the initial adapter, if the caller has it.
         """
         return method, sites
 
     def settled(self, method: Any, sites: Layers) -> Method:
-        """The method that a file holds, after a look at its tensors."""
+        """The method of a file, corrected by its tensors."""
         return method
 
+    def with_tensors(self, keys: Iterable[str]) -> Format:
+        """The format of a file that has tensors of these `keys`."""
+        return self
+
     def beside_targets(self, config: dict[str, Any], layers: list[str]) -> dict[str, Any]:
-        """The whole `config` as PEFT takes it, where an option must fit the target_modules.
+        """The whole `config`, changed if PEFT demands that an option fits the target_modules.
 
         `layers` are the full dotted names of the adapted layers.
         """
         return config
 
     def reads(self, peft_type: str, config: Config) -> bool:
-        """Whether a file of `peft_type` with `config` is of this format."""
+        """True if this format reads a file of `peft_type` with `config`."""
         return peft_type.upper() == self.peft_type
 
     def check(self, config: Config, file: str) -> None:
-        """Raise InputError for an option that is set and not supported."""
+        """Raise InputError if an unsupported option is set."""
         for option, plain in self.unsupported.items():
             if config.get(option, plain) not in (plain, None):
                 raise InputError(f"{file}: {option}={config[option]!r} is not supported")

@@ -1,8 +1,8 @@
 """HIRA in PEFT's files: names without `.weight`, and no alpha.
 
-PEFT 0.21 writes `rank_pattern` into the config and builds every layer with `r` all the same (`dispatch_default` in its
-hira/layer.py). So an adapter of several ranks is written at the largest of them, filled up with zeros, which leaves every
-product A·B as it is; and a pattern that the tensors of a file contradict is dropped.
+PEFT 0.21 writes `rank_pattern` into the config but builds every layer with `r` (`dispatch_default` in its hira/layer.py). So an
+adapter of several ranks is written at the largest rank and padded with zeros, which changes no product A·B. When a file is read, a
+pattern that contradicts the tensors is dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ class HiraFormat(Format):
     """`hira_A` and `hira_B`."""
 
     peft_type = "HIRA"
-    method = Hira
     keys = {"hira_A": "a", "hira_B": "b"}  # noqa: RUF012
     embedding_keys = {"hira_embedding_A": "a", "hira_embedding_B": "b"}  # noqa: RUF012
 
@@ -36,7 +35,7 @@ class HiraFormat(Format):
         }
 
     def exported(self, method: Hira, sites: Layers, start: Layers | None) -> tuple[Hira, Layers]:
-        """All layers at the largest rank."""
+        """All layers padded to the largest rank."""
         ranks = {params["a"].shape[1] for params in sites.values()}
         if not method.rank_pattern or not ranks:
             return method, sites
@@ -51,12 +50,12 @@ class HiraFormat(Format):
         return replace(method, rank=rank, rank_pattern={}), filled
 
     def settled(self, method: Hira, sites: Layers) -> Hira:
-        """Without `rank_pattern`, where every layer has the rank r."""
+        """The method without `rank_pattern` if every layer has the rank r."""
         same = all(params["a"].shape[-1:] == (method.rank,) for params in sites.values() if "a" in params)
         return replace(method, rank_pattern={}) if same else method
 
     def from_config(self, config: Config) -> Hira:
-        """A key that is absent has PEFT's default."""
+        """A missing key has PEFT's default."""
         start = config.get("init_weights", True)
         return Hira(
             rank=config.get("r", 32),

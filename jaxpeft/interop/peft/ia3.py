@@ -1,4 +1,4 @@
-"""IA3 in PEFT's files: one vector a layer, of shape [d_out, 1], or [1, d_in] where the layer is scaled at its input."""
+"""IA3 in PEFT's files: one vector per layer, of shape [d_out, 1], or [1, d_in] if the layer is scaled at its input."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from jaxpeft.interop.peft.format import Config, Format
 class Ia3Format(Format):
     """`ia3_l`.
 
-    PEFT refuses a list of feedforward_modules with an entry that is not in the list of target_modules, such as "output.dense"
-    beside the layers' full names. Such a list is written as the regular expression that means the same, and read back as a list.
+    PEFT refuses a list of feedforward_modules with an entry that is not in the list of target_modules, such as "output.dense" if
+    the target_modules are full names. Such a list is written as an equivalent regular expression, and read back as a list.
     """
 
     peft_type = "IA3"
-    method = Ia3
     keys = {"ia3_l": "l"}  # noqa: RUF012
 
     def to_config(self, method: Ia3) -> dict[str, Any]:
@@ -32,7 +31,7 @@ class Ia3Format(Format):
         }
 
     def beside_targets(self, config: dict[str, Any], layers: list[str]) -> dict[str, Any]:
-        """With feedforward_modules as PEFT accepts them beside the target_modules."""
+        """The config with feedforward_modules in a form that PEFT accepts for these target_modules."""
         modules, targets = config["feedforward_modules"], config["target_modules"]
         lists = not isinstance(modules, str) and not isinstance(targets, str)
         return (
@@ -40,15 +39,15 @@ class Ia3Format(Format):
         )
 
     def from_config(self, config: Config) -> Ia3:
-        """A key that is absent has PEFT's default.
+        """A missing key has PEFT's default.
 
         Raises:
-            InputError: without feedforward_modules: PEFT's default for them depends on the model.
+            InputError: if feedforward_modules is missing, because PEFT's default for it depends on the model.
         """
         modules = config.get("feedforward_modules")
         if modules is None:
             raise InputError(
-                "the adapter's config names no feedforward_modules; write the names of the layers scaled at their input, or []"
+                "the adapter's config names no feedforward_modules; add the names of the layers scaled at their input, or []"
             )
         return Ia3(
             feedforward_modules=_endings(modules) if isinstance(modules, str) else modules,
@@ -61,6 +60,6 @@ def _expression(endings: Sequence[str]) -> str:
 
 
 def _endings(expression: str) -> str | list[str]:
-    """Undo `_expression`; any other expression stays as it is."""
+    """Undo `_expression`; return any other expression unchanged."""
     endings = [re.sub(r"\\(.)", r"\1", ending) for ending in expression[3:-1].split("|")]
     return endings if _expression(endings) == expression else expression

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from jaxpeft.adapters import LnTuning
+from jaxpeft.families import known, required
+from jaxpeft.families.base import Family
 from jaxpeft.interop.peft.format import Config, Format
-
-# PEFT must be told what every norm of a Flax model of transformers is called.
-_EVERY_NORM = r".*(LayerNorm|layer_norm)"
 
 
 class LnTuningFormat(Format):
-    """No tensors but the norms'; `target_modules` names them."""
+    """The only tensors are the norms' own; `target_modules` names the norms."""
 
     peft_type = "LN_TUNING"
-    method = LnTuning
     module_infix = "ln_tuning_layers."
+
+    def for_family(self, method: LnTuning, family: Family) -> LnTuning:
+        """Return `method` with the family's expression for all norms if it names none: PEFT has no word for all of them."""
+        if method.target_modules is not None:
+            return method
+        return replace(
+            method, target_modules=required(family, "norms", "ln-tuning without target_modules, in PEFT's files")
+        )
 
     def to_config(self, method: LnTuning) -> dict[str, Any]:
         """PEFT's options."""
-        targets = _EVERY_NORM if method.target_modules is None else method.target_modules
-        return {"target_modules": _plain(targets), "exclude_modules": _plain(method.exclude_modules)}
+        return {
+            "target_modules": _plain(method.target_modules),
+            "exclude_modules": _plain(method.exclude_modules),
+        }
 
     def from_config(self, config: Config) -> LnTuning:
-        """A key that is absent has PEFT's default, which for the BERTs is no norm at all: here it is every one."""
+        """Without target_modules, and with a family's expression for all norms, every norm trains.
+
+        PEFT's default would be no norm at all for the BERTs.
+        """
         targets = config.get("target_modules")
-        return LnTuning(None if targets == _EVERY_NORM else targets, config.get("exclude_modules"))
+        return LnTuning(None if targets in known("norms").values() else targets, config.get("exclude_modules"))
 
 
 def _plain(names: Any) -> Any:

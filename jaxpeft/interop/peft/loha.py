@@ -13,7 +13,6 @@ class LohaFormat(Format):
     """`hada_w1_a`, `hada_w1_b`, `hada_w2_a` and `hada_w2_b`."""
 
     peft_type = "LOHA"
-    method = Loha
     keys = {f"hada_{name}": name for name in ("w1_a", "w1_b", "w2_a", "w2_b")}  # noqa: RUF012
 
     def to_config(self, method: Loha) -> dict[str, Any]:
@@ -21,5 +20,5 @@ class LohaFormat(Format):
         return {**to_options(method), "init_weights": method.init_weights}
 
     def from_config(self, config: Config) -> Loha:
-        """A key that is absent has PEFT's default."""
+        """A missing key has PEFT's default."""
         return Loha(**from_options(config), init_weights=config.get("init_weights", True))

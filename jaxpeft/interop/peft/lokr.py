@@ -10,10 +10,9 @@ from jaxpeft.interop.peft.lycoris import from_options, to_options
 
 
 class LokrFormat(Format):
-    """`lokr_w1`, or its factors `lokr_w1_a` and `lokr_w1_b`; and the same of `lokr_w2`."""
+    """`lokr_w1`, or its factors `lokr_w1_a` and `lokr_w1_b`; likewise `lokr_w2`."""
 
     peft_type = "LOKR"
-    method = Lokr
     keys = {f"lokr_{name}": name for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")}  # noqa: RUF012
 
     def to_config(self, method: Lokr) -> dict[str, Any]:
@@ -27,7 +26,7 @@ class LokrFormat(Format):
         }
 
     def from_config(self, config: Config) -> Lokr:
-        """A key that is absent has PEFT's default."""
+        """A missing key has PEFT's default."""
         return Lokr(
             **from_options(config),
             decompose_both=config.get("decompose_both", False),

@@ -1,4 +1,4 @@
-"""LORA in PEFT's files, with DoRA, biases, patterns and every start."""
+"""LORA in PEFT's files, with DoRA, biases, patterns and every initialisation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ class LoraFormat(Format):
     """`lora_A.weight`, `lora_B.weight`, `lora_magnitude_vector`; an embedding's have no `.weight`."""
 
     peft_type = "LORA"
-    method = Lora
     keys = {  # noqa: RUF012
         "lora_A.weight": "a",
         "lora_B.weight": "b",
@@ -38,7 +37,7 @@ class LoraFormat(Format):
     }
 
     def to_config(self, method: Lora) -> dict[str, Any]:
-        """PEFT's options. A start's own stand in full, and only with that start: else PEFT warns that it does not heed them."""
+        """PEFT's options. Those of an initialisation are written in full, and only for it: PEFT warns about options that it ignores."""
         start = method.init_lora_weights
         return {
             "r": method.rank,
@@ -58,12 +57,12 @@ class LoraFormat(Format):
         }
 
     def exported(self, method: Lora, sites: Layers, start: Layers | None) -> tuple[Lora, Layers]:
-        """The difference to the fresh adapter, where that changed the base and is given.
+        """The difference to the initial adapter `start`, if the initialisation adjusted the base.
 
-        Without it the file is PEFT's unconverted one. PiSSA's and OLoRA's load right, for each load changes the base again.
+        Without `start` the file is PEFT's unconverted one. That is right for PiSSA and OLoRA, because every load adjusts the base again.
 
         Raises:
-            InputError: where the change cannot be repeated (LoRA-GA, "pissa_niter_N") and the fresh adapter is not given.
+            InputError: if a load cannot repeat the adjustment (LoRA-GA, "pissa_niter_N") and `start` is not given.
         """
         if not method.exports_difference or not sites:
             return method, sites
@@ -72,15 +71,15 @@ class LoraFormat(Format):
         if method.init_lora_weights in ("pissa", "olora"):
             return method, sites
         raise InputError(
-            f"init_lora_weights '{method.init_lora_weights}' changed the base in a way that no load can repeat; give the fresh "
+            f"init_lora_weights '{method.init_lora_weights}' changed the base in a way that no load can repeat; give the initial "
             "adapter as start=, so that the file can hold the difference to it"
         )
 
     def from_config(self, config: Config) -> Lora:
-        """A key that is absent has PEFT's default.
+        """A missing key has PEFT's default.
 
         Raises:
-            InputError: for a start that is not supported, such as corda or mica.
+            InputError: if the initialisation is not supported, such as corda or mica.
         """
         start = config.get("init_lora_weights", True)
         return Lora(
@@ -93,7 +92,7 @@ class LoraFormat(Format):
             alpha_pattern=config.get("alpha_pattern") or {},
             bias=config.get("bias", "none"),
             lora_bias=config.get("lora_bias", False),
-            # PEFT heeds the case of some names and not of others.
+            # PEFT is case-sensitive for some of the names only.
             init_lora_weights=True if start is None else start.lower() if isinstance(start, str) else start,
             loftq_config=config.get("loftq_config") or None,
             eva_config=config.get("eva_config"),

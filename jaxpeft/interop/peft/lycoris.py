@@ -9,7 +9,7 @@ from jaxpeft.interop.peft.format import Config
 
 
 def to_options(method: Lycoris) -> dict[str, Any]:
-    """PEFT's options for what every LyCORIS method has. Convolutions, of which it has one more, are never adapted here."""
+    """PEFT's common options of the LyCORIS methods. PEFT has one more, for convolutions, which are never adapted here."""
     return {
         "r": method.rank,
         "alpha": method.alpha,
@@ -22,7 +22,7 @@ def to_options(method: Lycoris) -> dict[str, Any]:
 
 
 def from_options(config: Config) -> dict[str, Any]:
-    """Arguments of the method; a key that is absent has PEFT's default."""
+    """Arguments of the method; a missing key has PEFT's default."""
     return {
         "rank": config.get("r", 8),
         "alpha": config.get("alpha", 8),

@@ -1,7 +1,7 @@
-"""PROMPT_TUNING in PEFT's files: one tensor, `prompt_embeddings [n, dim]`, and a head under `base_model.` alone.
+"""PROMPT_TUNING in PEFT's files: one tensor, `prompt_embeddings [n, dim]`, and a head with the prefix `base_model.`.
 
-PEFT 0.21 has prompt tuning for its own task types only: for masked-lm, which has none, `get_peft_model` fails with KeyError. Such a
-file is written all the same, for this library. For DistilBERT PEFT cannot find the model's sizes: the file says them.
+PEFT 0.21 has prompt tuning only for its own task types. Masked-lm is not one of them, so `get_peft_model` fails with KeyError; such a
+file is written too, and only this library loads it. PEFT cannot find the sizes of a DistilBERT, so the file has them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ class PromptTuningFormat(Format):
     """`prompt_embeddings`; the config names no layers."""
 
     peft_type = "PROMPT_TUNING"
-    method = PromptTuning
     alone_keys = {"prompt_embeddings": "prompt"}  # noqa: RUF012
     module_prefix = "base_model."
     names_layers = False
@@ -27,12 +26,12 @@ class PromptTuningFormat(Format):
         """PEFT's options.
 
         Raises:
-            InputError: for TEXT without the text or its tokenizer's name, which PEFT demands of every file.
+            InputError: if TEXT lacks the text or its tokenizer's name, which PEFT demands of every file.
         """
         text = method.prompt_tuning_init == "TEXT"
         if text and (method.prompt_tuning_init_text is None or not method.tokenizer_name_or_path):
             raise InputError(
-                "prompt_tuning_init TEXT: PEFT's file says the text and its tokenizer; give the method "
+                "prompt_tuning_init TEXT: PEFT's file needs the text and its tokenizer; give the method "
                 "prompt_tuning_init_text and tokenizer_name_or_path"
             )
         return {
@@ -45,13 +44,13 @@ class PromptTuningFormat(Format):
         }
 
     def from_config(self, config: Config) -> PromptTuning:
-        """A key that is absent has PEFT's default.
+        """A missing key has PEFT's default.
 
         Raises:
-            InputError: without num_virtual_tokens, for which PEFT has none.
+            InputError: if num_virtual_tokens is missing, for which PEFT has no default.
         """
         if not config.get("num_virtual_tokens"):
-            raise InputError("the adapter's config has no num_virtual_tokens; it is no prompt tuning of PEFT's")
+            raise InputError("the adapter's config has no num_virtual_tokens, which every prompt tuning of PEFT has")
         return PromptTuning(
             num_virtual_tokens=config["num_virtual_tokens"],
             prompt_tuning_init=config.get("prompt_tuning_init") or "RANDOM",

@@ -1,4 +1,4 @@
-"""VERA in PEFT's files: two vectors a layer, and the random factors of all layers once."""
+"""VERA in PEFT's files: two vectors per layer, and once the random factors that all layers share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from jaxpeft.interop.peft.format import Config, Format
 
 
 class VeraFormat(Format):
-    """`vera_lambda_d` and `vera_lambda_b`, and `base_model.vera_A` and `base_model.vera_B` for all, if `save_projection`."""
+    """`vera_lambda_d` and `vera_lambda_b`; with `save_projection` also `base_model.vera_A` and `base_model.vera_B`."""
 
     peft_type = "VERA"
-    method = Vera
     keys = {"vera_lambda_d": "lambda_d", "vera_lambda_b": "lambda_b"}  # noqa: RUF012
     shared_keys = {"base_model.vera_A": "vera_a", "base_model.vera_B": "vera_b"}  # noqa: RUF012
     unsupported = {"bias": "none"}  # noqa: RUF012
@@ -31,7 +30,7 @@ class VeraFormat(Format):
         }
 
     def from_config(self, config: Config) -> Vera:
-        """A key that is absent has PEFT's default."""
+        """A missing key has PEFT's default."""
         return Vera(
             rank=config.get("r", 256),
             dropout=config.get("vera_dropout", 0.0),
@@ -42,6 +41,6 @@ class VeraFormat(Format):
         )
 
     def beside_targets(self, config: dict[str, Any], layers: list[str]) -> dict[str, Any]:
-        """Without exclude_modules, which PEFT's VeRA has not: where some are excluded, the layers are named in full."""
+        """The config without exclude_modules, which PEFT's VeRA lacks. If modules are excluded, it names the layers in full."""
         rest = {key: value for key, value in config.items() if key != "exclude_modules"}
         return {**rest, "target_modules": layers} if config["exclude_modules"] else rest

@@ -1,0 +1,28 @@
+# The commands that contributors, .ci/run and .github/workflows share. `pip install -e '.[test]'` comes first.
+.PHONY: lint types format test test-all coverage quickstart
+PYTEST ?= pytest -n 2
+OUTPUT ?= runs/quickstart-check
+
+lint: # fails on a file that is not formatted
+	ruff format --check .
+	ruff check .
+
+types:
+	mypy
+
+format: # writes
+	ruff format .
+	ruff check --fix .
+
+test: # the fast tier
+	$(PYTEST)
+
+test-all:
+	$(PYTEST) -m ""
+
+coverage: # all tests, then the bounds of .ci/coverage.py
+	$(PYTEST) -m "" --cov=jaxpeft --cov-report=term:skip-covered --cov-report=json:coverage.json
+	@python .ci/coverage.py coverage.json
+
+quickstart: # the bounds that the README promises; OUTPUT must not exist
+	python -m benchmarks.quickstart --output_dir $(OUTPUT)

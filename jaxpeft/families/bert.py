@@ -1,0 +1,90 @@
+"""BERT (Devlin et al. 2018, arXiv 1810.04805), and the encoders whose Flax modules are copies of its own.
+
+PEFT has default targets for `bert`, `roberta` and, for LoRA and its relatives, `xlm-roberta` and `electra`. The others are
+ours, by analogy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from jaxpeft.families.base import Attention, Family, LastLayer, Scores, split_heads
+
+if TYPE_CHECKING:
+    import jax
+
+
+def attend(module: Any, scores: Scores, x: jax.Array, segments: jax.Array, *_: Any, **options: Any) -> tuple[jax.Array]:
+    """`FlaxBertSelfAttention` on `x: [rows, length, d]`, without its output projection, which is a module of its own."""
+    assert all(options.get(name) is None for name in ("layer_head_mask", "key_value_states"))
+    heads = module.config.num_attention_heads
+    query, key, value = (split_heads(layer(x), heads) for layer in (module.query, module.key, module.value))
+    return (scores(query, key, value, segments).reshape(x.shape),)
+
+
+def attention_of_some(
+    module: Any,
+    x: jax.Array,
+    mask: jax.Array,
+    *,
+    take: Callable[[jax.Array], jax.Array],
+    layer_head_mask: Any,
+    deterministic: bool,
+    **_: Any,
+) -> tuple[jax.Array]:
+    """`FlaxBertAttention` for the tokens that `take` keeps.
+
+    It calls the module's cross-attention, as a decoder does: queries of these tokens, keys and values of all.
+    """
+    taken = take(x)
+    options = {"layer_head_mask": layer_head_mask, "key_value_states": x, "deterministic": deterministic}
+    attended = module.self(taken, mask, **options)[0]
+    return (module.output(attended, taken, deterministic=deterministic),)
+
+
+BERT = Family(
+    "bert",
+    default_targets={
+        "attention_qv": ("query", "value"),
+        "attention_kv_feedforward": ("key", "value", "output.dense"),
+        # As PEFT: attention's output has that name too.
+        "feedforward": ("output.dense",),
+        "adalora": ("query", "value"),
+    },
+    word_embeddings="word_embeddings",
+    norms=r".*(LayerNorm|layer_norm)",
+    classifier_heads=("classifier",),
+    dropout_rates=("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+    attention=Attention(
+        "encoder/layer/{number}/attention/self",
+        attend,
+        dropout_rate="attention_probs_dropout_prob",
+        broadcast_dropout=True,
+    ),
+    after_attention="encoder/layer/{last}/attention/output",
+    last_layer=LastLayer("encoder/layer/{last}/attention", attention_of_some),
+)
+
+ELECTRA = replace(BERT, model_type="electra")
+
+# The encoders below compute attention in ways of their own (shared layers, sparse blocks, rotary positions), which nobody
+# has written out here yet.
+_OTHER_ATTENTION = replace(BERT, attention=None, after_attention=None, last_layer=None)
+
+ALBERT = replace(
+    _OTHER_ATTENTION,
+    model_type="albert",
+    default_targets={
+        **BERT.default_targets,
+        # Its feed-forward output has a name of its own, so attention's output is left out, as in the paper of (IA)³.
+        "attention_kv_feedforward": ("key", "value", "ffn_output"),
+        "feedforward": ("ffn_output",),
+    },
+    dropout_rates=("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob"),
+)
+
+BIG_BIRD = replace(_OTHER_ATTENTION, model_type="big_bird")
+
+ROFORMER = replace(_OTHER_ATTENTION, model_type="roformer")

@@ -1,0 +1,31 @@
+"""RoBERTa (Liu et al. 2019, arXiv 1907.11692) and its relatives: BERT's modules, with positions counted after padding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jaxpeft.families.bert import BERT
+
+XLM_ROBERTA = replace(
+    BERT,
+    model_type="xlm-roberta",
+    # transformers 4.57 calls its base model "xlm-roberta", but its encoder is RoBERTa's module under RoBERTa's name.
+    base_prefix="roberta",
+    positions_after_padding=True,
+)
+
+ROBERTA = replace(
+    XLM_ROBERTA,
+    model_type="roberta",
+    base_prefix=None,
+    # PEFT's choice, for RoBERTa only.
+    default_targets={**BERT.default_targets, "adalora": ("query", "key", "value", "dense")},
+)
+
+ROBERTA_PRELAYERNORM = replace(
+    XLM_ROBERTA,
+    model_type="roberta-prelayernorm",
+    base_prefix=None,
+    # Its attention block normalises before the keys, so queries cannot be taken from the block's input.
+    last_layer=None,
+)

@@ -1,0 +1,76 @@
+"""Turn the data's flags into a task and its rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxpeft.config import DataConfig
+from jaxpeft.data import GLUE, PackedData, Split, Splits, load_splits
+from jaxpeft.errors import InputError
+from jaxpeft.models.attention import check_packing
+from jaxpeft.models.build import Model
+from jaxpeft.tasks import TASKS
+from jaxpeft.tasks.base import RowOptions, Task
+
+
+def load_data(data: DataConfig, task_name: str) -> tuple[Task, Splits]:
+    """Read the texts and labels that `data` names.
+
+    Returns:
+        the task for these labels (for example regression, if they are numbers), and the splits.
+
+    Raises:
+        InputError: as `load_splits`, or the rows do not fit the task.
+    """
+    kind: type[Task] = TASKS[task_name]
+    splits = load_splits(
+        data.name,
+        subset=data.subset,
+        train_file=data.train_file,
+        validation_file=data.validation_file,
+        test_file=data.test_file,
+        column_names=data.column_names,
+        text_column=data.text_column,
+        text_pair_column=data.text_pair_column,
+        label_column=data.label_column,
+        use_labels=kind.reads_labels,
+    )
+    glue = GLUE.get((data.name or "").removeprefix("glue/"))
+    task = kind.for_labels(splits.num_labels, glue.metrics if glue else ())
+    task.check_data(splits)
+    return task, splits
+
+
+def row_options(data: DataConfig) -> RowOptions:
+    """The flags of `data` that turn texts into rows."""
+    return RowOptions(data.max_length, data.mask_ratio, tuple(data.bucket_lengths))
+
+
+def training_data(
+    task: Task,
+    split: Split,
+    model: Model,
+    tokenizer: Any,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    num_devices: int,
+) -> Any:
+    """The training rows in batches of `batch_size` texts. With `data.packing`, a row holds several texts.
+
+    Raises:
+        InputError: `data.packing` is set, but the task or the attention of `model` does not support it.
+    """
+    rows = task.make_data(split, tokenizer, row_options(data), batch_size=batch_size, seed=seed)
+    if not data.packing:
+        return rows
+    if not task.can_pack:
+        raise InputError(f"data.packing cannot be used with {task.name}, whose rows are already full; set it to false")
+    check_packing(model)
+    return PackedData(rows, data.max_length, num_devices)
+
+
+def without_packing(data: Any) -> Any:
+    """`data` itself, or the unpacked data behind it if it is packed."""
+    return data.unpacked if isinstance(data, PackedData) else data

@@ -1,0 +1,214 @@
+"""The interface of a task, which every file in this folder implements.
+
+A task defines its rows, the tokens that its head reads, its loss, its metrics and the form of an answer. It depends on no
+model and no adapter: `jaxpeft.training.objective.Objective` joins the three.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpeft.data import Split, Splits
+from jaxpeft.errors import InputError
+
+Batch = Mapping[str, Any]
+"""Arrays of one micro-step with the batch as first axis: token ids and mask, labels, weights. Labels of weight 0 do not count."""
+
+Answers = list[tuple[str, float]]
+"""Tokens or labels with their probabilities, most likely first."""
+
+Take = Callable[[jax.Array], jax.Array]
+"""`[rows, length, d]` → `[rows, tokens, d]`: takes the tokens that a head reads."""
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """The options that turn texts into rows: the flags of the same names in `data`."""
+
+    max_length: int = 128
+    mask_ratio: float = 0.15
+    bucket_lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A task for one kind of labels.
+
+    Attributes:
+        num_labels: number of classes; 1: the labels are numbers; None: no labels.
+        metrics: the metrics to measure besides the loss. The first one selects the best adapter.
+    """
+
+    num_labels: int | None = None
+    metrics: tuple[str, ...] = ()
+
+    name: ClassVar[str]
+    """The value of `--task`."""
+    title: ClassVar[str]
+    """The task in prose, such as "masked language modelling"."""
+    head: ClassVar[str]
+    """The kind of transformers model that it needs: a key of `jaxpeft.models.build.HEADS`."""
+    pipeline_tag: ClassVar[str]
+    """The name of the task on the Hugging Face hub."""
+    auto_class: ClassVar[str]
+    """The torch class that loads such a model, for the code in the model card."""
+    known_metrics: ClassVar[tuple[str, ...]]
+    """All valid values of `training.metric`."""
+    reported_metrics: ClassVar[tuple[str, ...]]
+    """The metrics of a comparison's report, the deciding one first."""
+    reads_labels: ClassVar[bool] = True
+    """True if the data must have labels."""
+    can_pack: ClassVar[bool] = False
+    """True if several texts may share a training row."""
+    trains_head: ClassVar[bool] = True
+    """True if the head is always fully trained, as in PEFT's sequence classifiers. Else it is trained only if the checkpoint lacks it."""
+    fills_masks: ClassVar[bool] = False
+    """True if an answer fills the masks of a text."""
+    example: ClassVar[str] = "This is a great movie!"
+    """A text for trying a finished run."""
+
+    @classmethod
+    def for_labels(cls, num_labels: int | None, headline_metrics: Sequence[str] = ()) -> Task:
+        """The task for data with `num_labels`. `headline_metrics` are the metrics that a benchmark's authors report, if any."""
+        return cls(num_labels, tuple(headline_metrics) or cls.reported_metrics)
+
+    def check_data(self, splits: Splits) -> None:
+        """Raise InputError if the rows in `splits` do not fit this task."""
+        if self.reads_labels and splits.num_labels is None:
+            raise InputError(
+                f"{self.name} needs labels, and {splits.source} has none; name their column with data.label_column"
+            )
+
+    @abstractmethod
+    def make_data(self, split: Split, tokenizer: Any, rows: RowOptions, *, batch_size: int, seed: int) -> Any:
+        """Tokenise `split` into batches of `batch_size` rows. `seed` decides the order of training.
+
+        The result has the methods of `jaxpeft.training.input_pipeline.Data`, and `eval_batches()`.
+        """
+
+    @abstractmethod
+    def tokens_read(self, batch: Batch, virtual_tokens: int = 0) -> Take | None:
+        """A function that takes the tokens of `batch` that the head reads, or None if it reads all of them.
+
+        `virtual_tokens` is the number of tokens that a method puts in front of every row.
+        """
+
+    @abstractmethod
+    def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """The loss of every label, shaped like `batch["labels"]`."""
+
+    def loss(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The sum of the weighted losses and the sum of the weights, in fp32.
+
+        The caller divides the sums, so batches of unequal weight add up exactly, and a weight of 0 is safe.
+        """
+        weights = batch["weights"]
+        return (self.losses(logits, batch) * weights).sum(), weights.sum()
+
+    def statistics(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """Sums over a batch from which metrics are computed: `loss`, `weight` and `correct`."""
+        total, weight = self.loss(logits, batch)
+        right = logits.argmax(-1) == batch["labels"]
+        return {"loss": total, "weight": weight, "correct": jnp.where(right, batch["weights"], 0.0).sum()}
+
+    def outputs(self, logits: jax.Array) -> jax.Array | None:
+        """The part of `logits` that the host needs for the metrics, or None if the statistics suffice."""
+        return logits
+
+    @abstractmethod
+    def measure(
+        self, sums: Mapping[str, float], outputs: np.ndarray | None, labels: np.ndarray | None
+    ) -> dict[str, float]:
+        """Compute `loss` and the metrics of a data set.
+
+        Args:
+            sums: the statistics, summed over all batches.
+            outputs: the `outputs` of all rows, `[rows, …]`; None if the task has none.
+            labels: the labels of the same rows; None if the task has no `outputs`.
+        """
+
+    def eval_batches(self, data: Any, most: int | None) -> Iterable[Batch]:
+        """The evaluation batches of `data`. If `most` is given, at most so many, of rows drawn at random but always the same."""
+        if most:
+            data = data.sample(most * data.batch_size)
+        return data.eval_batches()
+
+    def single_mask_batches(self, data: Any, num_rows: int) -> Iterable[Batch] | None:
+        """Batches for pseudo-perplexity on `num_rows` rows; None if the task has no such figure."""
+        return None
+
+    @abstractmethod
+    def encode(
+        self, texts: Sequence[str], tokenizer: Any, *, num_positions: int, virtual_tokens: int = 0
+    ) -> dict[str, np.ndarray]:
+        """A batch of a user's own `texts`.
+
+        Args:
+            texts: the texts.
+            tokenizer: the model's tokenizer.
+            num_positions: the model's positions, without those of virtual tokens.
+            virtual_tokens: the number of tokens that the method puts in front of every row.
+
+        Raises:
+            InputError: the task cannot answer one of the texts, or the text is too long.
+        """
+
+    @abstractmethod
+    def answer(
+        self, logits: np.ndarray, batch: Batch, tokenizer: Any, label_names: Sequence[str] | None, top: int
+    ) -> list[Any]:
+        """The `Answers` for every text of a batch from `encode`; or, if the task fills masks, a list of them, one per mask."""
+
+    @abstractmethod
+    def batch_shapes(self, rows: RowOptions, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of an evaluation batch of `batch_size` rows of `length` tokens."""
+
+    @abstractmethod
+    def lengths(self, rows: RowOptions) -> tuple[int, ...]:
+        """Possible tokens per row of training batches, ascending. Each length is a program of its own."""
+
+    def dummy_data(self, rows: RowOptions, batch_size: int, *, vocab_size: int, seed: int) -> Any | None:
+        """Dummy data with the shapes of real data, or None if the shapes depend on the data."""
+        return None
+
+    def torch_lines(self, sentence: str) -> list[str]:
+        """Lines of Python for the model card that run a torch `model` and its `tokenizer` on `sentence`."""
+        return [f'inputs = tokenizer({sentence!r}, return_tensors="pt")', "print(model(**inputs).logits.softmax(-1))"]
+
+    def notes(self, rows: RowOptions) -> list[str]:
+        """Notes for the model card on the measurement of the figures, one sentence each."""
+        return []
+
+
+def most_likely(logits: np.ndarray, names: Callable[[list[int]], Sequence[str]], top: int) -> Answers:
+    """The `top` most likely classes of `logits: [classes]` with their softmax probabilities. `names` maps class ids to names."""
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return list(zip(names(best.tolist()), probabilities[best].tolist(), strict=True))
+
+
+def tokenize(
+    texts: Sequence[str], tokenizer: Any, *, num_positions: int, virtual_tokens: int = 0
+) -> dict[str, np.ndarray]:
+    """`texts` as one batch of token ids, padded to a multiple of 16 tokens or to `num_positions`.
+
+    Raises:
+        InputError: a text has more than `num_positions` tokens.
+    """
+    encoded = tokenizer(list(texts), padding=True, pad_to_multiple_of=16, return_tensors="np")
+    lengths = encoded["attention_mask"].sum(1)
+    if lengths.max() > num_positions:
+        text = texts[int(lengths.argmax())]
+        besides = " besides the prompt's" if virtual_tokens else ""
+        raise InputError(
+            f"'{text[:40]}…' has {lengths.max()} tokens; the model has {num_positions} positions{besides}: shorten it"
+        )
+    return {key: value[:, :num_positions].astype(np.int32) for key, value in encoded.items()}

@@ -1,0 +1,112 @@
+"""Classification: one class for each text or pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxpeft.data import ClassificationData, Split, classification_data
+from jaxpeft.data.classification import cap_buckets
+from jaxpeft.tasks import TASKS
+from jaxpeft.tasks.base import Answers, Batch, RowOptions, Take, Task, most_likely, tokenize
+from jaxpeft.tasks.metrics import get_metric
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Predicts one of `num_labels` classes for each text. Logits are `[texts, num_labels]`."""
+
+    name = "classification"
+    title = "classification"
+    head = "classification"
+    pipeline_tag = "text-classification"
+    auto_class = "AutoModelForSequenceClassification"
+    known_metrics = ("loss", "accuracy", "f1", "matthews", "pearson", "spearman")
+    reported_metrics = ("accuracy", "f1")
+    can_pack = True
+
+    @classmethod
+    def for_labels(cls, num_labels: int | None, headline_metrics: Sequence[str] = ()) -> Task:
+        """The classification with `num_labels` classes. One class means that the labels are numbers, so it is a regression."""
+        if num_labels == 1:
+            return TASKS["regression"].for_labels(1)
+        # Accuracy and F1 are always measured, so that any two runs can be compared.
+        return cls(num_labels, tuple(dict.fromkeys([*headline_metrics, *cls.reported_metrics])))
+
+    def make_data(
+        self, split: Split, tokenizer: Any, rows: RowOptions, *, batch_size: int, seed: int
+    ) -> ClassificationData:
+        """One row per text, batched by length."""
+        return classification_data(
+            split.texts,
+            split.pairs,
+            split.labels,
+            tokenizer,
+            max_length=rows.max_length,
+            batch_size=batch_size,
+            seed=seed,
+            bucket_lengths=rows.bucket_lengths,
+        )
+
+    def tokens_read(self, batch: Batch, virtual_tokens: int = 0) -> Take:
+        """Takes the first token of every text, as the classifiers of transformers' encoders do.
+
+        With virtual tokens this is a virtual one, as in PEFT.
+        """
+        return partial(take_starts, starts=batch["starts"]) if "starts" in batch else lambda x: x[:, :1]
+
+    def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """Cross-entropy in nats, `[texts]`."""
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+
+    def measure(
+        self, sums: Mapping[str, float], outputs: np.ndarray | None, labels: np.ndarray | None
+    ) -> dict[str, float]:
+        """`loss` and the metrics, from the logits `outputs: [texts, num_labels]` and `labels: [texts]`."""
+        loss = sums["loss"] / sums["weight"]
+        return {"loss": loss, **{name: get_metric(name).compute(outputs, labels) for name in self.metrics}}
+
+    def encode(
+        self, texts: Sequence[str], tokenizer: Any, *, num_positions: int, virtual_tokens: int = 0
+    ) -> dict[str, np.ndarray]:
+        """`texts` as one batch."""
+        return tokenize(texts, tokenizer, num_positions=num_positions, virtual_tokens=virtual_tokens)
+
+    def answer(
+        self, logits: np.ndarray, batch: Batch, tokenizer: Any, label_names: Sequence[str] | None, top: int
+    ) -> list[Answers]:
+        """The `top` most likely labels for every text."""
+        names = label_names or [str(i) for i in range(logits.shape[-1])]
+        return [most_likely(row, lambda ids: [names[i] for i in ids], top) for row in logits]
+
+    def batch_shapes(self, rows: RowOptions, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of token ids, mask and types, `[batch_size, length]`, and of `labels` and `weights`, `[batch_size]`."""
+        ids = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+        labels = jax.ShapeDtypeStruct((batch_size,), self._label_dtype)
+        weights = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+        return {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids, "labels": labels, "weights": weights}
+
+    @property
+    def _label_dtype(self) -> Any:
+        return jnp.int32
+
+    def lengths(self, rows: RowOptions) -> tuple[int, ...]:
+        """The bucket lengths, up to `rows.max_length`."""
+        return cap_buckets(rows.bucket_lengths, rows.max_length)
+
+
+def take_starts(x: jax.Array, starts: jax.Array) -> jax.Array:
+    """Take `x: [rows, seq, d]` at the first tokens of packed texts, `starts: [devices, texts / devices]`: `[texts, 1, d]`.
+
+    Each device has its share of the rows and of the texts. `starts` counts tokens within a share, so no token is sent between
+    devices.
+    """
+    shares = x.reshape(len(starts), -1, x.shape[-1])
+    return jnp.take_along_axis(shares, starts[..., None], axis=1).reshape(-1, 1, x.shape[-1])
