@@ -1,23 +1,51 @@
+import atexit
 import functools
 import os
+import shutil
+import tempfile
 
 # Before jax is imported: four devices, so that splitting a batch is tested everywhere, and no accelerator, so that
 # equality bit for bit means the same on every machine. Compiling is most of the suite's time, hence level 0.
 FLAGS = ("--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nor the user's compiled programs: what is tested is compiled, but where a test says so (`tiny_runs.compiled_once`).
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+# Not the user's compiled programs, but the session's own: its workers and the processes they start compile nothing twice.
+# Tests about compiling ask for `compiled_afresh`.
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits the directory
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxpeft-programs-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# As many workers as cores: threads of torch's own would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax  # noqa: E402
 import optax  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 # A silent promotion is how an fp32 adapter turns a bf16 model into an fp32 one. Ranks are not checked: Flax BERT itself
 # fails under jax_numpy_rank_promotion=raise.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_collection_modifyitems(items):
+    """With `--dist loadgroup`, a file's tests go to one worker, for they share fixtures; but where a test names a group.
+
+    The groups that are named go first: they take longest, and nobody should wait for them at the end.
+    """
+    named = []
+    for item in items:
+        if group := item.get_closest_marker("xdist_group"):
+            named.append((group.args[0], item))
+        else:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    first = dict.fromkeys(group for group, _ in named)
+    items[:] = [
+        *(item for group in first for name, item in named if name == group),
+        *(item for item in items if item not in {item for _, item in named}),
+    ]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +64,17 @@ def _promoting(function):
             return function(*args, **kwargs)
 
     return run
+
+
+@pytest.fixture
+def compiled_afresh():
+    """For tests about compiling: XLA's account of a program (its memory, its text) is lost when it is read from a file."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # jax asks once whether there is one
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

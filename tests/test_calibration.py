@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch_side
+from tiers import slow_but
 
 from jaxpeft import InputError, Lora, apply, load_model, match_targets
 from jaxpeft.adapters.build import init_adapters
@@ -54,7 +55,7 @@ EVA = {
 }
 
 
-@pytest.mark.parametrize("name", EVA)
+@pytest.mark.parametrize("name", slow_but(EVA, "labels", "patterns"))
 def test_eva_is_peft_s(name, base):
     """The same ranks, alphas and layers; each A to 1e-2: both stop at cosines of tau, and PEFT's SVD is randomised."""
     import torch

@@ -21,6 +21,8 @@ for block in json.load(sys.stdin):
 print(json.dumps(outputs))
 """
 
+pytestmark = pytest.mark.xdist_group("runs")
+
 
 @pytest.fixture(name="root")
 def _root(tmp_path_factory):
@@ -97,6 +99,7 @@ def test_it_says_the_method(run):
     assert ("| rank | 2 |" in card.content) == (results["method"] != "full")
 
 
+@pytest.mark.slow
 def test_the_code_fills_masks(root):
     results = tiny_runs.everything(root)[1]
     ours, theirs = outputs(root)["masked-lm"]

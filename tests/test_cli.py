@@ -18,6 +18,8 @@ from jaxpeft.cli import train as train_command
 
 ROOT = Path(__file__).parent.parent
 
+pytestmark = pytest.mark.xdist_group("runs")
+
 
 @pytest.fixture
 def work(tmp_path_factory, tmp_path, monkeypatch):

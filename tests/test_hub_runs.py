@@ -84,6 +84,7 @@ def train(hub, tmp_path, config):
     return json.loads((tmp_path / "runs" / config / "results.json").read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_the_reference_run_from_the_hub(hub, tmp_path):
     results, output = train(hub, tmp_path, "wikitext2-sparse-lora")
     assert "from the hub's distilbert/distilbert-base-uncased" in output
@@ -96,6 +97,7 @@ def test_the_reference_run_from_the_hub(hub, tmp_path):
     assert "Salesforce/wikitext" in card
 
 
+@pytest.mark.slow
 def test_qlora_on_sst2_from_the_hub(hub, tmp_path):
     results, output = train(hub, tmp_path, "sst2-qlora-bert-base")
     assert results["test_split"] == "validation"

@@ -118,6 +118,7 @@ def test_it_prints_sizes_and_writes_what_a_model_needs(capsys):
     assert torch_side.config_of(Path("sizes"), "config.json")["architectures"] == ["BertModel"]
 
 
+@pytest.mark.slow
 def test_a_training_run_on_it(capsys):
     """The two runs print and measure the same: the base is the same, and so is every draw."""
     quantize("base", "trained-base", "--task", "masked-lm")

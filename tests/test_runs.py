@@ -19,6 +19,8 @@ from jaxpeft.quantization import is_quantized
 from jaxpeft.report.console import TrainingBar
 from jaxpeft.trees import leaf_paths
 
+pytestmark = pytest.mark.xdist_group("runs")
+
 
 @pytest.fixture(name="root")
 def _root(tmp_path_factory):
@@ -240,6 +242,7 @@ def test_merge_can_quantise_the_sum_again(everything, labels, root, monkeypatch,
     assert "the base of 'runs/labels' is not quantised" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_test_of_some_rows_is_of_so_many_and_says_so(root):
     flags = (
         "--data.test_file labels.tsv --evaluation.batch_size 4 --evaluation.max_test_batches 1 --training.num_steps 2"
@@ -277,6 +280,7 @@ def test_regression_with_every_weight(root, monkeypatch, capsys):
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_only_a_head_on_random_weights(root, monkeypatch):
     directory, output = tiny_runs.head_on_random_weights(root)
     assert "Traceback" not in output
@@ -299,6 +303,7 @@ def test_only_a_head_on_random_weights(root, monkeypatch):
     np.testing.assert_allclose([p for _, p in ours], np.sort(probabilities)[::-1][:5], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_run_says_to_type_next_works(root, capsys):
     _, output = tiny_runs.head_on_random_weights(root)
     command = re.search("python -m jaxpeft (predict .*)", output)[1]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_runs
 import torch_side
+from tiers import slow_but
 
 from jaxpeft import load_run
 
@@ -35,13 +36,15 @@ RUNS = {
 }
 LORA = ("dora", "lora-plus", "pissa", "olora", "loftq", "eva", "lora-ga")
 
+pytestmark = pytest.mark.xdist_group("runs-methods")
+
 
 @pytest.fixture(name="root")
 def _root(tmp_path_factory):
     return tiny_runs.workplace(tmp_path_factory)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", slow_but(RUNS, "dora", "lokr", "prompt-tuning"))
 def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypatch, capsys):
     method = "lora" if name in LORA else name
     flags = [*shlex.split(RUNS[name]), "--name", f"method-{name}", "--adapter.method", method]
@@ -72,6 +75,7 @@ def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypat
         assert sum(map(sum, config["rank_pattern"].values())) == 4  # two layers, two ranks each
 
 
+@pytest.mark.slow
 def test_a_run_logs_the_share_of_pruned_triplets(root):
     flags = shlex.split(RUNS["adalora"])
     directory, _ = tiny_runs.train(root, "", *flags, "--name", "adalora-whole", "--adapter.method", "adalora")

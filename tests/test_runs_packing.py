@@ -17,6 +17,7 @@ def root(tmp_path_factory):
     return tiny_runs.workplace(tmp_path_factory)
 
 
+@pytest.mark.slow
 def test_a_packed_run_has_the_losses_of_the_run_without(root):
     """All rows in one batch, so that both runs see the same texts in every update; over four devices."""
     losses, shapes = {}, {}

@@ -28,6 +28,8 @@ BASE = {
 }
 LABELS = {"task": "classification", "data": {"train_file": "labels.tsv", "bucket_lengths": [8, 16], "max_length": 32}}
 
+pytestmark = pytest.mark.xdist_group("runs-together")
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -44,7 +46,7 @@ def config(name, *, seed=0, rate=1e-2, base=BASE, **sections):
 
 
 def together(root, configs):
-    with contextlib.chdir(root), tiny_runs.compiled_once(root):
+    with contextlib.chdir(root):
         return run_together(configs)
 
 
@@ -52,7 +54,7 @@ def alone(root, wanted):
     """The same run by itself, under another name; its directory."""
     from jaxpeft.runs.train import run
 
-    with contextlib.chdir(root), tiny_runs.compiled_once(root):
+    with contextlib.chdir(root):
         run(replace(wanted, name=f"{wanted.name}-alone"))
     return root / "runs" / f"{wanted.name}-alone"
 
@@ -76,6 +78,7 @@ def assert_left_the_same(root, name):
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
 
 
+@pytest.mark.slow
 def test_masked_lm_runs_of_other_seeds_rates_ranks_and_sparsities(root, caplog):
     runs = [
         config("first"),
@@ -95,6 +98,7 @@ def test_masked_lm_runs_of_other_seeds_rates_ranks_and_sparsities(root, caplog):
     assert found[1].seconds_per_step > 0
 
 
+@pytest.mark.slow
 def test_classifiers_in_buckets_and_packed(root):
     base = {**BASE, **LABELS, "training": {**BASE["training"], "num_steps": 4}}
     for packing in (False, True):

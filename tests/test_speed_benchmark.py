@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import tiny_runs
+from tiers import slow_but
 
 from jaxpeft.adapters import Lora
 from jaxpeft.training.step import make_train_step
@@ -32,8 +33,9 @@ BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_at
         "intermediate_size": 48, "max_position_embeddings": 32, "vocab_size": tiny_runs.VOCABULARY}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert"])
-@pytest.mark.parametrize("task", ["masked-lm", "classification"])
+@pytest.mark.usefixtures("compiled_afresh")
+@pytest.mark.parametrize("kind", slow_but(["bert", "distilbert"], "distilbert"))
+@pytest.mark.parametrize("task", slow_but(["masked-lm", "classification"], "masked-lm"))
 def test_the_formula_is_within_8_percent_of_xla_s_count(tiny_models, kind, task):
     """XLA also counts norms, activations, softmax and the optimizer: never less than the formula, and a little more."""
     config = {**(WIDE_DISTILBERT if kind == "distilbert" else WIDE), "max_position_embeddings": LENGTH}
@@ -159,6 +161,7 @@ def test_an_empty_cell_has_its_reason():
     assert all(reasons["qlora"].values())
 
 
+@pytest.mark.slow
 def test_both_sides_do_the_same_work(tmp_path, monkeypatch):
     """End to end on a tiny BERT: two workers, two rounds; `compare` refuses if first losses or counts differ."""
     pytest.importorskip("peft")

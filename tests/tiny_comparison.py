@@ -6,7 +6,6 @@ import json
 import signal
 
 import pytest
-import tiny_runs
 import yaml
 
 from jaxpeft import cli
@@ -64,7 +63,7 @@ class Jobs:
 
 def compare(root, jobs, *flags):
     (root / "compare.yaml").write_text(yaml.safe_dump(COMPARISON))
-    with contextlib.chdir(root), tiny_runs.compiled_once(root), pytest.MonkeyPatch.context() as patch:
+    with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs_module, "do", jobs)
         cli.main(["compare", "--config", "compare.yaml", *flags])
     return root / "runs" / "tiny"

@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import jax
 import pytest
 import torch_side
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxpeft import cli
 from jaxpeft.cli import train as train_command
@@ -73,30 +71,10 @@ def _workplace(root):
     return root
 
 
-@contextlib.contextmanager
-def compiled_once(root):
-    """Keep compiled programs on disk meanwhile: runs that differ in their data only share them."""
-    options = {
-        "jax_enable_compilation_cache": True,
-        "jax_compilation_cache_dir": str(root / "programs"),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-    }
-    before = {key: getattr(jax.config, key) for key in options}
-    compilation_cache.reset_cache()  # jax asks once whether there is one
-    try:
-        for key, value in options.items():
-            jax.config.update(key, value)
-        yield
-    finally:
-        for key, value in before.items():
-            jax.config.update(key, value)
-        compilation_cache.reset_cache()
-
-
 def train(root, flags, *more):
     """`python train.py FLAGS` in `root`; returns the run's directory and its results."""
     args = [*COMMON.split(), *flags.split(), *more]
-    with contextlib.chdir(root), compiled_once(root):
+    with contextlib.chdir(root):
         train_command.main(args, prog="train.py")
     directory = root / "runs" / args[args.index("--name") + 1]
     return directory, json.loads((directory / "results.json").read_text())
@@ -122,7 +100,7 @@ def scores(root):
 
 def jaxpeft(root, *args):
     """`python -m jaxpeft ARGS` in `root`."""
-    with contextlib.chdir(root), compiled_once(root):
+    with contextlib.chdir(root):
         cli.main(list(args))
 
 

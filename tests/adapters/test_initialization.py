@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_side
+from tiers import slow
 
 from jaxpeft import InputError, Lora, apply, load_model, match_targets
 from jaxpeft.adapters.build import init_adapters, with_adjusted_base
@@ -138,7 +139,13 @@ def test_a_start_from_weights_is_peft_s(name, base):
 SILENT = ["gaussian", "orthogonal", "pissa", "pissa_niter_2", "olora", "lora_ga"]
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True, "use_dora": True, **PATTERNS}], ids=["plain", "all"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=slow, id="plain"),
+        pytest.param({"use_rslora": True, "use_dora": True, **PATTERNS}, id="all"),
+    ],
+)
 @pytest.mark.parametrize("start", SILENT)
 def test_what_is_left_and_the_adapter_are_the_base(start, options, bert):
     model = bert
@@ -181,7 +188,15 @@ def gradients(model):
 SCALES = [("ArB2r", scale) for scale in ("stable", "weight_svd", "gd_scale", "unit")]
 
 
-@pytest.mark.parametrize(("direction", "scale"), [*SCALES, ("ArBr", "stable"), ("A2rBr", "unit")])
+@pytest.mark.parametrize(
+    ("direction", "scale"),
+    [
+        *(pytest.param(*case, marks=slow) for case in SCALES[1:]),
+        SCALES[0],
+        pytest.param("ArBr", "stable", marks=slow),
+        ("A2rBr", "unit"),
+    ],
+)
 def test_lora_ga_is_peft_s(direction, scale, base):
     """With rank 16 of 64, PEFT's randomised SVD takes all directions and is exact.
 

@@ -3,6 +3,8 @@
 test_ladder_models.py repeats the rungs that depend on the model on BERT, DistilBERT and RoBERTa.
 """
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import chex
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from flax import linen as nn
+from tiers import slow
 
 from jaxpeft.adapters import AdaLora, Hira, Ia3, Loha, Lokr, Lora, Vera
 from jaxpeft.adapters.build import init_adapters
@@ -49,6 +52,8 @@ TOLERANCE = 1e-5
 # Relative to the largest value. A bf16 result is rounded by up to u = 2⁻⁸; a path forward and back through both layers has
 # about twenty roundings, whose random sum is √20·u = 4.5 u.
 BF16_TOLERANCE = 8 * 2**-8
+
+pytestmark = pytest.mark.xdist_group("ladder")
 
 
 class Network(nn.Module):
@@ -100,16 +105,64 @@ MASKED = {name for name, method in METHODS.items() if method.prunable or method.
 KINDS = {name: ("dense", "masked") if name in MASKED else ("dense",) for name in METHODS}
 
 
-@pytest.fixture(params=[(m, s, k) for m in METHODS for s in BASES[:3] for k in KINDS[m]], ids="-".join)
-def case(request):
-    method, storage, kind = request.param
+def tier(storage):
+    return () if storage in ("fp32", "nf4") else slow
+
+
+RUNGS = [pytest.param(m, s, k, marks=tier(s), id=f"{m}-{s}-{k}") for m in METHODS for s in BASES[:3] for k in KINDS[m]]
+STORAGES = [pytest.param(storage, marks=tier(storage)) for storage in BASES]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A method on a stored base, and what one compiled program computes of it.
+
+    `base` and `side`: the network's output without and with the adapter; `gradients` of a loss of the latter, and
+    `oracle`, those of the same loss of the merged network.
+    """
+
+    module: Any
+    frozen: dict
+    adapters: dict
+    masks: dict | None
+    base: Any
+    side: Any
+    gradients: Any
+    oracle: Any
+
+
+@functools.cache
+def rung(name, storage, kind):
+    method = METHODS[name]
     module, params = base_of(storage)
-    frozen, adapters = adapt(METHODS[method], module, params, nonzero=True)
+    frozen, adapters = adapt(method, module, params, nonzero=True)
     masks = tiny.half_masks(adapters) if kind == "masked" else None
-    return METHODS[method], storage, module, frozen, adapters, masks
+
+    @jax.jit
+    def compute(frozen, adapters, masks):
+        def loss(out):
+            return jnp.square(out.astype(jnp.float32) - Y).mean()
+
+        def side(a):
+            out = apply(module, frozen, a, method, masks=masks, x=X)
+            return loss(out), out
+
+        def merged(a):
+            return loss(module.apply({"params": tiny.merge_pure(frozen, a, method, masks)}, X))
+
+        gradients, out = jax.grad(side, has_aux=True)(adapters)
+        return apply(module, frozen, NO_ADAPTERS, x=X), out, gradients, jax.grad(merged)(adapters)
+
+    return Rung(module, frozen, adapters, masks, *compute(frozen, adapters, masks))
 
 
-@pytest.mark.parametrize("storage", BASES)
+@functools.cache
+def plain(module):
+    """The network by itself, compiled."""
+    return jax.jit(lambda params: module.apply({"params": params}, X))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_start_is_the_base_bit_for_bit(method, storage):
     """HiRA too: without dropout it computes x·(W₀ ⊙ (1 + 0)), and W₀·1 is W₀.
@@ -135,29 +188,25 @@ def test_a_4_bit_layer_is_the_layer_of_its_dequantised_kernel():
     np.testing.assert_array_equal(apply(module, params, NO_ADAPTERS, x=X), expected)
 
 
-def test_the_side_path_is_the_merged_model(case):
-    method, storage, module, frozen, adapters, masks = case
-    side = apply(module, frozen, adapters, method, masks=masks, x=X)
-    merged = module.apply({"params": merge(frozen, adapters, method, masks=masks)}, X)
-    assert side.dtype == merged.dtype == module.dtype
-    base = apply(module, frozen, NO_ADAPTERS, x=X)
+@pytest.mark.parametrize(("method", "storage", "kind"), RUNGS)
+def test_the_side_path_is_the_merged_model(method, storage, kind):
+    case = rung(method, storage, kind)
+    merged = plain(case.module)(merge(case.frozen, case.adapters, METHODS[method], masks=case.masks))
+    side, base = case.side, case.base
+    assert side.dtype == merged.dtype == case.module.dtype
     assert jnp.abs(side - base).max() > 0.1 * jnp.abs(base).max()  # the adapters say something
     assert_close(side.astype(jnp.float32), merged.astype(jnp.float32), storage)
 
 
-def test_gradients_are_those_of_the_merged_model(case):
-    method, storage, module, frozen, adapters, masks = case
-
-    def loss(out):
-        return jnp.square(out.astype(jnp.float32) - Y).mean()
-
-    side = jax.grad(lambda a: loss(apply(module, frozen, a, method, masks=masks, x=X)))(adapters)
-    oracle = jax.grad(lambda a: loss(module.apply({"params": tiny.merge_pure(frozen, a, method, masks)}, X)))(adapters)
-    chex.assert_trees_all_equal_shapes_and_dtypes(side, adapters)
+@pytest.mark.parametrize(("method", "storage", "kind"), RUNGS)
+def test_gradients_are_those_of_the_merged_model(method, storage, kind):
+    case = rung(method, storage, kind)
+    side = case.gradients
+    chex.assert_trees_all_equal_shapes_and_dtypes(side, case.adapters)
     chex.assert_tree_all_finite(side)
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(side))
-    assert_close(side, oracle, storage)
-    for path, site in (masks or {}).items():
+    assert_close(side, case.oracle, storage)
+    for path, site in (case.masks or {}).items():
         for name, keep in site.items():
             assert not side["sites"][path][name][~keep].any()
 

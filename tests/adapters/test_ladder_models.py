@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from tiers import slow_but
 
 from jaxpeft.adapters import Hira, Lora
 from jaxpeft.inject import apply
@@ -22,7 +23,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES, ids=CASES)
+@pytest.fixture(params=slow_but(CASES, "distilbert-hira-nf4"))
 def case(request, tiny_models):
     kind, options, method, targets, masked = CASES[request.param]
     model = tiny_models(kind, **options)

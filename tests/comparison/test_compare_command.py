@@ -17,6 +17,9 @@ from tiny_comparison import COMPARISON, Jobs, compare
 from jaxpeft.comparison import command, jobs
 from jaxpeft.report.results import read_results
 
+# One worker, in this order: the later tests add runs to the directory, which the comparison would find.
+pytestmark = pytest.mark.xdist_group("compare")
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -28,11 +31,7 @@ def compared(root):
     return tiny_comparison.compared(root)
 
 
-@pytest.fixture(autouse=True)
-def after_the_comparison(compared):
-    """The tests add runs to its directory, which it would find."""
-
-
+@pytest.mark.slow
 def test_runs_that_fit_together_train_together_and_none_twice(compared):
     _, first, second = compared
     trained = first.trained + second.trained
@@ -45,6 +44,7 @@ def test_runs_that_fit_together_train_together_and_none_twice(compared):
     assert ["statements-full-lr0.0001-seed0"] in trained
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_recorded_and_the_others_finish(compared, capsys):
     directory, _, _ = compared
     runs = directory / "runs"
@@ -55,6 +55,7 @@ def test_a_failed_run_is_recorded_and_the_others_finish(compared, capsys):
     assert "statements-broken-lr1e+30-seed0" in (directory / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_command_finds_nothing_left_to_do(compared, root):
     jobs = Jobs()
     compare(root, jobs)
@@ -63,6 +64,7 @@ def test_the_same_command_finds_nothing_left_to_do(compared, root):
     assert jobs.trained == [["statements-broken-lr1e+30-seed0"]]
 
 
+@pytest.mark.slow
 def test_another_configuration_of_a_run_that_is_there_is_refused(compared, root, capsys):
     with pytest.raises(SystemExit) as refused:
         compare(root, Jobs(), "--base.training.num_steps", "6")
@@ -70,6 +72,7 @@ def test_another_configuration_of_a_run_that_is_there_is_refused(compared, root,
     assert "was run with another configuration (training.num_steps: 4, now 6)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_results_are_a_line_for_every_run(compared):
     directory, _, _ = compared
     with (directory / "results.csv").open() as file:
@@ -84,6 +87,7 @@ def test_results_are_a_line_for_every_run(compared):
     assert float(line["general_perplexity_before"]) > 1
 
 
+@pytest.mark.slow
 def test_only_what_was_trained_in_the_encoder_forgets(compared):
     directory, _, _ = compared
 
@@ -98,6 +102,7 @@ def test_only_what_was_trained_in_the_encoder_forgets(compared):
         assert abs(found["after"] - found["before"]) > 1e-6 * found["before"]
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_measured(compared):
     directory, _, _ = compared
     text = (directory / "report.md").read_text()
@@ -133,7 +138,7 @@ def test_runs_that_cannot_train_together_train_one_by_one(root, monkeypatch, cap
     }
     runs = [cell_run(method, 0.25, methods=methods) for method in methods]
     assert runs[0].key == runs[1].key
-    with contextlib.chdir(root), tiny_runs.compiled_once(root):
+    with contextlib.chdir(root):
         command._do_training(runs)
         good, bad = (root / "runs/tiny/runs" / run.name for run in runs)
     assert [len(names) for names in done.trained] == [2, 1, 1]

@@ -12,6 +12,7 @@ import parity
 import pytest
 import tiny
 import torch_side
+from tiers import slow, slow_but
 
 from jaxpeft import BaseInfo, InputError, Lora, apply, load_adapter, match_targets, save_adapter
 from jaxpeft.adapters.build import init_adapters
@@ -63,9 +64,10 @@ def trained(model, method):
     return frozen, start, {**start, "sites": sites}
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora", "lora_ga"])
-def test_the_converted_file_is_a_lora_for_the_unchanged_base(start, options, bases, tmp_path):
+@pytest.mark.parametrize("name", slow_but(OPTIONS, "plain", "all"))
+@pytest.mark.parametrize("start", ["pissa", pytest.param("pissa_niter_2", marks=slow), "olora", "lora_ga"])
+def test_the_converted_file_is_a_lora_for_the_unchanged_base(start, name, bases, tmp_path):
+    options = OPTIONS[name]
     base, model = bases("bert", "masked-lm")
     method = Lora(4, 6.0, init_lora_weights=start, **options)
     frozen, begun, adapters = trained(model, method)

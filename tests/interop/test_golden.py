@@ -8,6 +8,7 @@ import pytest
 import torch_side
 from make_golden import GOLDEN, load_shallow
 from parity_cases import CASES
+from tiers import slow_but
 
 from jaxpeft import apply, load_adapter
 from jaxpeft.interop.peft import FORMATS
@@ -15,7 +16,7 @@ from jaxpeft.interop.peft import FORMATS
 NAMES = sorted(path.name for path in Path(GOLDEN).iterdir())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, *NAMES[::3]))
 def test_the_stored_adapter_gives_the_stored_logits(name, tiny_models):
     kind = CASES[name].model_type
     model = load_shallow(tiny_models, kind)

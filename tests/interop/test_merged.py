@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch_side
+from tiers import slow_but
 from trained import Case, our_logits
 
 from jaxpeft import load_model, save_model
@@ -20,7 +21,7 @@ CASES = [
 NAMES = ("bad", "good", "so-so")
 
 
-@pytest.fixture(params=CASES, ids=str)
+@pytest.fixture(params=slow_but(CASES, CASES[0], CASES[-1]))
 def merged(request, trained, tmp_path):
     """The trained case, and the directory of its merged model."""
     run = trained(request.param)

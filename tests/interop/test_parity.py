@@ -1,5 +1,7 @@
 """Every method and option beside torch PEFT's: logits both ways, bytes, gradients, and a hundred updates."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -7,51 +9,80 @@ import parity
 import pytest
 import torch_side
 from parity_cases import CASES
+from tiers import slow_but
 
 from jaxpeft import Lora, load_adapter
 from jaxpeft.training.optimizer import LoraPlus, build_optimizer
 
 TRAINING = [name for name, case in CASES.items() if case.trains]
+# One of each of PEFT's types, and of the methods whose products differ most.
+FAST = ("lora-list", "hira", "ia3", "vera", "loha", "lokr", "adalora", "ln-tuning", "bitfit", "prompt-tuning")
+FAST_TRAINING = ("lora-list", "dora", "hira")
+
+
+def cases(names, *fast):
+    """Parameters, all slow but `fast`; those of one architecture are tested by one worker, which makes its base once."""
+    group = {name: pytest.mark.xdist_group(f"parity-{CASES[name].model_type}") for name in names}
+    return [pytest.param(*p.values, id=p.id, marks=[group[p.id], *p.marks]) for p in slow_but(names, *fast)]
+
+
+@pytest.fixture(scope="session")
+def compared(bases, tmp_path_factory):
+    """A function: a case's name → the pair, moved by noise, our logits, and the gradients of our loss; made once."""
+
+    @functools.cache
+    def make(name):
+        case = CASES[name]
+        base, model = bases(case.model_type, case.task)
+        pair = parity.make_pair(case, base, model, tmp_path_factory.mktemp(name) / "theirs", trained=True)
+
+        @functools.partial(jax.grad, has_aux=True)
+        def gradients_and_logits(adapters):
+            logits = pair.logits(adapters)
+            return parity.our_loss(logits, pair, case.task), logits
+
+        gradients, logits = jax.jit(gradients_and_logits)(pair.adapters)
+        return base, pair, logits, gradients
+
+    return make
 
 
 def same_logits(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_logits_and_files_both_ways(name, bases, tmp_path):
+@pytest.mark.parametrize("name", cases(CASES, *FAST))
+def test_logits_and_files_both_ways(name, compared, tmp_path):
     case = CASES[name]
-    base, model = bases(case.model_type, case.task)
-    pair = parity.make_pair(case, base, model, tmp_path / "theirs", trained=True)
+    base, pair, logits, _ = compared(name)
     theirs = torch_side.torch_logits(pair.peft, pair.inputs)
     assert np.abs(theirs - parity.silenced(pair)).max() > 1e-3  # it says something
-    same_logits(pair.logits(pair.adapters), theirs)
+    same_logits(logits, theirs)
 
     pair.save(tmp_path / "ours", pair.adapters)
     before, after = (
-        parity.without_copies(torch_side.tensors_of(tmp_path / "theirs")),
+        parity.without_copies(torch_side.tensors_of(pair.directory)),
         torch_side.tensors_of(tmp_path / "ours"),
     )
     assert {key: tensor.tobytes() for key, tensor in after.items()} == {
         key: tensor.tobytes() for key, tensor in before.items()
     }
-    assert parity.config_meaning(case, tmp_path / "ours") == parity.config_meaning(case, tmp_path / "theirs")
+    assert parity.config_meaning(case, tmp_path / "ours") == parity.config_meaning(case, pair.directory)
     again = torch_side.load_peft(torch_side.load_torch(base, case.task), tmp_path / "ours")
     np.testing.assert_array_equal(torch_side.torch_logits(again, pair.inputs), theirs)
-    _, adapters, method = load_adapter(tmp_path / "ours", model.params)
+    _, adapters, method = load_adapter(tmp_path / "ours", pair.model.params)
     assert method == pair.method
     jax.tree.map(np.testing.assert_array_equal, adapters, pair.adapters)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_are_torch_s(name, bases, tmp_path):
+@pytest.mark.parametrize("name", cases(CASES, *FAST))
+def test_gradients_are_torch_s(name, compared, tmp_path):
     case = CASES[name]
-    base, model = bases(case.model_type, case.task)
-    pair = parity.make_pair(case, base, model, tmp_path / "theirs", trained=True)
+    _, pair, _, gradients = compared(name)
+    pair.peft.zero_grad()
     parity.torch_loss(pair.peft(**parity.torch_inputs(pair)).logits, pair, case.task).backward()
     grads = {n: p.grad for n, p in pair.peft.named_parameters() if p.grad is not None and p.requires_grad}
     theirs = parity.peft_tensors(pair.peft, grads)
-    gradients = jax.jit(jax.grad(lambda a: parity.our_loss(pair.logits(a), pair, case.task)))(pair.adapters)
     ours = torch_side.tensors_of(pair.save(tmp_path / "ours", gradients))
     assert ours.keys() == theirs.keys()
     scale = max(np.abs(tensor).max() for tensor in theirs.values())
@@ -63,7 +94,7 @@ def test_gradients_are_torch_s(name, bases, tmp_path):
         ), key
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", cases(TRAINING, *FAST_TRAINING))
 def test_a_hundred_updates_of_adamw(name, shallow_bases, tmp_path):
     import torch
 
@@ -75,6 +106,7 @@ def test_a_hundred_updates_of_adamw(name, shallow_bases, tmp_path):
     train_both(pair, case, theirs, optax.adamw(1e-3, weight_decay=0.01), tmp_path / "ours")
 
 
+@pytest.mark.slow
 def test_lora_plus(shallow_bases, tmp_path):
     """The same with PEFT's own optimizer: B and vectors faster, adapted embeddings slower."""
     import torch

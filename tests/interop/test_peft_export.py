@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch_side
+from tiers import slow_but
 from trained import Case, our_logits
 
 from jaxpeft import BaseInfo, Hira, Lora, load_adapter, load_model, save_adapter, save_model
@@ -31,7 +32,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=CASES, ids=str)
+@pytest.fixture(params=slow_but(CASES, CASES[0], SPARSE, CASES[7], CASES[-1]))
 def run(request, trained):
     return trained(request.param)
 

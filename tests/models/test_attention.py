@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from tiers import slow_but
 
 from jaxpeft.adapters import Hira, Lora
 from jaxpeft.data import ClassificationData, Encoded, PackedData
@@ -58,7 +59,7 @@ def answers(model, method, data):
     return objective, frozen, adapters, packed, alone
 
 
-@pytest.mark.parametrize("model_type", tiny.CONFIGS)
+@pytest.mark.parametrize("model_type", slow_but(tiny.CONFIGS, "bert", "distilbert"))
 def test_packed_texts_answer_as_by_themselves(tiny_models, model_type):
     model = tiny_models(model_type, "classification")
     objective, frozen, adapters, packed, alone = answers(model, Lora(rank=4), texts(model))
@@ -92,6 +93,7 @@ def test_attention_dropout_in_packed_rows(tiny_models):
     assert np.abs(one - other).max() > 1e-3
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 def test_devices_answer_their_own_texts(tiny_models):
     """Rows and texts of a batch are split over four devices alike: in the forward pass nothing is sent between them."""
     parallel, model = data_parallel(), tiny_models("bert", "classification")

@@ -65,6 +65,7 @@ def test_safetensors_give_torchs_logits(model_type, task, saved):
     np.testing.assert_allclose(logits(model, inputs), theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_torch(saved, tmp_path):
     directory, inputs = saved("bert"), torch_side.batch("bert")
     np.savez(tmp_path / "inputs.npz", **inputs)

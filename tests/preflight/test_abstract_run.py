@@ -153,6 +153,7 @@ def test_packed_rows_are_as_many_as_the_texts_ask_for(tmp_path_factory):
         assert_sends_gradients_alone(run, 32, 32)
 
 
+@pytest.mark.slow
 def test_a_program_of_every_bucket_takes_the_run_s_own_texts(tmp_path_factory):
     flags = "--task classification --model.name base --data.train_file labels.tsv --data.max_length 32 --data.bucket_lengths [8,16]"
     with contextlib.chdir(tiny_runs.workplace(tmp_path_factory)):

@@ -56,6 +56,7 @@ def test_a_loop_counts_as_often_as_it_turns():
     assert traffic(TPU.replace("TRIPS", "")).array_bytes == GRADIENT_BYTES + 32
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 def test_a_program_without_collectives_sends_nothing():
     assert traffic(jax.jit(jnp.sin).lower(jnp.ones(3)).compile().as_text()) == Traffic(0, 0, 0, {})
 
@@ -78,6 +79,7 @@ def test_what_goes_in_and_what_is_sent(operation, put_in, sent):
     assert (found.array_bytes, found.num_chips, found.sent_bytes) == (put_in, 4, sent)
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_program_compiled_for_four_devices(dtype):
     parallel = data_parallel()

@@ -36,10 +36,12 @@ def has_libtpu():
     return bool(os.environ.get("TPU_LIBRARY_PATH")) or importlib.util.find_spec("libtpu") is not None
 
 
-needs_libtpu = pytest.mark.skipif(
-    not has_libtpu(),
-    reason="needs libtpu: pip install -e '.[tpu-preflight]' elsewhere, and its libtpu.so in TPU_LIBRARY_PATH",
-)
+def needs_libtpu(test):
+    skip = pytest.mark.skipif(
+        not has_libtpu(),
+        reason="needs libtpu: pip install -e '.[tpu-preflight]' elsewhere, and its libtpu.so in TPU_LIBRARY_PATH",
+    )
+    return pytest.mark.slow(pytest.mark.tpu_compiler(skip(test)))
 
 
 def test_without_libtpu_one_line_says_how_to_get_it(root, capsys, monkeypatch):

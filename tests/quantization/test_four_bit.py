@@ -8,6 +8,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from tiers import slow_but
 
 from jaxpeft.quantization import BLOCK_SIZES, NUMBER_FORMATS, FourBitTensor, dequantize, quantize
 from jaxpeft.quantization.double_quantization import QuantizedAbsmax, quantize_absmax
@@ -109,7 +110,7 @@ def test_codes_and_absmax_equal_bitsandbytes_bit_for_bit(kernel, data_type):
 
 
 @DATA_TYPES
-@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("block_size", slow_but(BLOCK_SIZES, 64, 256, 4096))
 @pytest.mark.parametrize("shape", [(96, 130), (127, 33)])
 def test_every_block_size_equals_bitsandbytes(shape, block_size, data_type):
     kernel = normal(*shape)

@@ -108,6 +108,7 @@ def test_a_recomputed_layer_is_the_layer(scheme):
     chex.assert_trees_all_close(loss(recomputed(layer)), loss(layer), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 @pytest.mark.parametrize("data_type", NUMBER_FORMATS)
 def test_a_compiled_tower_never_holds_its_kernels_in_full(data_type):
     """XLA's own account of eight kernels, 0.52 MB in fp32: forward and backward, one is there at a time."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from test_loop import Recorder, saved_updates
+from tiers import slow
 
 from jaxpeft.adapters import Lora
 from jaxpeft.errors import InputError
@@ -33,6 +34,8 @@ PLAN = Plan(
     learning_rate=lambda step: 1e-2,
     micro_steps_per_dispatch=4,
 )
+
+pytestmark = pytest.mark.xdist_group("fit-together")
 
 
 class Batches:
@@ -145,7 +148,7 @@ def smallest(sites, **context):
     return jax.tree.map(lambda leaf: -abs(leaf), sites)
 
 
-@pytest.mark.parametrize(("accumulation_steps", "criterion"), [(1, magnitude), (2, smallest)])
+@pytest.mark.parametrize(("accumulation_steps", "criterion"), [(1, magnitude), pytest.param(2, smallest, marks=slow)])
 def test_every_run_is_what_it_would_be_alone(tmp_path, accumulation_steps, criterion):
     """Two of them are pruned after the same step, by one criterion or by two."""
     plans = [
@@ -162,6 +165,7 @@ def test_every_run_is_what_it_would_be_alone(tmp_path, accumulation_steps, crite
         assert outcome.seconds_per_step > 0
 
 
+@pytest.mark.slow
 def test_one_stops_early_and_the_others_go_on(tmp_path):
     plan = replace(PLAN, num_steps=8, patience=1)
     trial = Trial(tmp_path, [plan, plan], scores=[(0.3, 0.2), (0.1, 0.2, 0.3, 0.4)])
@@ -181,6 +185,7 @@ def test_a_loss_that_is_not_finite_ends_one_run(tmp_path):
     assert_same(fine, trial.alone(1)[0])
 
 
+@pytest.mark.slow
 def test_a_signal_saves_all_and_they_go_on_as_if_nothing_had_been(tmp_path):
     plans = [
         replace(PLAN, micro_steps_per_dispatch=1),

@@ -92,6 +92,8 @@ def test_passes_in_one_program_are_the_passes_one_by_one():
     chex.assert_trees_all_close(tiny.snapshot(state), tiny.snapshot(alone), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.usefixtures("compiled_afresh")
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["masked-lm", "classification"])
 def test_nothing_but_gradients_crosses_the_devices(tiny_models, task):
     """Of a dispatch of three passes, its batches assembled on four devices: read from the compiled program."""
@@ -170,6 +172,7 @@ def test_the_host_reads_nothing_between_log_points(monkeypatch, pruned):
     assert len(waited) == 3  # of an interval's two dispatches for the first alone, when the second is queued
 
 
+@pytest.mark.slow
 def test_one_trace_a_bucket_for_a_whole_run(tiny_models):
     """Five epochs of rows of many lengths, two buckets, dispatches of one to three passes: two programs."""
     model, parallel, data, traces = tiny_models("bert", "classification"), data_parallel(), classification(), Counter()
@@ -237,6 +240,8 @@ def test_an_error_in_a_draw_is_raised_where_it_is_taken():
         draws.take(1)
 
 
+@pytest.mark.usefixtures("compiled_afresh")
+@pytest.mark.slow
 def test_what_is_frozen_below_the_first_adapter_costs_no_gradient(tiny_models):
     """Two more layers below the one that is adapted cost what they cost an evaluation, by XLA's count, and no more."""
 

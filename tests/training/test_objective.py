@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from tiers import slow, slow_but
 
 from jaxpeft.adapters import Lora
 from jaxpeft.inject import apply
@@ -19,7 +20,14 @@ LABELS = SimpleNamespace(behind_attention=None)
 
 
 @pytest.mark.parametrize(
-    ("kind", "remat"), [*((kind, False) for kind in tiny.CONFIGS), ("bert", True), ("roberta", True)]
+    ("kind", "remat"),
+    [
+        ("bert", False),
+        ("distilbert", False),
+        *(pytest.param(kind, False, marks=slow) for kind in tiny.CONFIGS if kind not in ("bert", "distilbert")),
+        pytest.param("bert", True, marks=slow),
+        pytest.param("roberta", True, marks=slow),
+    ],
 )
 def test_logits_at_the_masked_positions_are_those_of_the_whole_sequence(tiny_models, kind, remat):
     """Behind the last attention only the masked positions are computed: same logits, same loss, same gradients."""
@@ -45,7 +53,7 @@ def test_logits_at_the_masked_positions_are_those_of_the_whole_sequence(tiny_mod
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", tiny.CONFIGS)
+@pytest.mark.parametrize("kind", slow_but(tiny.CONFIGS, "roberta"))
 def test_a_classifier_needs_the_first_token_alone(tiny_models, kind):
     model, method = tiny_models(kind, "classification"), Lora(rank=2)
     frozen, adapters = tiny.adapted(model, method)

@@ -58,6 +58,7 @@ class Tower(nn.Module):
         return x
 
 
+@pytest.mark.usefixtures("compiled_afresh")
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_compiled_step_never_holds_the_base_in_full(method):
     """XLA's own account of eight kernels, 0.52 MB in fp32: forward and backward, one is there at a time."""

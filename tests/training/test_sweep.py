@@ -31,6 +31,8 @@ from jaxpeft.training.sweep import (
 
 STEPS, WARMUP, NORM = 8, 2, 1.0
 
+pytestmark = pytest.mark.xdist_group("sweep")
+
 
 def optimizer_at(rate):
     schedule = learning_rate_schedule(rate, STEPS, WARMUP, "linear")
@@ -100,12 +102,14 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_members_of_other_seeds_and_learning_rates(name, bert):
     method = METHODS[name]
     assert_as_alone([Alone(bert, method, seed=s, rate=r) for s, r in ((0, 1e-2), (1, 3e-3), (0, 1e-3))])
 
 
+@pytest.mark.slow
 def test_members_of_other_dropouts_alphas_and_ranks(bert):
     """Padded to the largest rank, and masked there; what is padded stays zero."""
     methods = [Lora(rank=2, alpha=8), Lora(rank=4, alpha=4, dropout=0.1), Lora(rank=4, alpha=16, dropout=0.7)]
@@ -119,10 +123,12 @@ def test_members_of_other_dropouts_alphas_and_ranks(bert):
         assert (np.asarray(masks["a"]).sum((1, 2)) == [2 * 32, 4 * 32, 4 * 32]).all()
 
 
+@pytest.mark.slow
 def test_rank_stabilised_members_of_other_ranks(bert):
     assert_as_alone([Alone(bert, Lora(rank=r, alpha=8, use_rslora=True, use_dora=True), seed=r) for r in (1, 4)])
 
 
+@pytest.mark.slow
 def test_members_of_other_starts(bert):
     starts = [True, "gaussian", "orthogonal"]
     assert_as_alone([Alone(bert, Lora(rank=4, init_lora_weights=start)) for start in starts])
@@ -138,6 +144,7 @@ def test_members_of_other_sparsities(bert):
     assert_as_alone(runs, prune_after=3, sparsities=[0.5, 0.75, 0.0])
 
 
+@pytest.mark.slow
 def test_members_one_after_the_other_in_the_program(bert):
     """As on a CPU, where their batches are large; and with no intermediate of all members."""
     methods = [Lora(rank=2, alpha=8, dropout=0.1), Lora(rank=4, alpha=4, dropout=0.1)]
