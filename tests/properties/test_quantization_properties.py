@@ -4,9 +4,9 @@ import jax
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxpeft.quantization.codebooks import nearest_codes
 
 from jaxpeft.quantization import BLOCK_SIZES, CODEBOOKS, Quantization, dequantize, quantize, quantized_shape
-from jaxpeft.quantization.codebooks import nearest_codes
 from jaxpeft.quantization.double_quantization import dequantize_absmax, quantize_absmax
 
 SHAPES = st.tuples(st.integers(1, 33), st.integers(1, 33))
