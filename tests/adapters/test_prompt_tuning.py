@@ -9,7 +9,7 @@ import tiny
 import torch_side
 from flax import linen as nn
 
-from jaxpeft import BaseInfo, load_adapter, load_model, prepare, save_adapter
+from jaxpeft import BaseInfo, load_adapter, load_model, save_adapter
 from jaxpeft.adapters import PromptTuning, Site
 from jaxpeft.adapters.build import init_adapters
 from jaxpeft.config import AdapterConfig, DataConfig, RunConfig
@@ -18,7 +18,9 @@ from jaxpeft.families import family_of
 from jaxpeft.inject import apply, discover_sites
 from jaxpeft.merging import merge
 from jaxpeft.models.build import Quantization
+from jaxpeft.runs import base_model
 from jaxpeft.targets import match_targets
+from jaxpeft.tasks.masked_lm import MaskedLM
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.prediction import predict
 from jaxpeft.training.step import make_train_step
@@ -224,7 +226,7 @@ def test_a_text_s_file_is_peft_s(bert, tmp_path):
 
 def test_the_prompt_s_positions_are_not_the_text_s(bert, monkeypatch):
     """40 positions: a prompt of 3 leaves 37."""
-    monkeypatch.setattr(prepare, "load_model", lambda *args, **options: bert)
+    monkeypatch.setattr(base_model, "load_model", lambda *args, **options: bert)
     config = RunConfig(
         data=DataConfig(name="python-docs", max_length=38),
         adapter=AdapterConfig(method="prompt-tuning", num_virtual_tokens=3),
@@ -233,7 +235,7 @@ def test_the_prompt_s_positions_are_not_the_text_s(bert, monkeypatch):
         InputError,
         match=r"max_length 38 exceeds the 37 positions of .* besides adapter\.num_virtual_tokens 3; give at most 37",
     ):
-        prepare.prepare_model(config, None)
+        base_model.load_base(config.model, MaskedLM(), PromptTuning(3), config.adapter, max_length=38, seed=0)
 
     class Tokenizer:
         mask_token, mask_token_id = "[MASK]", 4
