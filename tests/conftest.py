@@ -1,8 +1,11 @@
 import atexit
+import contextlib
 import functools
 import os
 import shutil
 import tempfile
+import traceback
+from pathlib import Path
 
 # Before jax is imported: four devices, so that splitting a batch is tested everywhere, and no accelerator, so that
 # equality bit for bit means the same on every machine. Compiling is most of the suite's time, hence level 0.
@@ -25,6 +28,9 @@ import pytest  # noqa: E402
 import tiny  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
+PACKAGE = Path(__file__).resolve().parents[1] / "jaxpeft"
+TORCH_SIDE = ("torch", "peft", "bitsandbytes", "accelerate")
+
 # A silent promotion is how an fp32 adapter turns a bf16 model into an fp32 one. Ranks are not checked: Flax BERT itself
 # fails under jax_numpy_rank_promotion=raise.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -46,6 +52,30 @@ def pytest_collection_modifyitems(items):
         *(item for group in first for name, item in named if name == group),
         *(item for item in items if item not in {item for _, item in named}),
     ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    with skipping_without_torch():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with skipping_without_torch():
+        return (yield)
+
+
+@contextlib.contextmanager
+def skipping_without_torch():
+    """Skip what compares with torch where it is not installed; but not if our own code asked for it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        files = {Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
+        if error.name not in TORCH_SIDE or any(PACKAGE in file.parents for file in files):
+            raise
+        pytest.skip(f"needs {error.name}: pip install -e '.[test]'")
 
 
 @pytest.fixture(scope="session", autouse=True)

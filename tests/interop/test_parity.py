@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -72,7 +73,7 @@ def test_logits_and_files_both_ways(name, compared, tmp_path):
     np.testing.assert_array_equal(torch_side.torch_logits(again, pair.inputs), theirs)
     _, adapters, method = load_adapter(tmp_path / "ours", pair.model.params)
     assert method == pair.method
-    jax.tree.map(np.testing.assert_array_equal, adapters, pair.adapters)
+    chex.assert_trees_all_equal(adapters, pair.adapters)
 
 
 @pytest.mark.parametrize("name", cases(CASES, *FAST))

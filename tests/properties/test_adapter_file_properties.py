@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,8 +70,8 @@ def test_an_adapter_that_is_saved_is_the_one_that_is_loaded(base, seed, data):
     assert type(loaded_method) is type(method)
     # A file may say the same in other words: a pattern that gives what every layer has is left out.
     assert [loaded_method.at(path) for path in sites] == [method.at(path) for path in sites]
-    jax.tree.map(np.testing.assert_array_equal, loaded, adapters)
-    jax.tree.map(np.testing.assert_array_equal, again, frozen)
+    chex.assert_trees_all_equal(loaded, adapters)
+    chex.assert_trees_all_equal(again, frozen)
 
 
 @given(bases(), st.floats(0, 0.9), st.integers(0, 99))
@@ -83,7 +84,7 @@ def test_what_is_pruned_is_saved_as_zeros(base, sparsity, seed):
     with tempfile.TemporaryDirectory() as directory:
         save_adapter(directory, adapters, method, base=BASE, masks=masks)
         _, loaded, _ = load_adapter(directory, params)
-    jax.tree.map(np.testing.assert_array_equal, loaded["sites"], apply_masks(adapters["sites"], masks))
+    chex.assert_trees_all_equal(loaded["sites"], apply_masks(adapters["sites"], masks))
 
 
 @given(bases(), st.data())
@@ -100,4 +101,4 @@ def test_leaves_that_train_whole_come_back_in_their_own_layout(base, data):
         save_adapter(directory, adapters, method, base=BASE, frozen=frozen)
         _, loaded, _ = load_adapter(directory, params)
     assert {f"{layer}/{name}" for layer, leaves in loaded["modules"].items() for name in leaves} == set(whole)
-    jax.tree.map(np.testing.assert_array_equal, loaded, adapters)
+    chex.assert_trees_all_equal(loaded, adapters)

@@ -1,12 +1,13 @@
 """Masks on any values: exact counts, the largest entries, the lower index among equals, and never an entry come back."""
 
+import chex
 import jax
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from jaxpeft.pruning import apply_masks, magnitude_masks, num_kept, prune, sparsity_of
+from jaxpeft.pruning import apply_masks, magnitude, num_kept, prune, sparsity_of, tighten
 from jaxpeft.pruning.allocation import keep_important
 from jaxpeft.pruning.masks import keep_counts, keep_largest
 from jaxpeft.pruning.schedules import Cubic
@@ -60,7 +61,7 @@ def test_masks_only_tighten(tree, other, sparsities):
     for i, sparsity in enumerate(sorted(sparsities)):
         # The shapes of a run do not change: the values of `other` where it has the same shape.
         now = jax.tree.map(lambda a, b: b if i % 2 and a.shape == b.shape else a, tree, other)  # noqa: B023
-        tighter = magnitude_masks(now, masks, keep_counts(now, sparsity))
+        tighter = tighten(masks, magnitude(now), keep_counts(now, sparsity))
         if masks:
             assert not any(jax.tree.leaves(jax.tree.map(lambda new, old: (new & ~old).any(), tighter, masks)))
         masks = tighter
@@ -71,18 +72,15 @@ def test_masks_only_tighten(tree, other, sparsities):
 def test_applying_masks_twice_is_applying_them_once(tree, sparsity):
     masks = prune(tree, sparsity)
     once = apply_masks(tree, masks)
-    twice = apply_masks(once, masks)
-    for path, params in once.items():
-        for name, value in params.items():
-            np.testing.assert_array_equal(twice[path][name], value)
-            np.testing.assert_array_equal(value, np.where(masks[path][name], tree[path][name], 0))
+    chex.assert_trees_all_equal(apply_masks(once, masks), once)
+    chex.assert_trees_all_equal(once, jax.tree.map(lambda keep, value: np.where(keep, value, 0), masks, tree))
 
 
 @given(sites(), SPARSITIES)
 def test_the_scale_of_a_tensor_decides_nothing(tree, sparsity):
     """(A/c, cB) is the same adapter and has the same masks."""
     scaled = {path: {**p, "a": p["a"] / 4, "b": p["b"] * 4} for path, p in tree.items()}
-    jax.tree.map(np.testing.assert_array_equal, prune(scaled, sparsity), prune(tree, sparsity))
+    chex.assert_trees_all_equal(prune(scaled, sparsity), prune(tree, sparsity))
 
 
 @given(st.lists(st.integers(0, 1000), min_size=6, max_size=6, unique=True), st.integers(0, 6))

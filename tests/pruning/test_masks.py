@@ -118,3 +118,20 @@ def test_one_program_serves_every_step_of_a_schedule():
     largest = jax.jit(chex.assert_max_traces(lambda score, count: keep_largest(score, count), n=1))
     for count in (4, 3, 2, 1):
         np.testing.assert_array_equal(largest(score, count), score >= 4 - count)
+
+
+class Variants(chex.TestCase):
+    """What a compiled step does to masks is what the functions say, compiled or not, on the device or handed from the host."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    def test_pruning_and_applying(self):
+        tree = {"x": {"a": np.float32([[3, -1, 2, -2]]), "m": np.float32([1, 0])}}
+
+        @self.variant
+        def pruned(sites):
+            masks = tighten({}, magnitude(sites), keep_counts(sites, 0.5))
+            return masks, apply_masks(sites, masks)
+
+        masks, sites = pruned(tree)
+        chex.assert_trees_all_equal(masks, {"x": {"a": np.array([[True, False, True, False]]), "m": np.ones(2, bool)}})
+        chex.assert_trees_all_equal(sites, {"x": {"a": np.float32([[3, 0, 2, 0]]), "m": np.float32([1, 0])}})
