@@ -52,8 +52,8 @@ def packed(draw):
 @given(packed(), st.integers(0, 3))
 def test_packing_shows_every_text_once_whole_and_by_itself(data, epoch):
     offsets, seen = data.unpacked.encoded.offsets, []
-    for index in range(data.steps_per_epoch):
-        batch = data.train_batch(epoch * data.steps_per_epoch + index)
+    for index in range(data.batches_per_epoch):
+        batch = data.train_batch(epoch * data.batches_per_epoch + index)
         assert {batch["input_ids"].shape} == data.batch_shapes
         real = np.flatnonzero(batch["weights"])
         assert set(np.unique(batch["segments"])) - {0} == set(real + 1)

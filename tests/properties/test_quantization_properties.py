@@ -5,11 +5,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxpeft.quantization import BLOCK_SIZES, NUMBER_FORMATS, Quantization, dequantize, quantize, quantized_shape
+from jaxpeft.quantization import BLOCK_SIZES, Quantization, dequantize, quantize, quantized_shape
 from jaxpeft.quantization.double_quantization import dequantize_absmax, quantize_absmax
+from jaxpeft.quantization.fp4 import FP4
+from jaxpeft.quantization.nf4 import NF4
+
+CODEBOOKS = {"nf4": NF4.codebook, "fp4": FP4.codebook}
 
 SHAPES = st.tuples(st.integers(1, 33), st.integers(1, 33))
-FOUR_BIT = st.sampled_from(["fp4", "nf4"])
+FOUR_BIT = st.sampled_from(sorted(CODEBOOKS))
 SCALES = st.sampled_from([1e-6, 0.02, 1.0, 1e6])
 SCHEMES = st.one_of(
     st.just(Quantization("int8")),
@@ -54,7 +58,7 @@ def test_the_arrays_are_as_large_as_said_for_any_shape(kernel, scheme):
 def test_no_weight_is_further_off_than_half_the_widest_gap_of_its_block(kernel, data_type):
     """The gaps are those between the values of the data type, times the block's largest weight."""
     back = dequantize(quantize(kernel, data_type=data_type, double_quantization=False))
-    gap = np.diff(np.sort(NUMBER_FORMATS[data_type].codebook.values)).max()
+    gap = np.diff(np.sort(CODEBOOKS[data_type].values)).max()
     for block, found in zip(in_blocks(kernel, 64), in_blocks(back, 64), strict=True):
         largest = np.abs(block).max()
         assert np.abs(block - found).max() <= (gap / 2 + 1e-6) * largest
@@ -100,8 +104,7 @@ def test_maxima_in_8_bits_are_off_by_a_small_share_of_their_spread(size, seed, s
 @given(st.lists(st.floats(-1.5, 1.5, width=32), min_size=1, max_size=20), FOUR_BIT)
 def test_a_code_is_that_of_the_nearest_value(numbers, data_type):
     numbers = np.asarray(numbers, np.float32)
-    codebook = NUMBER_FORMATS[data_type].codebook
-    values = codebook.values
-    distance = np.abs(values[codebook.nearest_codes(numbers)].astype(np.float64) - numbers)
+    values = CODEBOOKS[data_type].values
+    distance = np.abs(values[CODEBOOKS[data_type].nearest_codes(numbers)].astype(np.float64) - numbers)
     nearest = np.abs(values[None].astype(np.float64) - numbers[:, None]).min(axis=1)
     np.testing.assert_allclose(distance, nearest, rtol=0, atol=1e-7)  # the middle of two values is rounded to float32
