@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 import tiny_runs
-import torch_side
 from hub_server import HubServer
 from huggingface_hub import constants
 
@@ -250,7 +250,7 @@ def test_resuming_with_another_configuration(stopped, work, capsys):
 
 
 def test_resuming_on_another_base(stopped, work, capsys):
-    torch_side.write_base(work / "base", "bert", "encoder", layers=1, seed=1, **tiny_runs.TINY)
+    tiny.random_encoder(work / "base", num_hidden_layers=1, seed=1, **tiny_runs.TINY)
     before = files(work)
     error = refused(capsys, AS_IT_WAS)
     assert "checkpoint 6 in" in error

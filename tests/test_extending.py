@@ -75,6 +75,7 @@ def extended(directory):
     return directory
 
 
+@pytest.mark.slow
 def test_one_of_each_kind_is_one_file_and_one_line_and_trains(root, tmp_path):
     toy = root / "toy-base"
     shutil.copytree(root / "base", toy)

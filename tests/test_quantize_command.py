@@ -29,7 +29,7 @@ WIDTH = {**tiny_runs.TINY, "hidden_size": 32, "intermediate_size": 48}
 def place(tmp_path_factory):
     """A directory with `base`, a bare encoder with a tokenizer, and a text to train on."""
     root = tmp_path_factory.mktemp("quantize")
-    torch_side.write_base(root / "base", "bert", "encoder", layers=1, **WIDTH)
+    tiny.random_encoder(root / "base", num_hidden_layers=1, **WIDTH)
     for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(tiny_runs.package_model() / name, root / "base" / name)
     (root / "train.txt").write_text("\n".join(tiny_runs.SENTENCES[:60]))

@@ -112,6 +112,7 @@ def test_classifiers_in_buckets_and_packed(root):
             assert_left_the_same(root, run.name)
 
 
+@pytest.mark.slow
 def test_interrupted_together_and_resumed_together(root, monkeypatch):
     runs = [config("stopped-a", rate=2e-2), config("stopped-b", seed=3)]
     advance = TrainingBar.advance

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from safetensors.numpy import save_file
+from transformers import BertConfig
 
 from jaxpeft.adapters import Site
 from jaxpeft.adapters.build import init_adapters
@@ -47,6 +49,42 @@ CONFIGS = {
     },
 }
 """transformers' config.json of each architecture."""
+
+
+def write_encoder(directory, config, draw):
+    """Write a BERT encoder without a head as torch does, but without torch. `draw(name, shape)` gives a parameter."""
+    sizes = {**BertConfig(**config).to_dict()}
+    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    rows = {
+        "word": sizes["vocab_size"],
+        "position": sizes["max_position_embeddings"],
+        "token_type": sizes["type_vocab_size"],
+    }
+    shapes = {f"embeddings.{name}_embeddings.weight": (count, hidden) for name, count in rows.items()}
+    layers = {"pooler.dense": (hidden, hidden)}
+    for i in range(sizes["num_hidden_layers"]):
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            layers[f"encoder.layer.{i}.attention.{name}"] = (hidden, hidden)
+        layers[f"encoder.layer.{i}.intermediate.dense"] = (inner, hidden)
+        layers[f"encoder.layer.{i}.output.dense"] = (hidden, inner)
+    norms = [name.replace("dense", "LayerNorm") for name in layers if name.endswith("output.dense")]
+    for name, shape in (*layers.items(), *((name, (hidden,)) for name in ("embeddings.LayerNorm", *norms))):
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    directory.mkdir()
+    save_file({name: draw(name, shape) for name, shape in shapes.items()}, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
+    return directory
+
+
+def random_encoder(directory, *, seed=0, **config):
+    """A tiny BERT encoder with every parameter drawn at random: normal, and around 1 for the scales of layer norms."""
+    rng = np.random.default_rng(seed)
+
+    def draw(name, shape):
+        scale = name.endswith("LayerNorm.weight")
+        return (rng.standard_normal(shape) * 0.2 + scale).astype(np.float32)
+
+    return write_encoder(directory, {**CONFIGS["bert"], **config}, draw)
 
 
 def loader(directory):

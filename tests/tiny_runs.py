@@ -12,7 +12,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-import torch_side
+import tiny
 
 from jaxpeft import cli
 from jaxpeft.cli import train as train_command
@@ -58,7 +58,7 @@ def workplace(tmp_path_factory):
 @functools.cache
 def _workplace(root):
     root.mkdir()
-    torch_side.write_base(root / "base", "bert", "encoder", layers=1, **TINY)
+    tiny.random_encoder(root / "base", num_hidden_layers=1, **TINY)
     for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(package_model() / name, root / "base" / name)
     for split, start, stop in (("train", 0, 60), ("validation", 60, 75), ("test", 75, 90)):

@@ -111,7 +111,7 @@ SPOILT = {
     "unknown-type": (lambda d: change_config(d, peft_type="BOFT"), "'BOFT' is not supported; known: LORA, HIRA"),
     "qalora": (lambda d: change_config(d, use_qalora=True), "use_qalora=True is not supported"),
     "dora-without-magnitude": (lambda d: change_config(d, use_dora=True), "query has no lora_magnitude_vector"),
-    "other-rank": (lambda d: change_config(d, r=8), r"query has shape \(4, 32\), where .* ask for \(8, 32\)"),
+    "other-rank": (lambda d: change_config(d, r=8), r"query has shape \(4, 32\), .* ask for \(8, 32\)"),
     "width": (lambda d: change_tensors(d, lambda t: t.update({FIRST: np.ones((4, 48), np.float32)})), "another base"),
     "axes": (lambda d: change_tensors(d, lambda t: t.update({FIRST: np.ones(4, np.float32)})), "another base"),
     "half": (lambda d: change_tensors(d, lambda t: t.pop(FIRST)), "query has no lora_A.weight; the file is incomplete"),

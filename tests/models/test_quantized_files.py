@@ -326,7 +326,10 @@ SPOILT = {
         state(shape=[64, 256]),
         r"has shape \(256, 64\), and the config asks for \(128, 128\)",
     ),
-    "quantised embeddings": (to_embedding, "position_embeddings/embedding is stored in nf4, and only linear layers"),
+    "quantised embeddings": (
+        to_embedding,
+        "position_embeddings/embedding is stored in nf4, which is possible only for linear",
+    ),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import tiny
 
 LAYERS, HIDDEN, INTERMEDIATE = 12, 768, 3072
 LINEAR_WEIGHTS = LAYERS * (4 * HIDDEN**2 + 2 * HIDDEN * INTERMEDIATE)  # 84.9 million
@@ -59,34 +59,12 @@ print(json.dumps({
 
 
 def write(directory, **config):
-    """A random BERT encoder as torch writes one; every kernel is cut from one block of noise, which takes no time."""
+    """A random BERT encoder; every parameter is cut from one block of noise, which takes no time."""
     values = {**CONFIG, **config}
-    hidden, inner = values.get("hidden_size", HIDDEN), values.get("intermediate_size", INTERMEDIATE)
-    noise = (np.random.default_rng(0).standard_normal(hidden * max(inner, 1000)) * 0.02).astype(np.float32)
-
-    def cut(*shape):
-        return noise[: np.prod(shape)].reshape(shape)
-
-    tensors = {
-        "embeddings.word_embeddings.weight": cut(values["vocab_size"], hidden),
-        "embeddings.position_embeddings.weight": cut(512, hidden),
-        "embeddings.token_type_embeddings.weight": cut(2, hidden),
-    }
-    layers = {"pooler.dense": (hidden, hidden)}
-    for i in range(values.get("num_hidden_layers", LAYERS)):
-        for name in ("self.query", "self.key", "self.value", "output.dense"):
-            layers[f"encoder.layer.{i}.attention.{name}"] = (hidden, hidden)
-        layers[f"encoder.layer.{i}.intermediate.dense"] = (inner, hidden)
-        layers[f"encoder.layer.{i}.output.dense"] = (hidden, inner)
-    for name, shape in layers.items():
-        tensors |= {f"{name}.weight": cut(*shape), f"{name}.bias": cut(shape[0])}
-    norms = [name.replace("dense", "LayerNorm") for name in layers if name.endswith("output.dense")]
-    for name in ("embeddings.LayerNorm", *norms):
-        tensors |= {f"{name}.weight": cut(hidden), f"{name}.bias": cut(hidden)}
-    directory.mkdir()
-    save_file(tensors, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(values))
-    return directory
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS, **values}
+    noise = np.random.default_rng(0).standard_normal(sizes["hidden_size"] * max(sizes["intermediate_size"], 1000))
+    noise = (noise * 0.02).astype(np.float32)
+    return tiny.write_encoder(directory, values, lambda name, shape: noise[: np.prod(shape)].reshape(shape))
 
 
 @pytest.fixture(scope="module")

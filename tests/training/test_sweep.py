@@ -134,6 +134,7 @@ def test_members_of_other_starts(bert):
     assert_as_alone([Alone(bert, Lora(rank=4, init_lora_weights=start)) for start in starts])
 
 
+@pytest.mark.slow
 def test_members_of_other_sparsities(bert):
     """One is pruned to a half, one to a quarter, and one not at all; of different ranks, so that padding is not what is kept."""
     runs = [
