@@ -76,12 +76,12 @@ class Search:
     """The search for a method's learning rate on a task.
 
     `scores` maps a rate to the mean score of the validation `metric`, or to None if a run failed. A score is the metric
-    itself or, for metrics where smaller is better (loss, perplexity), its negative.
+    itself or, for metrics where smaller is better (loss, perplexity), its negative. `metric` is None if every run failed.
     """
 
     task: str
     method: str
-    metric: str
+    metric: str | None
     scores: Mapping[float, float | None]
 
     @property
@@ -106,7 +106,7 @@ def searches(records: Iterable[Record]) -> list[Search]:
         Search(
             task,
             method,
-            next((record.results.best_metric for record in group if record.results), ""),
+            next((record.results.best_metric for record in group if record.results), None),
             {rate: _mean_score(group, rate) for rate in sorted({r.cell.learning_rate for r in group})},
         )
         for (task, method), group in groups.items()

@@ -41,7 +41,7 @@ def write_report(config: CompareConfig) -> Path:
         "config": config,
         "tables": tables,
         "pictures": pictures,
-        "searches": [_search(each) for each in summary.searches],
+        "searches": [search_row(each) for each in summary.searches],
         "failures": summary.failures,
         "cards": [(r.cell.name, _card(r, directory)) for r in summary.records if r.results],
         "notes": notes(summary),
@@ -159,13 +159,15 @@ def notes(summary: Summary) -> list[str]:
     return lines
 
 
-def _search(search: Search) -> dict[str, Any]:
-    sign = 1 if get_metric(search.metric).larger_is_better else -1
+def search_row(search: Search) -> dict[str, Any]:
+    """What the report writes of a search: the rates that were tried, each with its score, and whether it is the best."""
+    metric = get_metric(search.metric) if search.metric else None  # None: every run failed
+    sign = 1 if metric is None or metric.larger_is_better else -1
     tried = [
         (f"{rate:g}", "failed" if value is None else f"{sign * value:.4g}", rate == search.best)
         for rate, value in search.scores.items()
     ]
-    title = get_metric(search.metric).title
+    title = metric.title if metric else ""
     return {"task": search.task, "method": search.method, "metric": title, "tried": tried, "edge": search.at_the_edge}
 
 
