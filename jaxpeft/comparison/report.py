@@ -160,7 +160,7 @@ def notes(summary: Summary) -> list[str]:
 
 
 def search_row(search: Search) -> dict[str, Any]:
-    """What the report writes of a search: the rates that were tried, each with its score, and whether it is the best."""
+    """A search in the words of the report: the rates that were tried, each with its score, and whether it is the best."""
     metric = get_metric(search.metric) if search.metric else None  # None: every run failed
     sign = 1 if metric is None or metric.larger_is_better else -1
     tried = [
