@@ -98,6 +98,7 @@ class FourBit(NumberFormat):
         """
         if block_size not in BLOCK_SIZES:
             raise InputError(f"{self.name} block size {block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}")
+        d_in, d_out = kernel.shape
         codes = np.empty(-(-kernel.size // 2), np.uint8)
         absmax = np.empty(-(-kernel.size // block_size), np.float32)
         start = 0
@@ -109,7 +110,7 @@ class FourBit(NumberFormat):
             absmax[start // block_size :][: chunk_absmax.size] = chunk_absmax
             start += weights.size
         scales = quantize_absmax(absmax) if double_quantization else absmax
-        return FourBitTensor(codes, scales, kernel.shape, block_size, self.name)
+        return FourBitTensor(codes, scales, (d_in, d_out), block_size, self.name)
 
     def shape_of(self, shape: tuple[int, int], quantization: Quantization) -> FourBitTensor:
         """The result of `quantize` for a kernel of `shape`, with a `jax.ShapeDtypeStruct` for each array."""

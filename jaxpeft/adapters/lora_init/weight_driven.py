@@ -49,7 +49,8 @@ def loftq(kernel: np.ndarray, rank: int, options: dict[str, Any]) -> tuple[np.nd
     left = kernel
     for _ in range(options["loftq_iter"]):
         quantized = _rounded(left, options["loftq_bits"])
-        params = _split(*np.linalg.svd(kernel - quantized, full_matrices=False), rank)
+        u, s, vh = np.linalg.svd(kernel - quantized, full_matrices=False)
+        params = _split(u, s, vh, rank)
         left = kernel - np.asarray(params["a"]) @ np.asarray(params["b"])
     return quantized, params
 
