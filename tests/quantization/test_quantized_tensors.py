@@ -24,6 +24,7 @@ from jaxpeft.quantization import (
     quantized_shape,
     recomputed,
 )
+from jaxpeft.quantization.recompute import _held_back
 
 SCHEMES = {
     "nf4": {"double_quantization": False},
@@ -106,6 +107,14 @@ def test_a_recomputed_layer_is_the_layer(scheme):
         return jax.jit(jax.value_and_grad(lambda x: jnp.square(run(tensor, None, x)).sum()))(x)
 
     chex.assert_trees_all_close(loss(recomputed(layer)), loss(layer), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float32", "bfloat16"])
+def test_what_is_held_back_keeps_its_bits(dtype):
+    """A number format may store its weights as floats: -0 stays -0."""
+    stored = jnp.asarray([0, 1, 255] if dtype == "uint8" else [-0.0, -1, 3], dtype)
+    held = jax.jit(_held_back)(jnp.ones((2, 2)), stored)
+    assert np.asarray(held).tobytes() == np.asarray(stored).tobytes()
 
 
 @pytest.mark.usefixtures("compiled_afresh")
