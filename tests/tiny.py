@@ -70,7 +70,7 @@ def write_encoder(directory, config, draw):
     norms = [name.replace("dense", "LayerNorm") for name in layers if name.endswith("output.dense")]
     for name, shape in (*layers.items(), *((name, (hidden,)) for name in ("embeddings.LayerNorm", *norms))):
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     save_file({name: draw(name, shape) for name, shape in shapes.items()}, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     return directory

@@ -39,7 +39,8 @@ class TrainingBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # before 14.3, rich prints an empty line for a bar that it never showed
+            self._progress.stop()
 
     def advance(self, step: int) -> None:
         """Move the bar to `step` completed steps."""

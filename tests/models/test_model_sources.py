@@ -36,12 +36,31 @@ def test_the_package_and_the_name_it_stands_for(minilm):
     assert load_tokenizer(packaged.directory)("hello")["input_ids"] == [101, 7592, 102]
 
 
+BROKEN = r"/tokenizer\.json cannot be read \(.*\); name another tokenizer with --model\.tokenizer"
+
+
 def test_a_directory(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     for name in (tmp_path, tmp_path / "config.json"):
         source = resolve(str(name))
         assert (source.directory, source.hub_id, source.packaged_as) == (tmp_path, None, None)
     with pytest.raises(InputError, match=r"no tokenizer in .*--model\.tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config.json": '{"model_type": "bert"}'}, r"no tokenizer in .*; name one with --model\.tokenizer"),
+        ({"config.json": '{"model_type": "bert"}', "tokenizer.json": '{"version": '}, BROKEN),
+        ({"config.json": '{"model_type": "bert"}', "tokenizer.json": '{"version": "1.0"}'}, BROKEN),
+    ],
+    ids=["only a config", "cut off", "incomplete"],
+)
+def test_a_tokenizer_that_is_not_there_or_broken(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
         load_tokenizer(tmp_path)
 
 

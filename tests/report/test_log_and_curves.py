@@ -67,4 +67,4 @@ def test_without_a_terminal_each_log_interval_is_a_line(monkeypatch):
     monkeypatch.setattr(console, "console", Console(file=screen, width=120, soft_wrap=True))
     with console.TrainingBar(0, 10) as bar:
         bar.show(5, loss=2.5, tokens_per_second=1234.0, seconds_left=61.0)
-    assert screen.getvalue().strip() == "step     5/10  loss 2.500  1,234 tokens/s  1:01 left"
+    assert screen.getvalue() == "step     5/10  loss 2.500  1,234 tokens/s  1:01 left\n"
