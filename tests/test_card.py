@@ -43,6 +43,7 @@ def code_of(card):
 @functools.cache
 def outputs(root):
     """What the code of all the cards prints, by run; one process, as imports take longest."""
+    pytest.importorskip("peft", reason="needs peft: pip install -e '.[test]'")
     cards = {name: ModelCard.load(root / make(root)[1]["export"] / "README.md") for name, make in RUNS.items()}
     blocks = [block for card in cards.values() for block in code_of(card)]
     done = subprocess.run(

@@ -193,6 +193,7 @@ time.sleep(60)
 
 def test_one_comparison_at_a_time(root, capsys):
     directory = root / "runs/tiny"
+    directory.mkdir(parents=True, exist_ok=True)
     with jobs.alone_in(directory), pytest.raises(SystemExit) as refused:
         compare(root, Jobs())
     assert refused.value.code == 2
