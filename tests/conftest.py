@@ -36,6 +36,7 @@ TORCH_SIDE = ("torch", "peft", "bitsandbytes", "accelerate")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the markers
 def pytest_collection_modifyitems(items):
     """With `--dist loadgroup`, a file's tests go to one worker, for they share fixtures; but where a test names a group.
 
@@ -52,6 +53,15 @@ def pytest_collection_modifyitems(items):
         *(item for group in first for name, item in named if name == group),
         *(item for item in items if item not in {item for _, item in named}),
     ]
+
+
+def pytest_collection_finish(session):
+    """Stop where xdist and pytest do not fit together: a group's tests would run on any worker, and share nothing."""
+    grouped = session.config.getoption("loadgroup", False)
+    if grouped and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError(
+            f"pytest {pytest.__version__} does not keep the groups of pytest-xdist: pip install 'pytest<9.2'"
+        )
 
 
 @pytest.hookimpl(wrapper=True)
