@@ -40,8 +40,7 @@ def base(tmp_path_factory):
     @functools.cache
     def write(model_type="bert", task="masked-lm"):
         directory = tmp_path_factory.mktemp("base")
-        wide = bitsandbytes_side.WIDE[model_type]
-        return torch_side.write_base(directory, model_type, task, layers=1, **wide)
+        return torch_side.write_base(directory, model_type, task, layers=1, **bitsandbytes_side.WIDE[model_type])
 
     return write
 
