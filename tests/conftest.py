@@ -1,6 +1,7 @@
 import atexit
 import contextlib
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -19,6 +20,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits the directory
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Tracing makes objects by the million that stay: looking through all of them again and again took 3 % of the time.
+gc.set_threshold(100_000, 50, 100)
 # As many workers as cores: threads of torch's own would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

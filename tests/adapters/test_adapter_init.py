@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from jaxpeft.adapters import METHODS, FrozenLayer, Hira, Lokr, Lora, Site, SiteMethod, dora
+from jaxpeft.adapters.base import dropout
 from jaxpeft.errors import InputError
 
 
@@ -68,6 +70,25 @@ def test_dora_by_hand():
     np.testing.assert_allclose(method.kernel(w, params), [[6, 3], [8, 0]], rtol=1e-6)
     fresh = method.init(jax.random.key(0), Site("layer", 2, 2), lambda: w)
     np.testing.assert_allclose(fresh["m"], [1, 2], rtol=1e-6)
+
+
+def test_dora_s_dropout_falls_on_the_adapter_s_input_alone():
+    """y = x·W₀ + bias + (m/n − 1)·x_d·W₀ + (m/n)·s·x_d·A·B."""
+    rng, w = jax.random.key(3), jnp.asarray(tiny.normal(0, 5, 7))
+    method = Lora(rank=2, alpha=6, use_dora=True, dropout=0.5)
+    params = {"a": jnp.asarray(tiny.normal(1, 5, 2)), "b": jnp.asarray(tiny.normal(2, 2, 7)), "m": jnp.arange(1.0, 8)}
+    x, bias = jnp.asarray(tiny.normal(3, 8, 5)), jnp.arange(7.0)
+    layer = FrozenLayer(lambda x: x @ w + bias, w.astype, bias, jnp.float32)
+    expected = x @ w + bias + dropout(x, 0.5, rng) @ (method.kernel(w, params) - w)
+    np.testing.assert_allclose(method.forward(x, params, layer, rng), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_embedding_s_hira_is_the_table_s():
+    table, ids = jnp.asarray(tiny.normal(0, 9, 4)), jnp.array([[8, 0, 3], [3, 3, 1]])
+    method = Hira(rank=2)
+    params = {"a": jnp.asarray(tiny.normal(1, 9, 2)), "b": jnp.asarray(tiny.normal(2, 2, 4))}
+    layer = FrozenLayer(lambda ids: table[ids], table.astype, None, jnp.float32, is_embedding=True)
+    np.testing.assert_allclose(method.forward(ids, params, layer, None), method.kernel(table, params)[ids], rtol=1e-5)
 
 
 def test_dora_s_norm_is_computed_without_a_full_product():

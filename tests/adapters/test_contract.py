@@ -17,7 +17,7 @@ import jaxpeft.adapters
 from jaxpeft import InputError, Lora
 from jaxpeft.adapters import Hira, ModifiesBase, SharesFactors, Site
 from jaxpeft.adapters.base import SiteParams
-from jaxpeft.adapters.build import init_adapters, with_adjusted_base
+from jaxpeft.adapters.build import checked_options, init_adapters, with_adjusted_base
 from jaxpeft.quantization import quantize
 from jaxpeft.trees import SHARED
 
@@ -81,6 +81,15 @@ def test_shared_factors_are_frozen_and_saved():
     chex.assert_trees_all_equal(frozen[SHARED], {"row": jnp.ones((24,))})
     assert method.shared_shapes(TARGETS) == {"row": (24,)}
     assert method.saves_shared
+
+
+def test_options_of_a_new_method_are_checked_by_its_defaults():
+    given = {"gamma": 2, "marks": ["x", "y"]}
+    assert checked_options(Toy, given, "here") == {"gamma": 2, "marks": ("x", "y")}
+    with pytest.raises(InputError, match=r"^here: the method toy-rank-one has no option 'gama'; did you mean 'gamma'"):
+        checked_options(Toy, {"gama": 2.0}, "here")
+    with pytest.raises(InputError, match=r"^here: gamma of toy-rank-one must be a float; got True"):
+        checked_options(Toy, {"gamma": True}, "here")
 
 
 def test_an_embedding_without_a_start_is_drawn_whole():

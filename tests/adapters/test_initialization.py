@@ -40,7 +40,7 @@ def base(tmp_path_factory):
     return directory, load_model(str(directory), "masked-lm")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def loftq_on_a_cpu(monkeypatch):
     """PEFT runs LoftQ on an accelerator only; its arithmetic is the same on a CPU."""
     from peft.tuners.lora import layer
@@ -121,6 +121,7 @@ STARTS = {
 }
 
 
+@pytest.mark.usefixtures("loftq_on_a_cpu")
 @pytest.mark.parametrize("name", STARTS)
 def test_a_start_from_weights_is_peft_s(name, base):
     directory, model = base
@@ -282,10 +283,9 @@ def quantized(model):
     )
 
 
-def test_olora_quantises_what_it_leaves_of_a_quantised_kernel(base):
-    _, model = base
-    params, method = quantized(model), Lora(4, 12.0, init_lora_weights="olora")
-    frozen, adapters = ours(model, method, params=params)
+def test_olora_quantises_what_it_leaves_of_a_quantised_kernel(bert):
+    params, method = quantized(bert), Lora(4, 12.0, init_lora_weights="olora")
+    frozen, adapters = ours(bert, method, params=params)
     for path, site in adapters["sites"].items():
         before, after = leaf_paths(params)[f"{path}/kernel"], leaf_paths(frozen)[f"{path}/kernel"]
         left = dequantize(before) - method.scaling * (site["a"] @ site["b"])
@@ -294,9 +294,8 @@ def test_olora_quantises_what_it_leaves_of_a_quantised_kernel(base):
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "loftq", "lora_ga"])
-def test_the_others_want_a_base_in_full_precision(start, base):
-    _, model = base
-    method = Lora(4, 12.0, init_lora_weights=start)
+def test_the_others_want_a_base_in_full_precision(start, bert):
+    model, method = bert, Lora(4, 12.0, init_lora_weights=start)
     with pytest.raises(InputError, match=r"layer bert/.* is stored quantised.*do not quantise the base") as caught:
         ours(model, method, params=quantized(model), statistics=gradients(model))
     assert "\n" not in str(caught.value)
@@ -305,9 +304,9 @@ def test_the_others_want_a_base_in_full_precision(start, base):
             kernel_gradients(lambda *_: 0, quantized(model), match_targets(model.sites(), TARGETS), batches())
 
 
-def test_a_load_changes_the_base_without_chance(base):
+def test_a_load_changes_the_base_without_chance(bert):
     """ "pissa_niter_4" like PiSSA itself; LoRA-GA not at all, and says so."""
-    _, model = base
+    model = bert
     targets = match_targets(model.sites(), TARGETS)
 
     def loaded(start):

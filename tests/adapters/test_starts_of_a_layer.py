@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from jaxpeft import InputError, Lora
-from jaxpeft.adapters import Site
+from jaxpeft.adapters import AdaLora, Hira, Site, Vera
 from jaxpeft.adapters.lora_init.weight_driven import randomized_svd
 
 
@@ -28,14 +28,16 @@ def test_random_directions_of_lora_ga_are_of_the_first_2_r():
     assert drawn == set(range(8))
 
 
-def test_the_fast_pissa_is_close_to_the_exact_one_and_to_torch_s():
-    """On a kernel whose spectrum falls, as trained ones do."""
-    import torch
-
+@pytest.fixture
+def falling():
+    """A kernel, 96 × 64, whose spectrum falls, as those of trained ones do."""
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.standard_normal((n, 64)))[0] for n in (96, 64))
-    kernel = ((u * 0.8 ** np.arange(64)) @ v.T).astype(np.float32)
-    site = Site("layer", 96, 64)
+    return ((u * 0.8 ** np.arange(64)) @ v.T).astype(np.float32)
+
+
+def test_the_fast_pissa_is_close_to_the_exact_one(falling):
+    kernel, site = falling, Site("layer", 96, 64)
 
     def start(name):
         method = Lora(8, 16.0, init_lora_weights=name)
@@ -46,8 +48,13 @@ def test_the_fast_pissa_is_close_to_the_exact_one_and_to_torch_s():
     errors = [np.linalg.norm(start(f"pissa_niter_{n}") - exact) / np.linalg.norm(exact) for n in (0, 2, 16)]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-3
-    # Given the same draw, torch finds the same: kernels both taller and wider than that.
-    for matrix in (kernel, kernel.T):
+
+
+def test_given_the_same_draw_torch_finds_the_same(falling):
+    """On kernels both taller and wider than the draw."""
+    import torch
+
+    for matrix in (falling, falling.T):
         torch.manual_seed(1)
         sketch = torch.randn(64, 8).numpy()
         torch.manual_seed(1)
@@ -147,3 +154,50 @@ def test_values_worked_out_by_hand():
     np.testing.assert_allclose(np.abs(params["a"][:, 0]), [1, 0, 0], atol=1e-6)
     np.testing.assert_allclose(np.abs(params["b"][0]), [0, 2 * 3**0.25 / 4, 0], atol=1e-6)
     np.testing.assert_allclose(np.abs(kernel - left)[0], [0, 2 * 3**0.25 / 4, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("direction", "of_a", "of_b"), [("ArB2r", [0, 1], [2, 3]), ("A2rBr", [2, 3], [0, 1]), ("ArBr", [1, 3], [0, 2])]
+)
+@pytest.mark.parametrize(
+    ("scale", "times_a", "times_b"),
+    # The kernel's largest singular value is 5 and the gradient's are 8, 4, 2, 1; s = 6/2 = 3; gamma = 16, and 4 outputs.
+    [("unit", 1, 1), ("stable", 1, 4**0.25 / 4), ("gd_scale", 1 / 3, 1 / 3), ("weight_svd", 1, None)],
+)
+def test_which_directions_lora_ga_takes_and_how_large(direction, of_a, of_b, scale, times_a, times_b):
+    sizes = np.array([8.0, 4.0, 2.0, 1.0])
+    gradient = jnp.zeros((6, 4)).at[jnp.arange(4), jnp.arange(4)].set(sizes)
+    method = Lora(2, 6.0, init_lora_weights="lora_ga", lora_ga_config={"direction": direction, "scale": scale})
+    kernel = 5 * jnp.eye(6, 4)
+    params = method.init_from(gradient, jax.random.key(0), Site("layer", 6, 4), lambda: kernel)
+    times_b = 5 / sizes[of_b[0]] if times_b is None else times_b
+    np.testing.assert_allclose(np.abs(params["a"]), times_a * np.eye(6)[:, of_a], atol=1e-5)
+    np.testing.assert_allclose(np.abs(params["b"]), times_b * np.diag(sizes)[of_b], atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_loftq_at_full_rank_repairs_what_rounding_took(bits):
+    kernel = jnp.asarray(tiny.normal(0, 32, 16))
+    method = Lora(16, 16.0, init_lora_weights="loftq", loftq_config={"loftq_bits": bits})
+    params = method.init(jax.random.key(0), SITE, lambda: kernel)
+    left = method.adjust_base(kernel, params)
+    step = float(jnp.abs(kernel).max()) * {4: 0.16, 8: 0.5 / 127}[bits]  # half of the codes' largest distance
+    assert 0 < float(jnp.abs(left - kernel).max()) <= step * 1.001
+    np.testing.assert_allclose(method.kernel(left, params), kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Lora(4, init_lora_weights=False),
+        Hira(4, init_weights=False),
+        AdaLora(init_r=4, target_r=2, init_lora_weights=False),
+        Vera(4, init_weights=False),
+    ],
+    ids=lambda method: method.name,
+)
+def test_without_a_start_nothing_is_zero(method):
+    """So that a test of a fresh adapter sees all of it."""
+    params = method.init(jax.random.key(0), SITE, lambda: jnp.asarray(tiny.normal(0, 32, 16)))
+    assert {name: leaf.shape for name, leaf in params.items()} == method.shapes(SITE)
+    assert all(np.abs(leaf).min() > 0 for leaf in params.values())
