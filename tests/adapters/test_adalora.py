@@ -12,6 +12,7 @@ import optax
 import pytest
 import tiny
 import torch_side
+from tiers import slow
 
 from jaxpeft import BaseInfo, load_adapter, load_model, save_adapter
 from jaxpeft.adapters import AdaLora, Site
@@ -120,7 +121,8 @@ def bases(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "max_grad_norm", "accumulation_steps"), [("bert", 0.0, 1), ("distilbert", 0.5, 2)]
+    ("model_type", "max_grad_norm", "accumulation_steps"),
+    [pytest.param("bert", 0.0, 1, marks=slow), ("distilbert", 0.5, 2)],
 )
 def test_a_hundred_updates_of_peft_s_with_reallocation(bases, tmp_path, model_type, max_grad_norm, accumulation_steps):
     """Losses with the penalty, weights, and which triplets are left; from there the files are each other's."""

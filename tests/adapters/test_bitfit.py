@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch_side
 from test_ln_tuning import moved
+from tiers import slow
 
 from jaxpeft import BaseInfo, load_adapter, load_model, save_adapter
 from jaxpeft.adapters import BitFit, Lora
@@ -24,7 +25,9 @@ def test_every_bias_trains_and_nothing_else(tiny_models, model_type):
     assert len(chosen) == 2 * (6 + 2) + 1 + 3
 
 
-@pytest.mark.parametrize("options", [{}, {"quantization": Quantization()}], ids=["fp32", "nf4"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=slow, id="fp32"), pytest.param({"quantization": Quantization()}, id="nf4")]
+)
 def test_training_changes_the_biases_alone(tiny_models, options):
     model = tiny_models("distilbert", **options)
     whole = BitFit().fully_trained(leaf_paths(model.params), ())

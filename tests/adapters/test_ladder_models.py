@@ -51,10 +51,10 @@ def test_start_side_path_and_gradients(case):
     base = plain(merge(model.params, NO_ADAPTERS))
     np.testing.assert_array_equal(side(silent), base)
     weight = jnp.asarray(tiny.normal(5, *base.shape))
-    loss, gradients = jax.value_and_grad(lambda a: (side(a) * weight).sum())(adapters)
-    oracle, expected = jax.value_and_grad(lambda a: (plain(tiny.merge_pure(frozen, a, method, masks)) * weight).sum())(
-        adapters
-    )
+    loss, gradients = jax.jit(jax.value_and_grad(lambda a: (side(a) * weight).sum()))(adapters)
+    oracle, expected = jax.jit(
+        jax.value_and_grad(lambda a: (plain(tiny.merge_pure(frozen, a, method, masks)) * weight).sum())
+    )(adapters)
     assert_close(gradients, expected)
     assert_close(loss, oracle)
     out = side(adapters)
@@ -107,6 +107,6 @@ def test_gradient_checkpointing_changes_nothing_and_drops_the_same_units(tiny_mo
             rng = jax.random.key(0)
             return apply(model.module, frozen, a, method, dropout_rng=rng, **model.inputs(tiny.batch(2))).logits.std()
 
-        return jax.value_and_grad(loss)(adapters)
+        return jax.jit(jax.value_and_grad(loss))(adapters)
 
     chex.assert_trees_all_close(run(remat), run(plain), rtol=1e-5, atol=1e-6)

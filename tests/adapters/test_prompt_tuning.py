@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch_side
 from flax import linen as nn
+from tiers import slow, slow_but
 
 from jaxpeft import BaseInfo, load_adapter, load_model, save_adapter
 from jaxpeft.adapters import PromptTuning, Site
@@ -69,10 +70,9 @@ def test_the_prompt_stands_where_room_was_made_and_nowhere_else(dtype):
 
 def test_a_model_that_was_given_no_room_answers_nan(bert):
     method, frozen, adapters = prompted(bert)
-    batch = tiny.batch()
-    assert jnp.isnan(apply(bert.module, frozen, adapters, method, **bert.inputs(batch)).logits).all()
-    wrong = bert.inputs(batch, virtual_tokens=2)
-    assert jnp.isnan(apply(bert.module, frozen, adapters, method, **wrong).logits).all()
+    run = jax.jit(lambda inputs: apply(bert.module, frozen, adapters, method, **inputs).logits)
+    for inputs in (bert.inputs(tiny.batch()), bert.inputs(tiny.batch(), virtual_tokens=2)):
+        assert jnp.isnan(run(inputs)).all()
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta"])
@@ -94,7 +94,7 @@ def test_room_is_made_as_transformers_sees_embeddings(tiny_models, model_type):
         np.testing.assert_array_equal(inputs["position_ids"], np.tile(np.arange(15) + start, (4, 1)))
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("model_type", slow_but(["bert", "distilbert", "roberta"], "bert"))
 def test_masked_lm_is_torch_s_model_on_the_same_embeddings(tmp_path, model_type):
     """PEFT cannot (KeyError: None), but transformers takes embeddings: the prompt in front of the words'."""
     import torch
@@ -133,8 +133,11 @@ def test_masked_lm_is_torch_s_model_on_the_same_embeddings(tmp_path, model_type)
 
 @pytest.mark.parametrize(
     ("model_type", "options"),
-    [("bert", {}), ("distilbert", {"quantization": Quantization()}), ("roberta", {"gradient_checkpointing": True})],
-    ids=["bert", "distilbert-nf4", "roberta-remat"],
+    [
+        pytest.param("bert", {}, marks=slow, id="bert"),
+        pytest.param("distilbert", {"quantization": Quantization()}, id="distilbert-nf4"),
+        pytest.param("roberta", {"gradient_checkpointing": True}, marks=slow, id="roberta-remat"),
+    ],
 )
 def test_training_changes_the_prompt_alone_and_learns(tiny_models, model_type, options):
     model, method = tiny_models(model_type, **options), PromptTuning(4)

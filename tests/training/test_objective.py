@@ -47,7 +47,7 @@ def test_logits_at_the_masked_positions_are_those_of_the_whole_sequence(tiny_mod
     chex.assert_trees_all_close(logits, whole(adapters), rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(objective.loss(logits, batch), objective.loss(whole(adapters), batch), rtol=1e-5)
     found, expected = (
-        jax.grad(lambda adapters, f=f: objective.loss(f(adapters), batch)[0])(adapters)
+        jax.jit(jax.grad(lambda adapters, f=f: objective.loss(f(adapters), batch)[0]))(adapters)
         for f in (lambda adapters: objective.logits(frozen, adapters, {}, batch), whole)
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
