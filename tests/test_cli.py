@@ -98,7 +98,7 @@ MISTAKES = {
     "unknown-start": (f"{TEXT} --adapter.init_lora_weights pizza", r"'pizza'"),
     "places-of-bitfit": (
         f"{TEXT} --adapter.method bitfit --adapter.target_modules [query]",
-        r"adapter\.target_modules \['query'\] is not for bitfit",
+        r"adapter\.target_modules \['query'\] cannot be used with bitfit",
     ),
     "text-without-its-start": (
         f"{TEXT} --adapter.method prompt-tuning --adapter.prompt_tuning_init_text x",

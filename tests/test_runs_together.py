@@ -172,5 +172,5 @@ def test_runs_that_can_only_train_alone_are_refused(root):
         InputError, match="'two' cannot train together with other runs: full fine-tuning freezes nothing"
     ):
         together(root, [config("one"), config("two", adapter=full)])
-    with pytest.raises(InputError, match="two of these runs have one name"):
+    with pytest.raises(InputError, match="two of these runs have the same name"):
         together(root, [config("one"), config("one", seed=1)])

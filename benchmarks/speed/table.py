@@ -133,8 +133,8 @@ def readme_block(records: list[Record]) -> str:
 
 def _readme_part(record: Record) -> str:
     lines = [
-        "| LoRA, rank 8 on query and value | tokens/s | PEFT, eager | PEFT, eager, logits of the masked tokens only | PEFT, compiled "
-        "| peak memory: ours, PEFT eager | share of the matrix peak |",
+        "| LoRA, rank 8 on query and value | tokens/s | times PEFT eager | times PEFT eager with logits of the masked tokens only "
+        "| times PEFT compiled | peak memory: ours, PEFT eager | share of the matrix peak |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, methods in record["cases"].items():
@@ -154,7 +154,10 @@ def _readme_part(record: Record) -> str:
     dates = sorted(row["measured"]["at"][:10] for row in rows)
     rounds = sorted({row["measured"]["rounds"] for row in rows})
     peaks = sorted(round(row["measured"]["peak"] / 1e9) for row in rows)
-    turns = f"Times over PEFT are medians of {' or '.join(map(str, rounds))} rounds in which the two sides take turns."
+    turns = (
+        "The factors are PEFT's time divided by jaxpeft's: above 1, jaxpeft is faster. "
+        f"They are medians of {' or '.join(map(str, rounds))} rounds in which the two sides take turns."
+    )
     said = [f"{turns} {_methods(record)}".strip()]
     said += [_startup(record)] if record.get("startup") else []
     when = " to ".join(sorted({dates[0], dates[-1]}))
@@ -169,7 +172,7 @@ def _methods(record: Record) -> str:
             f"{m} {row['step_over_lora']['median']:.2f}" for m, row in methods.items() if "step_over_lora" in row
         ]
         if figures:
-            return f"A step of ours over LoRA's, {_title(name)}: {', '.join(figures)}."
+            return f"Step time relative to jaxpeft's own LoRA ({_title(name)}): {', '.join(figures)}."
     return ""
 
 

@@ -1,8 +1,7 @@
 """The contract of an adapter method: every file in this folder fulfils it.
 
-A method states its meaning once, as a pure function of weights: `kernel(frozen_kernel, params)`, and `adapted_bias` if it
-changes the bias. Merging uses that function. The tests use it as the oracle for `forward`, which computes the same layer in
-training.
+A method is defined twice. `kernel(frozen_kernel, params)`, with `adapted_bias` if it changes the bias, returns the adapted
+weights. Merging uses it, and the tests use it as the reference. `forward` computes the same layer in training.
 
 A method also describes itself, in class variables of `Method`. The command line, the optimizer, pruning and the reports read
 them there, so a new method is one new file and one line in `jaxpeft.adapters.METHODS`.
@@ -204,9 +203,9 @@ class SharesFactors(SiteMethod):
 
 
 class ModifiesBase(SiteMethod):
-    """A method that can begin as a part of the frozen kernel or from data, as LoRA does with PiSSA or EVA.
+    """A method that can be initialised from the frozen kernel or from data, as LoRA with PiSSA or EVA.
 
-    A new adapter then changes the output. `adjust_base` takes that change off the frozen kernel, so that the model as a whole
+    If a new adapter changes the output, `adjust_base` subtracts that change from the frozen kernel. So the model as a whole
     computes what it did before.
     """
 

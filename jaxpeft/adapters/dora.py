@@ -17,7 +17,7 @@ DESCRIPTION = Description(
     title="DoRA",
     equation="W = m ⊙ (W₀ + s·AB) / ‖W₀ + s·AB‖",
     source="Liu et al. 2024, arXiv 2402.09353",
-    advice="LoRA at a low rank falls short, and a slower step is fine",
+    advice="if LoRA at a low rank is not good enough, and a slower step is acceptable",
     peft="`LORA`, `use_dora`",
 )
 """DoRA is LoRA's option `use_dora`, with a name of its own in reports."""

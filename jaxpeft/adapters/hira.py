@@ -1,7 +1,7 @@
 """HiRA: W = W₀ + W₀ ⊙ (A·B), a high-rank update from a low-rank product (Huang et al., ICLR 2025, section 3.2).
 
 There is no alpha and no scaling. Unlike LoRA it needs a product with a full `[d_in, d_out]` matrix in training: about
-6N FLOPs per token at an adapted layer instead of 4N. It needs a much higher learning rate.
+6N FLOPs per token at an adapted layer instead of 4N, with N = d_in·d_out. It needs a much higher learning rate.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Hira(SiteMethod):
         title="HiRA",
         equation="W = W₀ + W₀ ⊙ AB",
         source="Huang et al., ICLR 2025",
-        advice="an update of high rank; wants a rate several times LoRA's",
+        advice="an update of high rank; needs a learning rate several times LoRA's",
         peft="`HIRA`",
     )
     prunable: ClassVar[tuple[str, ...]] = ("a", "b")

@@ -36,7 +36,7 @@ class Loha(Lycoris):
         title="LoHa",
         equation="W = W₀ + s·(A₁B₁) ⊙ (A₂B₂)",
         source="Hyeon-Woo et al. 2021, arXiv 2108.06098",
-        advice="rank r² for the parameters of rank 2r",
+        advice="an update of rank up to r², with as many parameters as a LoRA of rank 2r",
         peft="`LOHA`",
     )
     prunable: ClassVar[tuple[str, ...]] = ("w1_a", "w1_b", "w2_a", "w2_b")
@@ -44,7 +44,7 @@ class Loha(Lycoris):
     init_weights: bool = True
 
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
-        """`w1_a`, `w2_a: [rank, d_out]` on ±1/√rank, `w1_b: [d_in, rank]` on ±1/√d_in, `w2_b` = 0 (drawn too for tests)."""
+        """`w1_a`, `w2_a: [rank, d_out]` on ±1/√rank, `w1_b: [d_in, rank]` on ±1/√d_in, `w2_b` = 0 (not without `init_weights`)."""
         keys, r = jax.random.split(rng, 4), self.rank
         w2_b = kaiming(keys[3], (site.d_in, r), site.d_in)
         return {

@@ -39,7 +39,7 @@ class Lokr(Lycoris):
         title="LoKr",
         equation="W = W₀ + s·C ⊗ (AB)",
         source="Yeh et al. 2023, arXiv 2309.14859",
-        advice="the smallest file of those with matrices",
+        advice="the smallest file among the methods that train matrices",
         peft="`LOKR`",
     )
     prunable: ClassVar[tuple[str, ...]] = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")

@@ -40,7 +40,7 @@ class Vera(SharesFactors):
         title="VeRA",
         equation="y = xW₀ + (d ⊙ xA)B ⊙ b, A and B frozen and shared",
         source="Kopiczko et al. 2023, arXiv 2310.11454",
-        advice="many adapters to keep: vectors alone train",
+        advice="if many adapters are stored: only vectors train",
         peft="`VERA`, with its projections",
     )
     default_role: ClassVar[str | None] = "attention_qv"

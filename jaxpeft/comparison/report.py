@@ -113,7 +113,7 @@ Every method is trained at its own best learning rate: the rate with the best me
 
 Quality is the mean over the seeds ± the sample standard deviation. Differences are to {baseline} on the same seeds, with a
 {confidence:.0%} percentile bootstrap interval over the pairs. A method is called better or worse if the interval excludes 0 and a
-paired t-test has p < 0.05. By the interval without the test, three seeds would differ by chance one time in four. There is no
+paired t-test has p < 0.05. The interval alone is not enough: with three seeds it excludes 0 by chance one time in four. There is no
 correction for the number of comparisons.
 
 Tokens/s, peak memory and compile time are measured in a separate run of {cost_updates} steps, in a process of its own and without
@@ -127,7 +127,7 @@ possible.
 
 _FORGETTING = """
 Forgetting is masked-LM perplexity on {text}, of the base → of the fine-tuned encoder, both with the same masked-LM head. An
-encoder that was trained with a new head of its own, as in masked-LM, fits that head better than this one.
+encoder that was trained with a new head of its own, as in masked-LM, fits its own head better than this common head.
 """
 
 

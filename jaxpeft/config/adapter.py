@@ -72,7 +72,7 @@ class AdapterConfig:
     calibration_batches: int = 8
     """Training batches for the initialisations eva and lora_ga."""
     init_weights: bool | str | None = None
-    """Initialisation of HiRA, VeRA, LoHa and LoKr: true, false (no no-op, for tests), gaussian (HiRA), lycoris (LoKr)."""
+    """Initialisation of HiRA, VeRA, LoHa and LoKr: true, false (changes the output; for tests), gaussian (HiRA), lycoris (LoKr)."""
     feedforward_modules: str | list[str] | None = None
     """IA³: the adapted layers that are scaled at their input; the others are scaled at their output."""
     init_ia3_weights: bool | None = None
@@ -128,7 +128,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Which adapter entries exist (Sparse LoRA): pruning per tensor, with exact counts."""
+    """Which adapter entries are kept (Sparse LoRA): pruning per tensor, with exact counts."""
 
     sparsity: float = 0.0
     """Share of each adapter matrix that is pruned, from 0 (dense) to below 1."""

@@ -59,10 +59,10 @@ class RunConfig:
         check_combinations(**{name: parts[name] for name in combined})
 
     def resolved(self) -> dict[str, Any]:
-        """The configuration as plain values, ready for YAML, without wishes of a single call.
+        """The configuration as plain values, ready for YAML, without the settings of a single call.
 
-        Those are `resume`, where this machine keeps compiled programs, and the processes that the run is spread over: one host may resume
-        what many hosts saved.
+        These are `resume`, `compilation_cache`, `distributed` and `cluster`. Without them one host can, for example, resume a run
+        that several hosts saved.
         """
         values = asdict(self)
         for key in ("resume", "compilation_cache", "distributed", "cluster"):

@@ -1,7 +1,7 @@
 """The contract of an encoder family: plain data and small functions, without jax and without transformers.
 
-Every field but the name is optional. None means that jaxpeft does not know it. What needs the field then raises InputError
-(`jaxpeft.families.required`); what only saves work is left out, and the results are the same.
+Every field but the name is optional. None means that jaxpeft does not know the value. A feature that needs it then raises
+InputError (`jaxpeft.families.required`). An optimisation that needs it is skipped, and the results are the same.
 
 Paths are Flax's, below the encoder (`encoder/layer/0/attention`), names of layers are endings of dotted names
 (`attention.output.dense`), as in PEFT's `target_modules`.
@@ -33,9 +33,9 @@ class Attention:
 
     Attributes:
         path: path of each attention module, with `{number}` for the layer's index, counted from 0.
-        attend: called instead of the module, `(module, scores, *args, **kwargs)` with the arguments of the module's call,
-            where the mask is segments `[rows, length]`; returns what the module returns without its weights, a tuple of
-            one array `[rows, length, d]`.
+        attend: `(module, scores, *args, **kwargs) → (array,)`, called instead of the module with the arguments of its call.
+            The mask argument holds segments, `[rows, length]`. Returns the module's output `[rows, length, d]` without the
+            attention weights, as a tuple of one array.
         dropout_rate: the config's name for the rate at which attention weights are dropped.
         broadcast_dropout: True if the module draws one dropout mask for all rows and heads.
         position_module: path of the position embeddings if the encoder counts positions itself. None if it takes
@@ -73,7 +73,7 @@ class Family:
         model_type: transformers' name of the architecture.
         default_targets: role → layers that play it.
         word_embeddings: name of the word embeddings. Prompt tuning works there, and masked-LM decoders are tied to it.
-        norms: regular expression for the dotted names of all layer norms, for files of PEFT, which has no word for all.
+        norms: regular expression for the dotted names of all layer norms. PEFT's files need it: PEFT has no keyword for all.
         classifier_heads: names of the modules above the encoder that a classifier trains; a name counts as an ending, as
             in PEFT.
         dropout_rates: the config's names of its dropout rates: the encoder's and the classifier's.

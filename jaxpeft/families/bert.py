@@ -49,7 +49,7 @@ BERT = Family(
     default_targets={
         "attention_qv": ("query", "value"),
         "attention_kv_feedforward": ("key", "value", "output.dense"),
-        # As PEFT: attention's output has that name too.
+        # As in PEFT. The name also matches the output projection of attention.
         "feedforward": ("output.dense",),
         "adalora": ("query", "value"),
     },
@@ -69,8 +69,8 @@ BERT = Family(
 
 ELECTRA = replace(BERT, model_type="electra")
 
-# The encoders below compute attention in ways of their own (shared layers, sparse blocks, rotary positions), which nobody
-# has written out here yet.
+# The encoders below compute attention in ways of their own (shared layers, sparse blocks, rotary positions), which are not
+# implemented here yet.
 _OTHER_ATTENTION = replace(BERT, attention=None, after_attention=None, last_layer=None)
 
 ALBERT = replace(

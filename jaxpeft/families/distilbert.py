@@ -1,4 +1,7 @@
-"""DistilBERT (Sanh et al. 2019, arXiv 1910.01108): layers named and cut in a way of its own. Default targets are ours."""
+"""DistilBERT (Sanh et al. 2019, arXiv 1910.01108): its layers have other names and boundaries than BERT's.
+
+PEFT has no default targets for it; these are jaxpeft's.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ DISTILBERT = Family(
     },
     word_embeddings="word_embeddings",
     norms=r".*(LayerNorm|layer_norm)",
-    classifier_heads=("classifier",),  # its ending: `pre_classifier` too
+    classifier_heads=("classifier",),  # a name matches as an ending, so `pre_classifier` too
     dropout_rates=("dropout", "attention_dropout", "seq_classif_dropout"),
     attention=Attention(
         "transformer/layer/{number}/attention",

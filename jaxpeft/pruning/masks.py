@@ -1,4 +1,4 @@
-"""Masks over adapter parameters: which entries exist. Bool trees shaped like the adapters' sites; True = keep.
+"""Masks over adapter parameters: which entries are kept. Bool trees shaped like the adapters' sites; True = keep.
 
 `keep_counts` and `keep_largest` decide the structure of a mask: single entries, counted for each tensor.
 """

@@ -62,7 +62,7 @@ def build_method(adapter: AdapterConfig) -> Method | None:
     for start in ("loftq", "eva", "lora_ga"):
         if getattr(a, f"{start}_config") and a.init_lora_weights != start:
             raise InputError(
-                f"adapter.{start}_config needs adapter.init_lora_weights {start}, which is {a.init_lora_weights}"
+                f"adapter.{start}_config needs adapter.init_lora_weights {start}, but it is {a.init_lora_weights}"
             )
     return method
 
@@ -89,7 +89,7 @@ def _check_places(a: AdapterConfig, kind: Any, options: set[str]) -> None:
         value = getattr(a, name)
         if value is not None and not chooses and name not in options:
             raise InputError(
-                f"adapter.{name} {value!r} is not for {a.method}, which adapts no layers of choice; set it to null"
+                f"adapter.{name} {value!r} cannot be used with {a.method}, whose layers cannot be chosen; set it to null"
             )
 
 

@@ -1,8 +1,8 @@
 """Train several runs in one program, with one copy of base and data. They may differ only in values that the program reads as data.
 
-Each run writes the same files as a run by itself, and can be resumed by itself. On a single accelerator, a run by itself draws
-its dropout with another generator (`training/dropout.py`). So it sees other dropout than here, where the dropout of a run must
-not depend on the runs beside it.
+Each run writes the same files as a run by itself, and can be resumed by itself. The dropout of a run must not depend on
+the other runs, so all runs use threefry here. On a single accelerator, a run by itself uses the generator `rbg` instead
+(`training/dropout.py`), so its dropout differs from the dropout here.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
     """
     keys = {config.run_name: SweepKey.of(config) for config in configs}
     if len(keys) < len(configs):
-        raise InputError("two of these runs have one name; give each its own name")
+        raise InputError("two of these runs have the same name; give each its own name")
     check_shared_key(keys)
     enable_compilation_cache(configs[0].compilation_cache)
     compiled_before = seconds_compiling()
@@ -108,7 +108,7 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
 
 
 def _dense(setup: RunSetup) -> RunSetup:
-    """`setup` without flash attention, whose kernels have no axis of runs."""
+    """`setup` without flash attention, whose kernels cannot compute several runs at once."""
     objective = replace(setup.objective, flash=None)
     return replace(setup, objective=objective, evaluator=setup.evaluator.with_objective(objective))
 

@@ -52,7 +52,7 @@ class SweepKey:
 
 
 def sweep_key(config: RunConfig) -> str | None:
-    """`SweepKey.text` of `config`."""
+    """A text that is equal for runs that can share a program; None if the run can only train by itself."""
     return SweepKey.of(config).text
 
 
@@ -84,7 +84,7 @@ def _reason_to_train_alone(a: AdapterConfig, model: ModelConfig, *, distributed:
     if distributed:
         return "runs that train together use one process"
     if model.attention == "flash":
-        return "flash attention's kernels have no axis of runs"
+        return "flash attention's kernels cannot compute several runs at once (set model.attention to auto or dense)"
     if a.init_lora_weights not in _STARTS_ON_ONE_BASE:
         return f"adapter.init_lora_weights '{a.init_lora_weights}' gives every run a base of its own"
     return ""

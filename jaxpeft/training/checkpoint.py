@@ -89,8 +89,8 @@ class Checkpoints:
             **{_ON_DISK.get(key, key): value for key, value in vars(progress).items()},
         }
         args = ocp.args.Composite(state=ocp.args.StandardSave(_to_disk(state)), meta=ocp.args.JsonSave(meta))
-        # Orbax keeps the largest score, and of equal ones the newest. So only the best checkpoint gets a real score.
-        # force: the last step need not be on the interval.
+        # If two scores are equal, Orbax keeps the newer checkpoint; the best one is the older. So only the best one gets its score.
+        # force: save even if the step is not on Orbax's interval, as the last one may be.
         is_best = progress.best_step == progress.step
         metrics = {"score": progress.best_score if is_best else float("-inf")}
         self._manager.save(progress.step, args=args, metrics=metrics, force=True)

@@ -15,9 +15,9 @@ from jaxpeft.trees import Adapters, Layers, Params
 
 EvalStep = Callable[..., tuple[dict, jax.Array | None]]
 
-# Sums stay on the devices until the end of a data set. At most so many batches are queued, which is enough to keep a device
-# busy: several CPU devices or processes deadlock if many more programs are queued that do not need each other's results
-# (jax 0.10.2; some thirty in two processes).
+# Sums stay on the devices until the end of a data set. At most this many batches are queued, which is enough to keep
+# a device busy. There must be a limit, because several CPU devices or processes deadlock if many more independent programs
+# are queued (jax 0.10.2: about thirty in two processes).
 _MAX_QUEUED = 8
 
 

@@ -30,7 +30,10 @@ TrainSteps = Callable[[TrainState, Params, list[Draw]], tuple[TrainState, Metric
 
 
 class Data(Protocol):
-    """A training set (`jaxpeft.data`). A batch is a pure function of the micro-step, made in one piece or in two."""
+    """A training set (`jaxpeft.data`). A batch is a pure function of the micro-step.
+
+    It is made as a whole on the host (`train_batch`), or in two parts: `draw` on the host, `assemble` in the program.
+    """
 
     @property
     def device_data(self) -> Mapping[str, np.ndarray]:

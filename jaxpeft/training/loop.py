@@ -48,8 +48,8 @@ class Outcome:
     """The end of a run.
 
     Attributes:
-        state: the last state.
-        progress: the last progress.
+        state: the training state after the last step.
+        progress: the steps done, the best validation and the time so far.
         tokens_per_second: real tokens per second, as the throughput meter counts them.
         seconds_per_step: seconds per step, over the same intervals.
         signal: the number of the signal that stopped the run, or None.
@@ -67,7 +67,7 @@ class RunState:
     """One run in the loop.
 
     Attributes:
-        plan: the run's plan.
+        plan: when the run logs, validates, prunes and saves.
         progress: its progress as of the last event.
         state: its state as of the last event that needed it, shaped as in its checkpoints.
         validate: state → validation metrics.
@@ -97,10 +97,10 @@ class RunState:
 
 @dataclass(frozen=True)
 class Holding:
-    """The form in which a program holds the states of its runs: one state (`ALONE`), or several stacked (`training.sweep.STACKED`).
+    """Functions on the states that a program holds: one state (`ALONE`), or several stacked (`training.sweep.STACKED`).
 
     Attributes:
-        prune: `(held, runs, step) → held` with the masks that are due after `step`.
+        prune: `(held, runs, step) → held`; prunes every run whose schedule prunes after `step`.
         states: `(held, runs) →` the state of each run.
         has_masks: `held →` whether any of them has masks, which a log line needs.
     """
@@ -164,7 +164,7 @@ def fit(
             logs, validates = plan.logs_at(step) or ends, plan.validates_at(step) or step == plan.num_steps
             if logs or validates:
                 _end_what_is_not_finite(runs, meter, step)
-            # Of a state, a log line needs only the masks.
+            # A log line needs only the masks of a state. If there are none, the states need not be fetched.
             if validates or ends or holding.has_masks(held):
                 _take_states(runs, holding.states(held, runs))
             if logs:

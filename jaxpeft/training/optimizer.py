@@ -83,10 +83,10 @@ def build_optimizer(
 
     Args:
         schedule: step → learning rate.
-        weight_decay: decoupled; it spares biases and norms (`decayed`).
+        weight_decay: decoupled; not applied to biases and norms (`decayed`).
         max_grad_norm: global norm to clip to; 0 leaves gradients as they are.
         accumulation_steps: micro-steps whose gradients are averaged into one step.
-        undecayed: names of the parameters at the sites that weight decay spares (`Method.undecayed`).
+        undecayed: names of the parameters at the sites to which weight decay is not applied (`Method.undecayed`).
         lora_plus: factors on the learning rate; None is one rate for all.
     """
     chain = optax.chain(
@@ -108,7 +108,7 @@ def _scale_leaves(factors: Callable[[Adapters], Any]) -> optax.GradientTransform
 def decayed(adapters: Adapters, *, undecayed: Collection[str] = ()) -> Any:
     """Bool tree like `adapters`: True for every leaf to which weight decay applies.
 
-    It spares the parameters at the sites that are named in `undecayed`, and the biases and norms among the fully trained parameters.
+    It does not apply to the parameters at the sites that `undecayed` names, nor to the fully trained biases and norms.
     """
     spared = {"sites": undecayed, "modules": _UNDECAYED_MODULES}
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in spared[path[0].key], adapters)

@@ -206,7 +206,7 @@ def prune_step(state: TrainState, num_keep: Layers, *, criterion: Criterion = ma
 def allocate_step(state: TrainState, budget: int, last: bool) -> TrainState:
     """Set the singular values of all but the `budget` most important triplets to zero.
 
-    They may grow again, except after the `last` allocation, which becomes the masks.
+    They may grow again until the next allocation. The `last` allocation becomes the masks, so they stay zero.
     """
     chosen = keep_important(state.importance, budget)
     masks = jax.tree.map(lambda new, old: jnp.where(last, new, old), chosen, state.masks)

@@ -149,7 +149,8 @@ def make_sweep_step(
 
     Args:
         objective: with the method from `settings_of`.
-        make_optimizer: peak learning rate (a traced number) → optimizer, of the same chain as the optimizer states.
+        make_optimizer: peak learning rate (a traced number) → optimizer, with the same chain of transformations as the one
+            that made the optimizer states.
         traces: as in `make_train_step`, keyed by the shape of one replica's batch.
         allocation: as in `make_train_step`, and the same for all replicas.
         max_grad_norm: as in `make_train_step`.

@@ -66,7 +66,7 @@ class ThroughputMeter:
     def leave_out(self, seconds: float) -> None:
         """Exclude the last `seconds` from the speed, because they were no training (but a validation)."""
         self._since += seconds
-        # If the interval has no micro-steps yet, the compiling was the validation's and does not spoil it.
+        # If the interval has no micro-steps yet, only the validation compiled programs: the interval still counts.
         if not self._pending:
             self._compiled = seconds_compiling()
 

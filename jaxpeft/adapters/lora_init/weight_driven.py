@@ -4,9 +4,9 @@
     OLoRA   Wᵀ = Q·R;    A = R_rᵀ,  B = Q_rᵀ;                  W becomes W − s·A·B       Büyükakyüz 2024, arXiv 2406.01775, section 3
     LoftQ   T times  Q = quantised(W − A·B);  A·B = the first r of SVD(W − Q);  W becomes Q      Li et al. 2023, arXiv 2310.08659, alg. 1
 
-As in PEFT: OLoRA keeps the rows of R and columns of Q in the order of W's columns and does not sort them by size. LoftQ ignores s,
-so a new adapter restores W, up to the part of the quantisation error that rank r cannot hold, only if s = 1. Its Q is stored in full
-precision. In 8 bits W − A·B is first rounded to fp16, because bitsandbytes' `Int8Params` does so.
+As in PEFT: OLoRA keeps the rows of R and columns of Q in the order of W's columns and does not sort them by size. LoftQ ignores s.
+So a new adapter restores W only if s = 1, and only up to the part of the quantisation error that a matrix of rank r cannot represent.
+Its Q is stored in full precision. In 8 bits W − A·B is first rounded to fp16, because bitsandbytes' `Int8Params` does so.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class LnTuningFormat(Format):
     module_infix = "ln_tuning_layers."
 
     def for_family(self, method: LnTuning, family: Family) -> LnTuning:
-        """Return `method` with the family's expression for all norms if it names none: PEFT has no word for all of them."""
+        """Return `method` with the family's expression for all norms if it names none: PEFT has no keyword for all of them."""
         if method.target_modules is not None:
             return method
         return replace(
