@@ -48,44 +48,44 @@ Round = Callable[[], float]
 """Does some steps; returns the seconds of one."""
 
 
-def rounds_of(program: Any, state: Any, frozen: Any, draw_at: Callable[[int], Any], updates: int) -> Round:
-    """A function that runs one round: `updates` steps of `program` in one dispatch. One round is run here, to compile."""
+def rounds_of(program: Any, state: Any, frozen: Any, draw_at: Callable[[int], Any], steps: int) -> Round:
+    """A function that runs one round, `steps` steps of `program`, in one dispatch. One round is run here, to compile."""
     at = 0
 
     def one_round() -> float:
         nonlocal state, at
-        draws = [draw_at(at + i) for i in range(updates)]
+        draws = [draw_at(at + i) for i in range(steps)]
         started = time.perf_counter()
         state, metrics = program(state, frozen, draws)
         jax.block_until_ready(metrics)
-        at += updates
-        return (time.perf_counter() - started) / updates
+        at += steps
+        return (time.perf_counter() - started) / steps
 
     one_round()
     return one_round
 
 
-def alone(parts: RunSetup, updates: int) -> Round:
+def alone(parts: RunSetup, steps: int) -> Round:
     """One run by itself, as `jaxpeft.runs.train` trains it."""
     source = make_input_pipeline(parts.train_data, parts.parallel)
     step = make_train_step(parts.objective, parts.optimizer)
-    return rounds_of(source.train_steps(step, updates), parts.initial_state(), parts.frozen, source.draw_at, updates)
+    return rounds_of(source.train_steps(step, steps), parts.initial_state(), parts.frozen, source.draw_at, steps)
 
 
-def together(runs: list[RunSetup], updates: int) -> Round:
+def together(runs: list[RunSetup], steps: int) -> Round:
     """`runs` in one program."""
     replicas, step = assemble(runs, [initial_state(parts) for parts in runs])
     source = sweep_input_pipeline([parts.train_data for parts in runs], runs[0].parallel)
-    return rounds_of(source.train_steps(step, updates), replicas, runs[0].frozen, source.draw_at, updates)
+    return rounds_of(source.train_steps(step, steps), replicas, runs[0].frozen, source.draw_at, steps)
 
 
-def measure(length: int, sizes: list[int], updates: int, rounds: int) -> list[dict[str, Any]]:
+def measure(length: int, sizes: list[int], steps: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each size of a group, in the order given."""
     first = setup_run(config(0, length))
     runs = [first, *(setup_replica(first, config(i, length)) for i in range(1, max(sizes)))]
-    one, rows = alone(first, updates), []
+    one, rows = alone(first, steps), []
     for size in sizes:
-        group = together(runs[:size], updates)
+        group = together(runs[:size], steps)
         gains, seconds, single = [], [], []
         for _ in range(rounds):
             single.append(one())
@@ -117,10 +117,10 @@ def table(record: dict[str, Any]) -> str:
     """The Markdown table of a record."""
     machine = record["machine"]
     lines = [
-        f"MiniLM, masked-LM, LoRA, {BATCH_SIZE} rows a member; {record['device']}, {machine['cpu']}, {machine['cores']} cores; "
+        f"MiniLM, masked-LM, LoRA, {BATCH_SIZE} rows a run; {record['device']}, {machine['cpu']}, {machine['cores']} cores; "
         f"jax {record['jax']}; {record['measured']['at']}, commit {record['measured']['commit']}. `python -m benchmarks.together`",
         "",
-        "| tokens a row | members | an update of all, s | of one alone, s | member updates/s | over one after the other | peak, GB |",
+        "| tokens a row | runs | a step of all runs, s | of one run alone, s | steps/s of all runs | over one after the other | peak, GB |",
         "|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
@@ -137,7 +137,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128], help="tokens a row")
-    parser.add_argument("--updates", type=int, default=2, help="steps in a round; use many on an accelerator")
+    parser.add_argument(
+        "--steps", "--updates", dest="steps", type=int, default=2, help="steps in a round; use many on an accelerator"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/together"), help="folder of the record")
     args = parser.parse_args()
@@ -152,7 +154,7 @@ def main() -> None:
     }
     args.output.mkdir(parents=True, exist_ok=True)
     for length in args.lengths:
-        rows += measure(length, sorted(args.members), args.updates, args.rounds)
+        rows += measure(length, sorted(args.members), args.steps, args.rounds)
         (args.output / f"{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
         (args.output / f"{kind}.md").write_text(table(record))
     print(table(record))

@@ -22,6 +22,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
+def check_choice(what: str, value: object, choices: Iterable[object]) -> None:
+    """Check that `value` is one of `choices`. For options with a few fixed values; things that can be added have a registry.
+
+    Raises:
+        InputError: it is not. The message has `what`, the value and the choices.
+    """
+    known = list(choices)
+    if value not in known:
+        raise InputError(f"{what} is {value!r}; it must be one of {', '.join(map(str, known))}")
+
+
 def fail(message: str, *, prog: str, hint: str | None = None) -> NoReturn:
     """Print one line to standard error and exit with status 2."""
     line = " ".join(message.split())

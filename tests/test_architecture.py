@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import jaxpeft
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxpeft"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -58,7 +60,7 @@ MAY_IMPORT = {
 
 # A name → the only file that may use it. Names are matched whole.
 ONLY_IN = {
-    r"Flax\w+|FLAX_\w+": "models/build.py",
+    r"Flax\w+|FLAX_\w+": "models/heads.py",
     r"orbax(\..+)?": "training/checkpoint.py",
     r"make_mesh|Mesh|NamedSharding|PartitionSpec|AxisType": "training/sharding.py",
     r"intercept_methods": "inject.py",
@@ -125,6 +127,19 @@ def test_the_arrows_make_no_circle():
         order += free
         left = {room: others for room, others in left.items() if room not in order}
     assert not left, f"these rooms import each other: {sorted(left)}"
+
+
+def test_a_type_checker_sees_the_public_names():
+    """The block for type checkers, the table of `__getattr__` and `__all__` say the same."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        name.asname: node.module + (f":{name.name}" if name.name != name.asname else "")
+        for node in block.body
+        for name in node.names
+    }
+    assert seen == jaxpeft._PUBLIC
+    assert sorted(seen) == jaxpeft.__all__
 
 
 def annotations(path):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -322,6 +323,16 @@ print(sorted({"jax", "flax", "transformers", "torch", "datasets", "numpy"} & set
         text = " ".join(done.stdout.split())
         for flag, default in {"--adapter.rank": "null", "--training.learning_rate": "0.0003", "--name": "null"}.items():
             assert re.search(rf" {flag} [A-Z_.]+ [^()]*\(type: [^()]*, default: {default}\)", text), flag
+
+
+def test_one_help_for_all_commands(capsys):
+    cli.main(["--help"])
+    text = capsys.readouterr().out
+    commands = ["train", "evaluate", "predict", "merge", "quantize", "compare", "preflight"]
+    assert re.findall(r"^  (\w+) ", text, re.MULTILINE) == commands == list(cli.COMMANDS)
+    assert "--version" in text
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"jaxpeft {version('jaxpeft')}\n"
 
 
 def test_a_bug_keeps_its_traceback(work, monkeypatch):

@@ -10,6 +10,8 @@ import torch_side
 from tiers import slow_but
 
 from jaxpeft import load_run
+from jaxpeft.runs import setup
+from jaxpeft.runs.adapters import build_method
 
 CLASSES = """
 --task classification --model.name base --data.train_file labels.tsv --data.bucket_lengths [16]
@@ -47,8 +49,11 @@ def _root(tmp_path_factory):
 @pytest.mark.parametrize("name", slow_but(RUNS, "dora", "prompt-tuning"))
 def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypatch, capsys):
     method = "lora" if name in LORA else name
+    built = []
+    monkeypatch.setattr(setup, "build_method", lambda adapter: built.append(adapter) or build_method(adapter))
     flags = [*shlex.split(RUNS[name]), "--name", f"method-{name}", "--adapter.method", method]
     directory, results = tiny_runs.train(root, "", *flags)
+    assert len(built) == 1
     log = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in log if row["split"] == "train"]
     assert np.isfinite(losses).all()

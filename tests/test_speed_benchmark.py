@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import benchmarks.speed.__main__ as speed  # noqa: E402
 from benchmarks.speed.cases import CASES, Case, peft_variants  # noqa: E402
-from benchmarks.speed.flops import Shape, Sizes, Trained, update_flops  # noqa: E402
+from benchmarks.speed.flops import Shape, Sizes, Trained, step_flops  # noqa: E402
 from benchmarks.speed.record import BOUNDS, cell, check, ratio  # noqa: E402
 from benchmarks.speed.rounds import Paths, Runner, Timing, _require_same_work, compare  # noqa: E402
 from benchmarks.speed.table import full_table, readme_block  # noqa: E402
@@ -49,7 +49,7 @@ def test_the_formula_is_within_8_percent_of_xla_s_count(tiny_models, kind, task)
     asked = MASKED if task == "masked-lm" else 1
     shape = Shape(ROWS, LENGTH, head=asked, behind=asked, queries=asked)
     sizes = Sizes.of({**tiny.CONFIGS[kind], **config})
-    formula = update_flops(sizes, shape, Trained(rank=8), num_labels=0 if task == "masked-lm" else 2)
+    formula = step_flops(sizes, shape, Trained(rank=8), num_labels=0 if task == "masked-lm" else 2)
     assert 1 <= counted / formula <= 1.08
 
 
@@ -58,8 +58,8 @@ def test_the_rules_of_thumb():
     sizes = Sizes.of({"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072,
                       "vocab_size": 30522})  # fmt: skip
     weights, shape = 12 * 12 * 768**2, Shape(rows=1, length=128, head=0, behind=128, queries=128)
-    assert update_flops(sizes, shape, Trained(rank=8)) / (4 * weights * 128) == pytest.approx(1, abs=0.05)
-    assert update_flops(sizes, shape, Trained(everything=True)) / (6 * weights * 128) == pytest.approx(1, abs=0.05)
+    assert step_flops(sizes, shape, Trained(rank=8)) / (4 * weights * 128) == pytest.approx(1, abs=0.05)
+    assert step_flops(sizes, shape, Trained(everything=True)) / (6 * weights * 128) == pytest.approx(1, abs=0.05)
 
 
 def round_of(seconds, *, rows=8, updates=2):

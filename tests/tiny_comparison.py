@@ -16,7 +16,7 @@ COMPARISON = {
     "name": "tiny",
     "seeds": [0, 1],
     "together": 3,
-    "cost_updates": 20,
+    "cost_steps": 20,
     "base": {
         "model": {"name": "base"},
         "adapter": {"rank": 2, "alpha": 4},

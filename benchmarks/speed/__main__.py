@@ -56,7 +56,7 @@ def _summary(case: Case, method: str, row: Mapping[str, Any]) -> str:
         f"{name} {r['median']:.2f}× ({r['min']:.2f} to {r['max']:.2f})" for name, r in row["ratios"].items()
     )
     over = f", {row['step_over_lora']['median']:.2f} of LoRA's step" if "step_over_lora" in row else ""
-    return f"{case.name} {method}: {row['ours']['seconds']:.4g} s an update{over}; faster than PEFT: {ratios or '–'}"
+    return f"{case.name} {method}: {row['ours']['seconds']:.4g} s a step{over}; faster than PEFT: {ratios or '–'}"
 
 
 def measure_peaks(dtypes: set[str], device: str, paths: Paths, *, rounds: int = 3) -> dict[str, Any]:

@@ -131,7 +131,5 @@ def peft_variants(case: Case, method: str, device: str) -> dict[str, str]:
     if method == "sparse-lora":
         return {"eager": "PEFT has no pruning"}
     if method == "qlora" and device == "cpu":
-        return {
-            "eager": "bitsandbytes 0.50 needs 14 s for an update of 4 × 64 through 2 layers of width 768 on the CPU"
-        }
+        return {"eager": "bitsandbytes 0.50 needs 14 s for a step of 4 × 64 through 2 layers of width 768 on the CPU"}
     return dict.fromkeys(variants if method == "lora" else [name for name in variants if "compile" not in name], "")

@@ -1,4 +1,4 @@
-"""Floating-point operations of one update, from the shapes alone.
+"""Floating-point operations of one step, from the shapes alone.
 
 Counted are the matrix products, 2 operations a multiply-add; the passes through norms, activations, softmax, dropout and the optimizer
 are left out (XLA's own count has them: one to a few percent more).
@@ -19,7 +19,7 @@ and, beyond that rule of thumb:
 - with adapters, what nothing asks for is subtracted: in the first layer the gradients of the inputs of query, key and value, and of the
   keys, as nothing below them trains.
 
-HiRA's, DoRA's and QLoRA's own products are not counted: LoRA's are what the update is worth, so a method that does more per update
+HiRA's, DoRA's and QLoRA's own products are not counted: LoRA's are what the step is worth, so a method that does more per step
 shows a lower share of the peak.
 """
 
@@ -75,7 +75,7 @@ class Trained:
     head: bool = False
 
 
-def update_flops(sizes: Sizes, shape: Shape, trained: Trained, *, num_labels: int = 0) -> float:
+def step_flops(sizes: Sizes, shape: Shape, trained: Trained, *, num_labels: int = 0) -> float:
     """Operations of one forward and backward pass over `shape`; `num_labels` 0 is masked language modelling."""
     d, tokens = sizes.width, shape.rows * shape.length
     passes = 3 if trained.everything else 2  # forward, inputs, weights
@@ -101,6 +101,6 @@ def _head(sizes: Sizes, trained: Trained, num_labels: int) -> float:
     return square * (3 if trained.everything or trained.head else 2) + outputs * (3 if last_trains else 2)
 
 
-def total_flops(sizes: Sizes, shapes: list[Shape], trained: Trained, *, updates: int, num_labels: int = 0) -> float:
-    """Mean operations an update, where `shapes` are `updates` batches in all."""
-    return sum(shape.count * update_flops(sizes, shape, trained, num_labels=num_labels) for shape in shapes) / updates
+def total_flops(sizes: Sizes, shapes: list[Shape], trained: Trained, *, steps: int, num_labels: int = 0) -> float:
+    """Mean operations of a step, where `shapes` are the batches of `steps` steps."""
+    return sum(shape.count * step_flops(sizes, shape, trained, num_labels=num_labels) for shape in shapes) / steps

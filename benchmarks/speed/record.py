@@ -65,7 +65,7 @@ def _flops(case: Case, method: str, each: Mapping[str, Any], config: Mapping[str
         Sizes.of(config),
         [Shape(*shape) for shape in each["shapes"]],
         trained(case, method),
-        updates=each["updates"],
+        steps=each["updates"],
         num_labels=2 if case.task == "classification" else 0,
     )
 

@@ -67,7 +67,7 @@ def _peaks(record: Record) -> list[str]:
 def _case(methods: Record) -> list[str]:
     lines = [
         "| method | side | step, s | tokens/s | texts/s | ours is faster by | peak memory, GB (with the start) | first steps' surplus, s "
-        "| GFLOP an update (counted) | GFLOP/s | of peak |",
+        "| GFLOP a step (counted) | GFLOP/s | of peak |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for method, row in methods.items():

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteMethod, SiteParams, dropout
 from jaxpeft.adapters.lora import Lora
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, check_choice
 from jaxpeft.trees import Layers
 
 
@@ -74,7 +74,8 @@ class AdaLora(SiteMethod):
     total_step: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse options from which no schedule can be made."""
+        """Refuse an unknown choice of biases, and options from which no schedule can be made."""
+        check_choice("bias", self.bias, ("none", "all", "lora_only"))
         checks = [
             ("init_r", self.init_r, self.init_r >= 1, "at least 1"),
             ("target_r", self.target_r, self.target_r >= 0, "at least 0"),

@@ -111,11 +111,11 @@ class Method(ABC):
     """The method's key in `jaxpeft.adapters.METHODS`."""
     description: ClassVar[Description]
     prunable: ClassVar[tuple[str, ...]] = ()
-    """Parameters that magnitude pruning may set to zero, by name: the matrices, if a zero in them means "no change"."""
+    """Parameters that pruning may set to zero, by name: the matrices, if a zero in them means "no change"."""
     allocated: ClassVar[tuple[str, ...]] = ()
     """Parameters that the method prunes by a budget of its own (AdaLoRA)."""
     undecayed: ClassVar[tuple[str, ...]] = ()
-    """Parameters at the sites that weight decay spares."""
+    """Parameters at the sites to which weight decay is not applied."""
     loraplus: ClassVar[tuple[str, ...]] = ()
     """Matrices that LoRA+ trains at its higher learning rate; () if LoRA+ is not defined for the method."""
     default_role: ClassVar[str | None] = None

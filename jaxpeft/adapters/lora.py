@@ -46,7 +46,7 @@ from jaxpeft.adapters.lora_init import (
     loftq,
     pissa_rounds,
 )
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, check_choice
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Lora(ModifiesBase):
         """Refuse an unknown initialisation, and options that exclude each other."""
         options = {name: getattr(self, name) for name in ("loftq_config", "eva_config", "lora_ga_config")}
         check_start(self.init_lora_weights, options, lora_bias=self.lora_bias)
+        check_choice("bias", self.bias, ("none", "all", "lora_only"))
         if self.lora_bias and self.use_dora:
             raise InputError("lora_bias and use_dora exclude each other, as in PEFT; set one of them to false")
 

@@ -57,7 +57,7 @@ class PromptTuning(SiteMethod):
 
     @property
     def virtual_tokens(self) -> int:
-        """The prompt's length."""
+        """The tokens that are added before every row: `num_virtual_tokens`."""
         return self.num_virtual_tokens
 
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:

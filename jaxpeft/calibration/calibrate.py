@@ -11,6 +11,7 @@ import jax
 from jaxpeft.adapters import Lora, Method, Site
 from jaxpeft.calibration.components import input_components
 from jaxpeft.calibration.gradients import kernel_gradients
+from jaxpeft.errors import check_choice
 from jaxpeft.models.build import Model
 from jaxpeft.trees import Params
 
@@ -55,6 +56,7 @@ def calibrate(
     """
     if not isinstance(method, Lora) or not method.needs_statistics:
         return Calibrated(method, dict(targets), {})
+    check_choice("init_lora_weights", method.init_lora_weights, ("eva", "lora_ga"))
     if method.init_lora_weights == "lora_ga":
         return Calibrated(method, dict(targets), kernel_gradients(loss, model.params, targets, batches))
     found = input_components(model, method, targets, batches)

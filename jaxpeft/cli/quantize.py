@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from jaxpeft.cli.process import guarded
 from jaxpeft.config import ModelConfig
 from jaxpeft.config.parsing import Parser
+from jaxpeft.models.heads import HEADS
 from jaxpeft.quantization import NUMBER_FORMATS
 
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str], *, prog: str) -> None:
     )
     parser.add_argument(
         "--task",
-        choices=["masked-lm", "classification"],
+        choices=list(HEADS),
         default=None,
         help="Write only the weights of the model for this task; null: the checkpoint's weights for both. torch can load a "
         "bare BERT as a masked language model only if it was written for masked-lm.",

@@ -73,9 +73,8 @@ def run(config: CompareConfig) -> None:
     _check_forgetting(config, {Planned.of(run_of(config, cell)).base for cell in search})
     config.directory.mkdir(parents=True, exist_ok=True)
     with jobs.alone_in(config.directory):
-        (config.directory / "compare.yaml").write_text(
-            yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-        )
+        values = {key: value for key, value in asdict(config).items() if key != "cost_updates"}  # an old name
+        (config.directory / "compare.yaml").write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         log(f"searching learning rates: {len(search)} runs")
         _train(config, search)
         best = {(s.task, s.method): s.best for s in searches(read_record(config, cell) for cell in search) if s.best}

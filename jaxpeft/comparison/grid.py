@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxpeft.config import DataConfig, RunConfig
 from jaxpeft.config.files import run_config
+from jaxpeft.config.old_names import read_old_name
 from jaxpeft.errors import InputError, did_you_mean
 
 ALWAYS: dict[str, dict[str, Any]] = {
@@ -68,21 +69,24 @@ class CompareConfig:
     """Method to which the others are compared, on the same seeds."""
     together: int = 8
     """Maximum runs that train in one program, if they may share one; 1: each run trains by itself."""
-    cost_updates: int = 40
+    cost_steps: int = 40
     """Steps of the separate run on which each method's speed, memory and compile time are measured."""
+    cost_updates: int | None = None
+    """Old name of cost_steps."""
     forgetting: ForgettingConfig | None = field(default_factory=ForgettingConfig)
     """How to measure forgetting; null: not measured."""
     retry_failed: bool = False
     """Train runs again that failed before; false: they stay failures in the report."""
 
     def __post_init__(self) -> None:
-        """Raise InputError for a comparison that cannot be run."""
+        """Raise InputError for a comparison that cannot be run. Read old names."""
+        read_old_name(self, "cost_updates", "cost_steps")
         checks = [
             ("tasks", self.tasks, bool(self.tasks), "at least one task"),
             ("seeds", self.seeds, self.seeds and len(set(self.seeds)) == len(self.seeds), "different numbers, at least one"),
             ("search_seeds", self.search_seeds, 1 <= self.search_seeds <= len(self.seeds), f"from 1 to {len(self.seeds)} (seeds)"),
             ("together", self.together, self.together >= 1, "at least 1"),
-            ("cost_updates", self.cost_updates, self.cost_updates >= 20, "at least 20"),
+            ("cost_steps", self.cost_steps, self.cost_steps >= 20, "at least 20"),
         ]  # fmt: skip
         for flag, value, fine, wanted in checks:
             if not fine:
@@ -190,11 +194,11 @@ def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
         "output_dir": str(config.directory / "costs"),
         "seed": config.seeds[0],
         "training": {
-            "num_steps": config.cost_updates,
+            "num_steps": config.cost_steps,
             "warmup_steps": 2,
             # Several log intervals, because the first one and those that compile are not counted in the speed.
-            "log_every_steps": max(1, config.cost_updates // 8),
-            "eval_every_steps": config.cost_updates,
+            "log_every_steps": max(1, config.cost_steps // 8),
+            "eval_every_steps": config.cost_steps,
             "early_stopping_patience": None,
             "learning_rate": _LEARNING_RATE_OF_COSTS,
         },

@@ -19,7 +19,7 @@ from jaxpeft.comparison.records import Record, Search
 from jaxpeft.comparison.statistics import CONFIDENCE
 from jaxpeft.comparison.summary import Row, Spread, Summary, summarise, verdict
 from jaxpeft.report.console import log, show_table
-from jaxpeft.tasks.metrics import get_metric
+from jaxpeft.tasks.metrics import METRICS, get_metric
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def write_report(config: CompareConfig) -> Path:
     (directory / "report.html").write_text(_render("report.html.j2", autoescape=True, **context))
     _write_csv(summary.records, directory / "results.csv")
     for task, rows in tables.items():
-        shown = [[column for column in row if column.head in _IN_THE_TERMINAL] for row in rows]
+        heads = {*_IN_THE_TERMINAL, *(metric.title for metric in METRICS.values())}
+        shown = [[column for column in row if column.head in heads] for row in rows]
         show_table(task, [column.head for column in shown[0]], [[column.text for column in row] for row in shown])
     for what, why in summary.failures:
         log(f"failed: {what}: {why}")
@@ -60,7 +61,7 @@ def write_report(config: CompareConfig) -> Path:
     return path
 
 
-_IN_THE_TERMINAL = ("method", "perplexity", "accuracy", "F1", "trained", "tokens/s", "against the baseline")
+_IN_THE_TERMINAL = ("method", "trained", "tokens/s", "against the baseline")  # and the metrics
 
 
 def cells(row: Row, baseline: str) -> list[Column]:
@@ -88,8 +89,8 @@ def cells(row: Row, baseline: str) -> list[Column]:
 
 
 def spread(metric: str, of: Spread) -> str:
-    """Mean ± standard deviation, with 1 digit for perplexities and 4 for other metrics."""
-    digits = 1 if "perplexity" in metric else 4
+    """Mean ± standard deviation, with the metric's digits."""
+    digits = get_metric(metric).digits
     deviation = "" if of.deviation is None else f" ± {of.deviation:,.{digits}f}"
     return f"{of.mean:,.{digits}f}{deviation}"
 
@@ -98,7 +99,7 @@ def _difference(row: Row, baseline: str) -> str:
     d = row.difference
     if d is None:
         return "the baseline" if row.method == baseline else "–"
-    digits = 1 if "perplexity" in row.kind.reported_metrics[0] else 4
+    digits = get_metric(row.kind.reported_metrics[0]).digits
     interval = "" if d.low is None else f" [{d.low:+,.{digits}f}, {d.high:+,.{digits}f}]"
     return f"{d.mean:+,.{digits}f}{interval}: {verdict(row, baseline)}"
 
@@ -116,7 +117,7 @@ Quality is the mean over the seeds ± the sample standard deviation. Differences
 paired t-test has p < 0.05. The interval alone is not enough: with three seeds it excludes 0 by chance one time in four. There is no
 correction for the number of comparisons.
 
-Tokens/s, peak memory and compile time are measured in a separate run of {cost_updates} steps, in a process of its own and without
+Tokens/s, peak memory and compile time are measured in a separate run of {cost_steps} steps, in a process of its own and without
 cached programs. Tokens/s count real tokens, over log intervals after the first in which nothing was compiled. Peak memory includes
 evaluation at evaluation.batch_size. Compile time is the total for all programs of the process.
 
@@ -136,7 +137,7 @@ def notes(summary: Summary) -> list[str]:
     config = summary.config
     seeds = ", ".join(map(str, config.seeds[: config.search_seeds]))
     text = _NOTES.format(
-        search_seeds=seeds, baseline=config.baseline, confidence=CONFIDENCE, cost_updates=config.cost_updates
+        search_seeds=seeds, baseline=config.baseline, confidence=CONFIDENCE, cost_steps=config.cost_steps
     )
     if config.forgetting:
         text += _FORGETTING.format(text=config.forgetting.data.name or config.forgetting.data.train_file)

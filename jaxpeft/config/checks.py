@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxpeft.adapters import METHODS
 from jaxpeft.config.adapter import AdapterConfig, PruningConfig
 from jaxpeft.config.data import DataConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, check_choice
 from jaxpeft.tasks import TASKS
+
+# The registries of these names check them, and may have more names than the flags had when this process began.
+_IN_A_REGISTRY = {("adapter", "method"), ("pruning", "criterion"), ("pruning", "schedule"), ("model", "quantization")}
+
+
+def check_choices(**sections: Any) -> None:
+    """Raise InputError for a value that its field's `Literal` does not list. Flags are checked already; Python's values are not."""
+    for section, config in sections.items():
+        for name, hint in get_type_hints(type(config)).items():
+            choices = get_args(hint) if get_origin(hint) is not Literal else (hint,)
+            known = [value for choice in choices if get_origin(choice) is Literal for value in get_args(choice)]
+            optional = [None] if type(None) in choices else []
+            if known and (section, name) not in _IN_A_REGISTRY:
+                check_choice(f"{section}.{name}", getattr(config, name), [*known, *optional])
 
 
 def check_ranges(

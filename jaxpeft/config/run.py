@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxpeft.config.adapter import AdapterConfig, PruningConfig
-from jaxpeft.config.checks import check_combinations, check_ranges
+from jaxpeft.config.checks import check_choices, check_combinations, check_ranges
 from jaxpeft.config.data import DataConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
@@ -55,6 +55,7 @@ class RunConfig:
         parts = vars(self)
         ranged = ("model", "data", "adapter", "pruning", "training", "evaluation", "cluster", "seed")
         combined = ("task", "output_dir", "distributed", "model", "data", "adapter", "pruning", "training", "cluster")
+        check_choices(**{name: parts[name] for name in ("model", "adapter", "pruning", "training")})
         check_ranges(**{name: parts[name] for name in ranged})
         check_combinations(**{name: parts[name] for name in combined})
 

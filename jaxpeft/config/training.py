@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxpeft.config.old_names import read_old_name
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -47,14 +49,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Read old names."""
-        if self.steps_per_dispatch is not None:
-            object.__setattr__(self, "micro_steps_per_dispatch", self.steps_per_dispatch)
-            object.__setattr__(self, "steps_per_dispatch", None)
+        read_old_name(self, "steps_per_dispatch", "micro_steps_per_dispatch")
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The evaluation."""
+    """How validation and test rows are measured."""
 
     batch_size: int = 32
     """Rows per evaluation batch, over all devices together."""

@@ -84,6 +84,7 @@ class Family:
         after_attention: path of the module that reads the last layer's attention, with `{last}` for the layer's index.
             Tokens no longer interact from there on.
         last_layer: how to compute the last layer's queries for only some tokens.
+        citation: its paper, for model cards.
     """
 
     model_type: str
@@ -97,6 +98,7 @@ class Family:
     attention: Attention | None = None
     after_attention: str | None = None
     last_layer: LastLayer | None = None
+    citation: str | None = None
 
 
 def split_heads(x: jax.Array, num_heads: int) -> jax.Array:

@@ -46,6 +46,7 @@ def attention_of_some(
 
 BERT = Family(
     "bert",
+    citation="BERT: Devlin et al. 2018, arXiv 1810.04805",
     default_targets={
         "attention_qv": ("query", "value"),
         "attention_kv_feedforward": ("key", "value", "output.dense"),
@@ -67,7 +68,7 @@ BERT = Family(
     last_layer=LastLayer("encoder/layer/{last}/attention", attention_of_some),
 )
 
-ELECTRA = replace(BERT, model_type="electra")
+ELECTRA = replace(BERT, model_type="electra", citation="ELECTRA: Clark et al. 2020, arXiv 2003.10555")
 
 # The encoders below compute attention in ways of their own (shared layers, sparse blocks, rotary positions), which are not
 # implemented here yet.
@@ -76,6 +77,7 @@ _OTHER_ATTENTION = replace(BERT, attention=None, after_attention=None, last_laye
 ALBERT = replace(
     _OTHER_ATTENTION,
     model_type="albert",
+    citation="ALBERT: Lan et al. 2019, arXiv 1909.11942",
     default_targets={
         **BERT.default_targets,
         # Its feed-forward output has a name of its own, so attention's output is left out, as in the paper of (IA)³.
@@ -85,6 +87,6 @@ ALBERT = replace(
     dropout_rates=("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob"),
 )
 
-BIG_BIRD = replace(_OTHER_ATTENTION, model_type="big_bird")
+BIG_BIRD = replace(_OTHER_ATTENTION, model_type="big_bird", citation="BigBird: Zaheer et al. 2020, arXiv 2007.14062")
 
-ROFORMER = replace(_OTHER_ATTENTION, model_type="roformer")
+ROFORMER = replace(_OTHER_ATTENTION, model_type="roformer", citation="RoFormer: Su et al. 2021, arXiv 2104.09864")

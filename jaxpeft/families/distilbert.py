@@ -48,6 +48,7 @@ def packing_obstacle(config: Any) -> str | None:
 
 DISTILBERT = Family(
     "distilbert",
+    citation="DistilBERT: Sanh et al. 2019, arXiv 1910.01108",
     default_targets={
         "attention_qv": ("q_lin", "v_lin"),
         "attention_kv_feedforward": ("k_lin", "v_lin", "lin2"),

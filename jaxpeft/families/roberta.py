@@ -9,6 +9,7 @@ from jaxpeft.families.bert import BERT
 XLM_ROBERTA = replace(
     BERT,
     model_type="xlm-roberta",
+    citation="XLM-RoBERTa: Conneau et al. 2019, arXiv 1911.02116",
     # transformers 4.57 calls its base model "xlm-roberta", but its encoder is RoBERTa's module under RoBERTa's name.
     base_prefix="roberta",
     positions_after_padding=True,
@@ -17,6 +18,7 @@ XLM_ROBERTA = replace(
 ROBERTA = replace(
     XLM_ROBERTA,
     model_type="roberta",
+    citation="RoBERTa: Liu et al. 2019, arXiv 1907.11692",
     base_prefix=None,
     # PEFT's choice, for RoBERTa only.
     default_targets={**BERT.default_targets, "adalora": ("query", "key", "value", "dense")},
@@ -25,6 +27,7 @@ ROBERTA = replace(
 ROBERTA_PRELAYERNORM = replace(
     XLM_ROBERTA,
     model_type="roberta-prelayernorm",
+    citation="RoBERTa-PreLayerNorm (fairseq): Ott et al. 2019, arXiv 1904.01038",
     base_prefix=None,
     # Its attention block normalises before the keys, so queries cannot be taken from the block's input.
     last_layer=None,

@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxpeft.errors import InputError
 from jaxpeft.interop.transformers_files import new_directory
-from jaxpeft.models.build import HEADS, AbstractModel, build_abstract_model, checked, read_config
+from jaxpeft.models.build import AbstractModel, build_abstract_model, checked, read_config
+from jaxpeft.models.heads import HEADS
 from jaxpeft.models.quantized_files import check_storable, quantization_config, stored_tensors
 from jaxpeft.models.sources import TOKENIZER_FILES, Source, resolve
 from jaxpeft.models.weights import Checkpoint, open_checkpoint, to_torch_layout, torch_name

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, check_choice
 from jaxpeft.families import required
 from jaxpeft.families.base import Attention
 from jaxpeft.models.build import Model
@@ -73,6 +73,7 @@ def choose_flash(
     Raises:
         InputError: for "flash" if the device, the dtype, the family or the dropout rate does not allow it.
     """
+    check_choice("model.attention", asked, ("auto", "dense", "flash"))
     kernel, dtype = _kernel(device), jnp.dtype(model.module.dtype).name
     if asked == "auto":
         possible = dtype == "bfloat16" and model.family.attention

@@ -1,4 +1,4 @@
-"""Builds and loads Flax models of transformers. No other file uses its Flax classes."""
+"""Builds and loads Flax models of transformers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,17 @@ import numpy as np
 from flax import linen as nn
 
 from jaxpeft.adapters.base import Site
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, check_choice
 from jaxpeft.families import family_of, required
 from jaxpeft.families.base import Family
 from jaxpeft.inject import discover_sites
+from jaxpeft.models.heads import HEADS, Head
 from jaxpeft.models.inputs import module_inputs
 from jaxpeft.models.quantized_files import check_method
 from jaxpeft.models.sources import Source, resolve
 from jaxpeft.models.weights import Checkpoint, open_checkpoint
 from jaxpeft.quantization import Quantization, QuantizedTensor, dequantize, is_quantized, quantize
-from jaxpeft.registry import Registry
 from jaxpeft.trees import Params, leaf_paths, nest
-
-HEADS = Registry(
-    "task",
-    {
-        "masked-lm": "transformers:FLAX_MODEL_FOR_MASKED_LM_MAPPING",
-        "classification": "transformers:FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
-    },
-)
-"""Task → transformers' mapping from a config's class to the Flax class with the task's head."""
 
 Leaf = TypeVar("Leaf", np.ndarray, QuantizedTensor, np.ndarray | QuantizedTensor)
 
@@ -58,6 +49,11 @@ class Model:
     def model_type(self) -> str:
         """Transformers' name of the architecture, such as `bert`."""
         return self.config.model_type
+
+    @property
+    def head(self) -> Head:
+        """The head that the model was loaded with."""
+        return HEADS[self.task]
 
     @property
     def family(self) -> Family:
@@ -102,7 +98,7 @@ class Model:
         Raises:
             InputError: if there are embeddings among them and the family does not say which ones are the words'.
         """
-        if self.task != "masked-lm" or not self.config.tie_word_embeddings:
+        if not self.head.ties_words or not self.config.tie_word_embeddings:
             return None
         sites = self.sites()
         embeddings = [path for path in layers if path in sites and sites[path].kind == "embedding"]
@@ -188,6 +184,7 @@ def open_model(
     trained_leaves: Callable[[Sequence[str], str], set[str]],
 ) -> CheckpointHandle:
     """Find a model's files and build everything that needs no weight. Arguments and errors are those of `load_model`."""
+    check_choice("weights", weights, ("pretrained", "random"))
     source = resolve(name)
     config = read_config(source, num_labels)
     abstract = build_abstract_model(
@@ -318,7 +315,7 @@ def _with_dropout(config: Any, rate: float | None) -> Any:
 
 
 def _flax_class(config: Any, task: str) -> Any:
-    mapping = HEADS[task]
+    mapping = HEADS[task].flax_classes
     if type(config) not in mapping:
         known = ", ".join(sorted(key.model_type for key in mapping))
         raise InputError(f"transformers has no Flax model of type '{config.model_type}' for {task}; it has {known}")

@@ -17,7 +17,7 @@ import optax
 
 from jaxpeft.adapters import Method
 from jaxpeft.config import AdapterConfig, RunConfig
-from jaxpeft.data import ClassificationData, PackedData
+from jaxpeft.data import PackedData
 from jaxpeft.errors import InputError
 from jaxpeft.models.attention import choose_flash
 from jaxpeft.models.build import Model
@@ -70,7 +70,7 @@ class AbstractRun:
 
     @property
     def task(self) -> Task:
-        """The task."""
+        """The task of the objective, which computes the loss."""
         return self.objective.task
 
     @property
@@ -206,7 +206,7 @@ def lower_training(run: AbstractRun, batch_size: int, length: int) -> jax.stages
     step = make_train_step(run.objective, run.optimizer, allocation=run.plan.allocation, max_grad_norm=norm)
     data = run.training_data(batch_size)
     device_data, draw = dict(data.device_data), data.draw(0)
-    if isinstance(data, ClassificationData):
+    if "columns" in draw:
         draw = {**draw, "columns": np.arange(length, dtype=np.int32)}  # the wanted bucket, not the first batch's
     # The same choice as in training: data that fits stays on the devices, and batches are assembled there.
     if fits(device_data):

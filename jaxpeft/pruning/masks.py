@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -20,13 +20,18 @@ def num_kept(size: int, sparsity: float) -> int:
     return max(1, round(size * (1 - sparsity)))
 
 
-def keep_counts(sites: Layers, sparsity: float) -> Layers:
+def keep_counts(sites: Layers, sparsity: float, prunable: Collection[str] | None = None) -> Layers:
     """How many entries each tensor keeps: a tree of Python integers like `sites`.
 
-    Matrices keep `num_kept` entries. Vectors keep all of theirs: a vector scales or shifts whole outputs (DoRA's
-    magnitude), so a zero in it would switch an output off.
+    The parameters named in `prunable` (`Method.prunable`) keep `num_kept` entries, the others all of theirs. None names every
+    matrix: a vector scales or shifts whole outputs (DoRA's magnitude), so a zero in it would switch an output off.
     """
-    return jax.tree.map(lambda leaf: num_kept(leaf.size, sparsity) if leaf.ndim > 1 else leaf.size, sites)
+
+    def count(path: Any, leaf: jax.Array) -> int:
+        pruned = leaf.ndim > 1 if prunable is None else path[-1].key in prunable
+        return num_kept(leaf.size, sparsity) if pruned else leaf.size
+
+    return jax.tree_util.tree_map_with_path(count, sites)
 
 
 def keep_largest(score: jax.Array, num_keep: int | jax.Array) -> jax.Array:

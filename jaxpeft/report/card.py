@@ -18,8 +18,6 @@ from jaxpeft.targets import default_targets
 from jaxpeft.tasks import TASKS
 from jaxpeft.tasks.base import RowOptions, Task
 
-_BERT = "BERT: Devlin et al. 2018, arXiv 1810.04805"
-
 
 @dataclass(frozen=True)
 class CardSubject:
@@ -48,8 +46,10 @@ class CardSubject:
 
     @property
     def citations(self) -> list[str]:
-        """One line for every published method that the run uses."""
-        return citations(self.config.adapter, self.config.pruning, self.config.model)
+        """One line for every published method that the run uses; for a baseline, the encoder's paper, if it is known."""
+        methods = citations(self.config.adapter, self.config.pruning, self.config.model)
+        encoder = self.model.family.citation
+        return methods or ([encoder] if encoder else [])
 
 
 def write_card(run: CardSubject) -> None:
@@ -63,8 +63,9 @@ def write_card(run: CardSubject) -> None:
         "## Results\n\n" + _results(results),
         "## Usage\n\n" + _usage(run),
         "## How it was measured\n\n" + _measured(run),
-        "## Citations\n\n" + "\n".join(f"- {line}" for line in run.citations or [_BERT]),
     ]
+    if run.citations:
+        sections.append("## Citations\n\n" + "\n".join(f"- {line}" for line in run.citations))
     ModelCard(f"---\n{_metadata(run).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n").save(run.export / "README.md")
 
 

@@ -99,7 +99,7 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        """True if the run has finished."""
+        """True if there is `results.json`, which is written last."""
         return self.results.is_file()
 
     @property

@@ -56,6 +56,7 @@ def make_plan(
         if isinstance(method, AdaLora)
         else _pruning(pruning, t.warmup_steps, num_steps),
         criterion=SCORES[pruning.criterion],
+        prunable=method.prunable if method else None,
         patience=t.early_stopping_patience,
         micro_steps_per_dispatch=t.micro_steps_per_dispatch,
         # All processes must dispatch the same number of micro-steps, but their clocks differ, so no time limit.

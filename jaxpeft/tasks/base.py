@@ -54,7 +54,7 @@ class Task(ABC):
     title: ClassVar[str]
     """The task in prose, such as "masked language modelling"."""
     head: ClassVar[str]
-    """The kind of transformers model that it needs: a key of `jaxpeft.models.build.HEADS`."""
+    """The kind of transformers model that it needs: a key of `jaxpeft.models.heads.HEADS`."""
     pipeline_tag: ClassVar[str]
     """The name of the task on the Hugging Face hub."""
     auto_class: ClassVar[str]

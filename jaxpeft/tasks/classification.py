@@ -14,6 +14,7 @@ import optax
 
 from jaxpeft.data import ClassificationData, Split, classification_data
 from jaxpeft.data.classification import cap_buckets
+from jaxpeft.errors import InputError
 from jaxpeft.tasks import TASKS
 from jaxpeft.tasks.base import Answers, Batch, RowOptions, Take, Task, most_likely, tokenize
 from jaxpeft.tasks.metrics import get_metric
@@ -34,7 +35,13 @@ class Classification(Task):
 
     @classmethod
     def for_labels(cls, num_labels: int | None, headline_metrics: Sequence[str] = ()) -> Task:
-        """The classification with `num_labels` classes. One class means that the labels are numbers, so it is a regression."""
+        """The classification with `num_labels` classes. One class means that the labels are numbers, so it is a regression.
+
+        Raises:
+            InputError: the labels are numbers, and this is a task that builds on classification.
+        """
+        if num_labels == 1 and cls is not Classification:
+            raise InputError(f"task {cls.name} needs classes, and the labels are numbers: give task classification")
         if num_labels == 1:
             return TASKS["regression"].for_labels(1)
         # Accuracy and F1 are always measured, so that any two runs can be compared.

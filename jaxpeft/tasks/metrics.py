@@ -14,7 +14,7 @@ from jaxpeft.errors import InputError, did_you_mean
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric.
+    """A figure of merit: its title, its direction, and how to compute it.
 
     Attributes:
         title: its name for readers.

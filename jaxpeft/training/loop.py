@@ -225,7 +225,9 @@ def _prune_alone(state: TrainState, runs: Sequence[RunState], step: int) -> Trai
     sites = state.adapters["sites"]
     if isinstance(schedule, Allocation):
         return allocate_step(state, schedule.budget_at(step, len(sites)), step == schedule.last_step)
-    return prune_step(state, keep_counts(sites, schedule.sparsity_at(step)), criterion=run.plan.criterion)
+    return prune_step(
+        state, keep_counts(sites, schedule.sparsity_at(step), run.plan.prunable), criterion=run.plan.criterion
+    )
 
 
 ALONE = Holding(prune=_prune_alone, states=lambda state, runs: [state], has_masks=lambda state: bool(state.masks))

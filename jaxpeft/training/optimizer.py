@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxpeft.errors import check_choice
 from jaxpeft.trees import Adapters, Layers
 
 
@@ -24,14 +25,20 @@ def learning_rate_schedule(
     """The learning rate by step: linear warm-up from 0 to `peak`, then `decay` to 0 at `num_steps` (or no decay).
 
     `peak` may be a traced array, so that one program serves replicas with different rates.
+
+    Raises:
+        InputError: there is no such decay.
     """
     rest, highest = max(num_steps - warmup_steps, 1), cast(float, peak)  # optax declares its rates as float only
     after = {
         "linear": optax.linear_schedule(highest, 0.0, rest),
         "cosine": optax.cosine_decay_schedule(highest, rest),
         "constant": optax.constant_schedule(highest),
-    }[decay]
-    return optax.join_schedules([optax.linear_schedule(0.0, highest, max(warmup_steps, 1)), after], [warmup_steps])
+    }
+    check_choice("training.schedule", decay, after)
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, highest, max(warmup_steps, 1)), after[decay]], [warmup_steps]
+    )
 
 
 # Flax's names for the biases of all layers and for the scales of layer norms. Fully trained parameters have Flax's names only.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from jaxpeft.pruning import Schedule
@@ -24,6 +24,7 @@ class Plan:
         learning_rate: step → learning rate.
         pruning: the schedule of pruning; None for a dense adapter; an `Allocation` for AdaLoRA.
         criterion: scores the entries when a `Schedule` prunes. An `Allocation` has its own scores.
+        prunable: names of the parameters that a `Schedule` prunes (`Method.prunable`); None: every matrix.
         patience: number of validations without improvement after which the run stops; None: never.
         micro_steps_per_dispatch: maximum micro-steps per compiled call.
         seconds_per_dispatch: maximum estimated seconds per call, because a stop signal waits for it. It must be infinite if
@@ -38,6 +39,7 @@ class Plan:
     learning_rate: Callable[[int], float]
     pruning: Schedule | Allocation | None = None
     criterion: Criterion = magnitude
+    prunable: Collection[str] | None = None
     patience: int | None = None
     micro_steps_per_dispatch: int = 1
     seconds_per_dispatch: float = math.inf

@@ -73,7 +73,7 @@ class DataParallel:
         return jax.device_get(tree) if self.mesh.is_multi_process else tree
 
     def largest(self, value: int) -> jax.Array:
-        """The largest `value` of all processes, int32, on all devices. No other method may be called with different arguments."""
+        """The largest `value` of all processes, int32, on all devices. No other method may be called with arguments that differ."""
         return _largest(self.shard(np.full(self.mesh.size, value, np.int32)))
 
     def replicated_shapes(self, tree: Any) -> Any:

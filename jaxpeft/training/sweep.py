@@ -227,6 +227,7 @@ def _prune(replicas: Replicas, runs: Sequence[RunState], step: int) -> Replicas:
         keep_counts(
             run.state.adapters["sites"],
             0.0 if isinstance(s := run.plan.pruning, Allocation | None) else s.sparsity_at(step),
+            run.plan.prunable,
         )
         for run in runs
     ]

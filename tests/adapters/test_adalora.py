@@ -15,7 +15,7 @@ import torch_side
 from tiers import slow
 
 from jaxpeft import BaseInfo, load_adapter, load_model, save_adapter
-from jaxpeft.adapters import AdaLora, Site
+from jaxpeft.adapters import AdaLora, Lora, Site
 from jaxpeft.config import AdapterConfig, DataConfig, PruningConfig, RunConfig, TrainingConfig
 from jaxpeft.errors import InputError
 from jaxpeft.inject import apply
@@ -351,6 +351,11 @@ def configured(steps=20, **pruning):
 
 def planned(config, method):
     return make_plan(config.training, config.pruning, batches_per_epoch=100, metric="loss", method=method)
+
+
+def test_a_run_s_plan_prunes_what_its_method_names():
+    assert planned(configured(), method=Lora()).prunable == Lora.prunable == ("a", "b")
+    assert planned(configured(), method=None).prunable is None
 
 
 def test_a_run_s_plan_has_the_allocation():

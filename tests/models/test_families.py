@@ -173,3 +173,10 @@ def test_a_family_is_one_file_and_one_line(tmp_path, monkeypatch):
         assert "toy" not in known("attention")
     finally:
         sys.modules.pop("toy_family", None)
+
+
+def test_every_family_cites_a_paper_of_its_own():
+    papers = [family.citation for family in FAMILIES.values()]
+    assert all(re.fullmatch(r".+: .+ et al\. \d{4}, arXiv \d{4}\.\d{5}", paper) for paper in papers), papers
+    assert len(set(papers)) == len(papers)
+    assert family_of("unknown").citation is None

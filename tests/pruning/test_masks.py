@@ -20,6 +20,14 @@ def kept(masks):
     return [np.asarray(mask).astype(int).reshape(-1).tolist() for mask in masks["layer"].values()]
 
 
+def test_only_what_a_method_names_is_pruned():
+    sites = {"layer": {"a": jnp.ones((4, 2)), "b": jnp.ones((2, 3)), "m": jnp.ones(4)}}
+    assert keep_counts(sites, 0.5) == {"layer": {"a": 4, "b": 3, "m": 4}}
+    assert keep_counts(sites, 0.5, ("a",)) == {"layer": {"a": 4, "b": 6, "m": 4}}
+    assert keep_counts(sites, 0.5, ("b", "m")) == {"layer": {"a": 8, "b": 3, "m": 2}}
+    assert keep_counts(sites, 0.5, ()) == {"layer": {"a": 8, "b": 6, "m": 4}}
+
+
 def test_the_largest_magnitudes_stay():
     assert kept(prune(sites([0.1, -0.4, 0.3, -0.2]), 0.5)) == [[0, 1, 1, 0]]
     assert kept(prune(sites([[0.1, -0.4], [0.3, -0.2]]), 0.25)) == [[0, 1, 1, 1]]

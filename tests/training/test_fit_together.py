@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from test_loop import Recorder, saved_updates
+from test_loop import Recorder, saved_steps
 from tiers import slow
 
 from jaxpeft.adapters import Lora
@@ -161,7 +161,7 @@ def test_every_run_is_what_it_would_be_alone(tmp_path, accumulation_steps, crite
         expected, recorder = trial.alone(i)
         assert_same(outcome, expected)
         assert_same_lines(trial.recorders[i], recorder)
-        assert saved_updates(tmp_path / f"together{i}") == saved_updates(tmp_path / f"alone{i}")
+        assert saved_steps(tmp_path / f"together{i}") == saved_steps(tmp_path / f"alone{i}")
         assert outcome.seconds_per_step > 0
 
 
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_ends_one_run(tmp_path):
     failed, fine = trial.together()
     assert isinstance(failed, InputError)
     assert "the loss is nan at step" in str(failed)
-    assert saved_updates(tmp_path / "together0") == []
+    assert saved_steps(tmp_path / "together0") == []
     assert_same(fine, trial.alone(1)[0])
 
 

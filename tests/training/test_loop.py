@@ -115,7 +115,7 @@ class Queued:
         return self.values
 
 
-def saved_updates(directory):
+def saved_steps(directory):
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
@@ -164,7 +164,7 @@ def test_updates_logs_and_validations_come_when_they_are_due(tmp_path):
     assert int(outcome.state.micro_step) == 21
     assert replace(outcome.progress, seconds=0) == Progress(7, best_step=6, best_score=0.3, since_best=1)
     assert outcome.signal is None
-    assert saved_updates(tmp_path) == [6, 7]
+    assert saved_steps(tmp_path) == [6, 7]
 
 
 def test_logged_metrics_are_means_over_the_passes_since_the_last_log(tmp_path):
@@ -213,7 +213,7 @@ def test_early_stopping_waits_for_its_patience_and_keeps_the_best(tmp_path):
     assert outcome.progress.best_step == 4
     assert outcome.progress.since_best == 2
     assert recorder.advanced[-1] == 8
-    assert saved_updates(tmp_path) == [4, 8]
+    assert saved_steps(tmp_path) == [4, 8]
 
 
 def test_a_run_that_stopped_early_stays_stopped_when_resumed(tmp_path):
@@ -249,7 +249,7 @@ def test_only_an_adapter_that_is_pruned_to_the_end_may_be_best(tmp_path, schedul
     np.testing.assert_array_equal(outcome.state.adapters["sites"]["layer"]["a"], [[0, 0, 0, 0, 5, 6, 7, 8]])
     sparsity = {step: metrics["sparsity"] for step, split, metrics in recorder.lines if split == "train"}
     assert sparsity[8] == 0.5
-    assert saved_updates(tmp_path) == [6, 8]
+    assert saved_steps(tmp_path) == [6, 8]
 
 
 def smallest(sites, **context):
@@ -263,16 +263,22 @@ def test_the_plan_s_criterion_chooses_what_is_pruned(tmp_path):
     np.testing.assert_array_equal(outcome.state.adapters["sites"]["layer"]["a"], [[1, 2, 3, 4, 0, 0, 0, 0]])
 
 
+def test_only_the_parameters_that_the_plan_names_are_pruned(tmp_path):
+    plan = replace(PLAN, num_steps=2, eval_every_steps=2, pruning=OneShot(0.5, step=1), prunable=("b",))
+    outcome = scripted(tmp_path, plan, scores=[0.1])
+    assert [int(mask.sum()) for mask in outcome.state.masks["layer"].values()] == [8, 2]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize(("position", "step"), [(0, 1), (5, 2), (6, 3), (13, 5)])
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path, bad, position, step):
-    """Three passes an update: pass 5 (from 0) belongs to update 2. Nothing is saved from that update on."""
+    """Three micro-steps a step: micro-step 5 (from 0) belongs to step 2. Nothing is saved from that step on."""
     losses = [1.0] * 18
     losses[position] = bad
     plan = replace(PLAN, accumulation_steps=3, log_every_steps=4)
     with pytest.raises(InputError, match=f"the loss is {bad} at step {step}; .*learning_rate"):
         scripted(tmp_path, plan, losses=losses)
-    assert all(update < step for update in saved_updates(tmp_path))
+    assert all(saved < step for saved in saved_steps(tmp_path))
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 6])
@@ -281,7 +287,7 @@ def test_a_stop_request_saves_and_returns(tmp_path, stop_after):
     outcome = scripted(tmp_path, PLAN, scores=[0.5, 0.6, 0.7], stop_after=stop_after, recorder=recorder)
     assert outcome.signal == 15
     assert outcome.progress.step == recorder.advanced[-1] == stop_after
-    assert saved_updates(tmp_path)[-1] == stop_after
+    assert saved_steps(tmp_path)[-1] == stop_after
     assert stop_after in recorder.steps("train")  # the last losses are logged
     assert recorder.steps("validation") == list(range(2, stop_after + 1, 2))
 

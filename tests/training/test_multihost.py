@@ -146,7 +146,7 @@ def test_a_signal_to_one_process_stops_all_and_any_number_resumes(root):
     assert_same_run(alone, root / "copy/two-hosts-masked")
 
 
-def test_what_one_process_may_not_do_none_does(root):
+def test_an_error_in_one_process_stops_all(root):
     (root / "runs/two-hosts-taken").mkdir(parents=True)
     (root / "runs/two-hosts-taken/file").touch()
     done = Hosts(root, flags_of("two-hosts-taken", CLASSES)).wait()

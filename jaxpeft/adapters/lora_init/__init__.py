@@ -23,7 +23,7 @@ from jaxpeft.adapters.lora_init.data_driven import eva, lora_ga
 from jaxpeft.adapters.lora_init.options import DATA_DRIVEN, Options, check_start, full_options, pissa_rounds
 from jaxpeft.adapters.lora_init.weight_driven import loftq, olora, pissa
 from jaxpeft.adapters.low_rank import init_low_rank, orthogonal
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, check_choice
 
 __all__ = ["DATA_DRIVEN", "Options", "check_start", "full_options", "init_lora", "loftq", "pissa_rounds"]
 
@@ -73,6 +73,7 @@ def init_lora(
                 f"init_lora_weights '{start}' needs statistics of data, and there are none of layer {site.path}: "
                 "give init_adapters(statistics=…) the statistics that jaxpeft.calibration.calibrate returns"
             )
+        check_choice("init_lora_weights", start, ("eva", "lora_ga"))
         if start == "eva":
             return eva(statistics, site, rank)
         return lora_ga(

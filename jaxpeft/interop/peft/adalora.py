@@ -25,7 +25,7 @@ class AdaLoraFormat(Format):
     }
 
     def to_config(self, method: AdaLora) -> dict[str, Any]:
-        """PEFT's options.
+        """The method's keys in adapter_config.json.
 
         Raises:
             InputError: if the method has no `total_step`, which PEFT demands of every file.

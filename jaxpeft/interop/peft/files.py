@@ -57,7 +57,7 @@ class BaseInfo:
     def of(cls, model: Model, name: str | None = None) -> BaseInfo:
         """The info of `model`, named by its hub id if it has one, else by its directory; `name` overrides both."""
         name = name or model.source.hub_id or str(model.source.directory.absolute())
-        task_type, c = "SEQ_CLS" if model.task == "classification" else None, model.config
+        task_type, c = model.head.peft_task_type, model.config
         width = getattr(c, "embedding_size", c.hidden_size)
         sizes = {"token_dim": width, "num_layers": c.num_hidden_layers, "num_attention_heads": c.num_attention_heads}
         return cls(name, model.torch_class, model.model_type, task_type, sizes)

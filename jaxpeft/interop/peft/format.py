@@ -45,7 +45,7 @@ class Format(ABC):
 
     @abstractmethod
     def to_config(self, method: Any) -> dict[str, Any]:
-        """PEFT's options for `method`."""
+        """The keys of `method` in adapter_config.json."""
 
     @abstractmethod
     def from_config(self, config: Config) -> Method:

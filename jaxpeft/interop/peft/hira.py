@@ -25,7 +25,7 @@ class HiraFormat(Format):
     embedding_keys = {"hira_embedding_A": "a", "hira_embedding_B": "b"}  # noqa: RUF012
 
     def to_config(self, method: Hira) -> dict[str, Any]:
-        """PEFT's options."""
+        """The method's keys in adapter_config.json."""
         return {
             "r": method.rank,
             "hira_dropout": method.dropout,

@@ -22,7 +22,7 @@ class Ia3Format(Format):
     keys = {"ia3_l": "l"}  # noqa: RUF012
 
     def to_config(self, method: Ia3) -> dict[str, Any]:
-        """PEFT's options."""
+        """The method's keys in adapter_config.json."""
         modules = method.feedforward_modules
         return {
             "feedforward_modules": modules if isinstance(modules, str) else list(modules),

@@ -26,7 +26,7 @@ class LnTuningFormat(Format):
         )
 
     def to_config(self, method: LnTuning) -> dict[str, Any]:
-        """PEFT's options."""
+        """The method's keys in adapter_config.json."""
         return {
             "target_modules": _plain(method.target_modules),
             "exclude_modules": _plain(method.exclude_modules),

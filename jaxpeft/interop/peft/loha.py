@@ -16,7 +16,7 @@ class LohaFormat(Format):
     keys = {f"hada_{name}": name for name in ("w1_a", "w1_b", "w2_a", "w2_b")}  # noqa: RUF012
 
     def to_config(self, method: Loha) -> dict[str, Any]:
-        """PEFT's options."""
+        """The method's keys in adapter_config.json."""
         return {**to_options(method), "init_weights": method.init_weights}
 
     def from_config(self, config: Config) -> Loha:

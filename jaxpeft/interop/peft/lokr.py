@@ -16,7 +16,7 @@ class LokrFormat(Format):
     keys = {f"lokr_{name}": name for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")}  # noqa: RUF012
 
     def to_config(self, method: Lokr) -> dict[str, Any]:
-        """PEFT's options."""
+        """The method's keys in adapter_config.json."""
         return {
             **to_options(method),
             "decompose_both": method.decompose_both,

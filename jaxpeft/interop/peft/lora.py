@@ -37,7 +37,10 @@ class LoraFormat(Format):
     }
 
     def to_config(self, method: Lora) -> dict[str, Any]:
-        """PEFT's options. Those of an initialisation are written in full, and only for it: PEFT warns about options that it ignores."""
+        """The method's keys in adapter_config.json.
+
+        Those of an initialisation are written in full, and only for it, because PEFT warns about options that it ignores.
+        """
         start = method.init_lora_weights
         return {
             "r": method.rank,

@@ -23,7 +23,7 @@ class PromptTuningFormat(Format):
     unsupported = {"num_transformer_submodules": 1}  # noqa: RUF012
 
     def to_config(self, method: PromptTuning) -> dict[str, Any]:
-        """PEFT's options.
+        """The method's keys in adapter_config.json.
 
         Raises:
             InputError: if TEXT lacks the text or its tokenizer's name, which PEFT demands of every file.

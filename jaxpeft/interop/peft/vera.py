@@ -17,7 +17,7 @@ class VeraFormat(Format):
     unsupported = {"bias": "none"}  # noqa: RUF012
 
     def to_config(self, method: Vera) -> dict[str, Any]:
-        """PEFT's options."""
+        """The method's keys in adapter_config.json."""
         return {
             "r": method.rank,
             "vera_dropout": method.dropout,
