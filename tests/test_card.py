@@ -110,6 +110,7 @@ def test_the_code_fills_masks(root):
     assert theirs.strip()
 
 
+@pytest.mark.slow
 def test_the_code_classifies(root):
     ours, theirs = outputs(root)["classification"]
     probabilities = [float(number) for number in re.findall(r"\d\.\d+", theirs)]
@@ -118,6 +119,7 @@ def test_the_code_classifies(root):
     )  # torch prints four digits
 
 
+@pytest.mark.slow
 def test_the_code_gives_the_value_of_a_regression(root):
     ours, theirs = outputs(root)["full"]
     assert float(re.search(r"-?\d\.\d+", theirs)[0]) == pytest.approx(eval(ours)[0][0][1], abs=1e-4)

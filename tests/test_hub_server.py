@@ -176,6 +176,7 @@ def test_huggingface_hub(server, run_client):
     assert sorted(server.downloads) == [f"{MODEL}/{name}" for name in result["files"]]  # each once: then from the cache
 
 
+@pytest.mark.slow
 def test_transformers(server, run_client):
     assert run_client(TRANSFORMERS_CLIENT) == {"model_type": "bert", "ids": [2, 5, 6, 3]}
     assert f"{MODEL}/vocab.txt" in server.downloads

@@ -46,7 +46,7 @@ def _root(tmp_path_factory):
     return tiny_runs.workplace(tmp_path_factory)
 
 
-@pytest.mark.parametrize("name", slow_but(RUNS, "dora", "prompt-tuning"))
+@pytest.mark.parametrize("name", slow_but(RUNS, "prompt-tuning"))
 def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypatch, capsys):
     method = "lora" if name in LORA else name
     built = []

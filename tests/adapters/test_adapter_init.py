@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpeft.adapters import METHODS, FrozenLayer, Hira, Lokr, Lora, Site, SiteMethod, dora
+from jaxpeft.adapters import METHODS, AdaLora, FrozenLayer, Hira, Lokr, Lora, Site, SiteMethod, dora
 from jaxpeft.adapters.base import dropout
 from jaxpeft.errors import InputError
 
@@ -33,6 +33,14 @@ def test_scaling_is_alpha_over_rank():
     assert Lora().scaling == 1
     assert Lora(rank=16, alpha=16, use_rslora=True).scaling == 4
     assert not hasattr(Hira(), "scaling")
+
+
+def test_which_biases_of_the_base_train():
+    leaves = ["query/kernel", "query/bias", "value/bias", "norm/bias", "norm/scale"]
+    for kind in (Lora, AdaLora):
+        assert kind().fully_trained(leaves, ["query"]) == set()
+        assert kind(bias="all").fully_trained(leaves, ["query"]) == {"query/bias", "value/bias", "norm/bias"}
+        assert kind(bias="lora_only").fully_trained(leaves, ["query"]) == {"query/bias"}
 
 
 def test_lora_bias_is_refused_where_peft_refuses_it():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiers import slow_but
+from tiers import slow, slow_but
 
 from jaxpeft.adapters import Hira, Lora
 from jaxpeft.inject import apply
@@ -93,7 +93,7 @@ def test_the_base_s_dropout_is_what_it_was_without_adapters(tiny_models, kind, m
     np.testing.assert_array_equal(adapted, base)
 
 
-@pytest.mark.parametrize("options", [{}, NF4], ids=["fp32", "nf4"])
+@pytest.mark.parametrize("options", [pytest.param({}, id="fp32"), pytest.param(NF4, marks=slow, id="nf4")])
 def test_gradient_checkpointing_changes_nothing_and_drops_the_same_units(tiny_models, options):
     options = {"config": {"num_hidden_layers": 1}, **options}
     plain, remat = tiny_models("bert", **options), tiny_models("bert", gradient_checkpointing=True, **options)

@@ -77,7 +77,7 @@ def test_it_loads_here_as_it_was(run):
     np.testing.assert_array_equal(run.logits(frozen=frozen, adapters=adapters, masks={}), run.logits())
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.method == "sparse"], ids=str)
+@pytest.mark.parametrize("case", slow_but([case for case in CASES if case.method == "sparse"], SPARSE))
 def test_half_of_every_tensor_is_zero(case, trained):
     tensors = torch_side.tensors_of(trained(case).directory)
     adapter = {key: tensor for key, tensor in tensors.items() if "lora_" in key}
@@ -86,7 +86,7 @@ def test_half_of_every_tensor_is_zero(case, trained):
         assert np.count_nonzero(tensor) == round(tensor.size / 2)
 
 
-@pytest.mark.parametrize("case", NEW_HEADS, ids=str)
+@pytest.mark.parametrize("case", slow_but(NEW_HEADS, Case("bert", "sparse")))
 def test_a_new_heads_bias_is_in_the_file_and_in_peft(case, trained):
     run, name = trained(case), NEW_HEADS[case]
     bias = torch_side.tensors_of(run.directory)[f"base_model.model.{name}"]
@@ -157,7 +157,7 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", slow_but(TARGETS, "all-linear-and-a-new-head", "regex", "a-part-of-the-head"))
 def test_the_layers_are_the_same_ones_in_peft(name, tmp_path):
     model_type, kind, task, options = TARGETS[name]
     base = torch_side.write_base(tmp_path / "base", model_type, kind, layers=2)

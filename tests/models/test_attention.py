@@ -108,7 +108,7 @@ def test_devices_answer_their_own_texts(tiny_models):
     assert not [kind for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if kind in program]
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", slow_but([False, True], True))
 def test_the_arguments_of_cudnn(packed):
     """cuDNN's call with XLA in its place: masks and lengths say what dense attention is told."""
     query, key, value = (tiny.normal(seed, 2, 9, 2, 8) for seed in range(3))

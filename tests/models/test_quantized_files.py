@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import torch_side
+from tiers import slow
 from trained import our_logits
 
 from jaxpeft import InputError, Quantization, load_model, quantize_model, save_model
@@ -104,8 +105,8 @@ def assert_same_logits(directory, model_type, task, num_layers, scheme):
     [
         *((scheme, "bert", "masked-lm", 6) for scheme in SCHEMES),
         ("nf4-double", "bert", "classification", 7),  # and the pooler
-        ("fp4-double", "distilbert", "classification", 6),
-        ("nf4-128", "roberta", "masked-lm", 6),
+        pytest.param("fp4-double", "distilbert", "classification", 6, marks=slow),
+        pytest.param("nf4-128", "roberta", "masked-lm", 6, marks=slow),
     ],
 )
 def test_torch_loads_what_we_write(ours, scheme, model_type, task, num_layers):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_runs
+from tiers import slow
 
 from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, PruningConfig, RunConfig, TrainingConfig
 from jaxpeft.config.parsing import parse_run
@@ -76,12 +77,14 @@ def real(config):
     [
         {"use_dora": True, "model": {"dtype": "bfloat16"}},
         {"model": {"quantization": "nf4"}, "training": {"accumulation_steps": 2}},
-        {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}, "modules_to_save": ["cls"]},
+        pytest.param(
+            {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}, "modules_to_save": ["cls"]}, marks=slow
+        ),
         {"method": "hira", "model": {"quantization": "int8"}, "pruning": {"sparsity": 0.5}},
         {"method": "adalora", "rank": None},
-        {"method": "vera"},
+        pytest.param({"method": "vera"}, marks=slow),
         {"method": "prompt-tuning", "num_virtual_tokens": 4},
-        {"method": "full"},
+        pytest.param({"method": "full"}, marks=slow),
     ],
     ids=lambda options: "-".join(map(str, [options.get("method", "lora"), *options]))[:40],
 )

@@ -254,3 +254,13 @@ def test_refuses_what_is_no_finite_float_matrix(kernel, message, data_type):
     with pytest.raises(InputError, match=message) as caught:
         quantize(kernel, data_type=data_type)
     assert "\n" not in str(caught.value)
+
+
+def test_runs_that_train_together_hold_one_base_back():
+    """The base is not copied for each of them: what comes out has no axis of runs."""
+    values, stored = jnp.arange(6.0).reshape(3, 2), jnp.arange(4, dtype=jnp.uint8)
+    held = jax.vmap(_held_back, in_axes=(0, None), out_axes=None)(values, stored)
+    np.testing.assert_array_equal(held, stored)
+    assert held.dtype == stored.dtype
+    each = jax.vmap(_held_back)(values, jnp.stack([stored, stored + 1, stored + 2]))
+    np.testing.assert_array_equal(each, [stored, stored + 1, stored + 2])

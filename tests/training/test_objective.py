@@ -36,19 +36,22 @@ def test_logits_at_the_masked_positions_are_those_of_the_whole_sequence(tiny_mod
     frozen, adapters = tiny.adapted(model, method)
     batch, objective = tiny.batch(2), Objective(model, method, MaskedLM())
 
-    logits = objective.logits(frozen, adapters, {}, batch)
-    assert logits.shape == (2, 3, tiny.VOCABULARY)
+    @jax.jit
+    def taken(adapters):
+        return objective.logits(frozen, adapters, {}, batch)
 
+    @jax.jit
     def whole(adapters):
         out = apply(model.module, frozen, adapters, method, **model.inputs(batch)).logits
         assert out.shape == (2, tiny.SEQUENCE, tiny.VOCABULARY)
         return take_positions(out, batch["positions"])
 
+    logits = taken(adapters)
+    assert logits.shape == (2, 3, tiny.VOCABULARY)
     chex.assert_trees_all_close(logits, whole(adapters), rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(objective.loss(logits, batch), objective.loss(whole(adapters), batch), rtol=1e-5)
     found, expected = (
-        jax.jit(jax.grad(lambda adapters, f=f: objective.loss(f(adapters), batch)[0]))(adapters)
-        for f in (lambda adapters: objective.logits(frozen, adapters, {}, batch), whole)
+        jax.jit(jax.grad(lambda adapters, f=f: objective.loss(f(adapters), batch)[0]))(adapters) for f in (taken, whole)
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 

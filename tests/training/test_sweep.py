@@ -163,6 +163,7 @@ def test_members_one_after_the_other_in_the_program(bert):
     assert [hidden in text for text in texts] == [False, True]
 
 
+@pytest.mark.slow
 def test_members_on_a_quantised_base_share_it():
     """In the compiled program there is one dequantised kernel of a layer, whatever number of members reads it."""
     methods = [Lora(rank=2, alpha=2), Lora(rank=2, alpha=8, dropout=0.2)]
