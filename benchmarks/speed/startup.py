@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.rounds import ROOT
+from jaxpeft.runs.directory import RunDirectory
 
 _POLL_SECONDS = 0.02
 
@@ -38,7 +39,7 @@ def first_step_seconds(output_dir: Path, cache: Path, *flags: str) -> float:
             stderr=errors,
         )
         try:
-            while not _has_trained(output_dir / "run" / "metrics.jsonl"):
+            while not _has_trained(RunDirectory(output_dir / "run").metrics):
                 if run.poll() is not None:
                     errors.seek(0)
                     raise RuntimeError(f"{' '.join(command)} ended before its first step:\n{errors.read()}")

@@ -30,6 +30,7 @@ class CardSubject:
         model: the base.
         method: the adapter method as configured; None for the baselines.
         results: the run's measurements.
+        drawn_base: the directory of the base if the run initialised it at random, because no other place has it; else None.
     """
 
     export: Path
@@ -38,6 +39,7 @@ class CardSubject:
     model: Model
     method: Method | None
     results: Results
+    drawn_base: Path | None = None
 
     @property
     def title(self) -> str:
@@ -233,8 +235,8 @@ def _torch_lines(run: CardSubject, sentence: str) -> str:
 def _base_lines(run: CardSubject) -> list[str]:
     model = run.model
     packaged = model.source.packaged_as
-    if run.config.model.weights == "random":  # only this run has the base, which was saved beside the adapter
-        return [f"base = {str(run.export.parent / 'base')!r}"]
+    if run.drawn_base:
+        return [f"base = {str(run.drawn_base)!r}"]
     if packaged:
         package, _, folder = packaged.removeprefix("package:").partition("/")
         hub = f"  # the hub's {model.source.hub_id}" if model.source.hub_id else ""

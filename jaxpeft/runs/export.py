@@ -82,7 +82,8 @@ def finalize(
             trained_together=trained_together,
         )
         plot_curves(read_metrics(directory.metrics), directory.curves, setup.config.run_name)
-        write_card(CardSubject(exported.parent, setup.config, setup.task, setup.model, setup.method, results))
+        base = directory.base if _is_drawn(setup) else None
+        write_card(CardSubject(exported.parent, setup.config, setup.task, setup.model, setup.method, results, base))
         write_results(results, directory.results)
         return results
 
@@ -99,9 +100,8 @@ def show(setup: RunSetup, results: Results) -> None:
     shapes = ", ".join(results.compiled_shapes)
     log(f"compiled {len(results.compiled_shapes)} training programs, one for each shape of a batch: {shapes}")
     directory = setup.directory
-    log(
-        f"\nfiles in {directory}: adapter, model card, curves.png, results.json, metrics.jsonl, config.yaml, checkpoints"
-    )
+    files = (directory.curves, directory.results, directory.metrics, directory.config, directory.checkpoints)
+    log(f"\nfiles in {directory}: adapter, model card, {', '.join(path.name for path in files)}")
     log("next:")
     log(f"  python -m jaxpeft predict {directory} {results.sentence()!r}")
     if setup.objective.virtual_tokens == 0:  # virtual tokens are added to the input and cannot be merged into weights
@@ -121,12 +121,16 @@ def _examples(setup: RunSetup, adapters: Adapters, masks: Layers) -> list | None
     return predict(setup.objective, setup.frozen, adapters, masks, setup.tokenizer, setup.examples, top=3)
 
 
+def _is_drawn(setup: RunSetup) -> bool:
+    """True if the base's weights were drawn at random, so that only this run has them."""
+    return setup.config.model.weights == "random"
+
+
 def _export(setup: RunSetup, frozen: Any, best: TrainState) -> Path:
     """Write the adapter in PEFT's files, or the model after full fine-tuning. Returns the path of the weights."""
     config, model, adapted, directory = setup.config, setup.model, setup.adapted, setup.directory
     also: dict[str, Any] = {"tokenizer": setup.tokenizer, "label_names": setup.splits.label_names}
-    is_random = config.model.weights == "random"
-    if is_random:
+    if _is_drawn(setup):
         # No other place has this base, and the adapter is useless without it.
         save_model(directory.base, model, merge(model.params, {**adapted.adapters, "sites": {}}), **also)
     if config.adapter.method == "full":
@@ -135,7 +139,7 @@ def _export(setup: RunSetup, frozen: Any, best: TrainState) -> Path:
         directory.adapter,
         best.adapters,
         with_length(adapted.method, setup.plan.num_steps),
-        base=BaseInfo.of(model, str(directory.base.absolute()) if is_random else None),
+        base=BaseInfo.of(model, str(directory.base.absolute()) if _is_drawn(setup) else None),
         frozen=frozen,
         start=adapted.adapters,
         masks=best.masks,
