@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteMethod, SiteParams, dropout
-from jaxpeft.adapters.lora import Lora
+from jaxpeft.adapters.lora import Biases, Lora
 from jaxpeft.errors import InputError, check_choice
 from jaxpeft.trees import Layers
 
@@ -68,14 +68,14 @@ class AdaLora(SiteMethod):
     orth_reg_weight: float = 0.5
     alpha: float = 8.0
     dropout: float = 0.0
-    bias: Literal["none", "all", "lora_only"] = "none"
+    bias: Biases = "none"
     init_lora_weights: bool = True
     rank_pattern: Mapping[str, Sequence[bool]] = field(default_factory=dict)
     total_step: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse an unknown choice of biases, and options from which no schedule can be made."""
-        check_choice("bias", self.bias, ("none", "all", "lora_only"))
+        check_choice("bias", self.bias, get_args(Biases))
         checks = [
             ("init_r", self.init_r, self.init_r >= 1, "at least 1"),
             ("target_r", self.target_r, self.target_r >= 0, "at least 0"),

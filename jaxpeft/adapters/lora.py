@@ -17,7 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,9 @@ from jaxpeft.adapters.lora_init import (
 )
 from jaxpeft.errors import InputError, check_choice
 
+Biases = Literal["none", "all", "lora_only"]
+"""Which biases of the base train too."""
+
 
 @dataclass(frozen=True)
 class Lora(ModifiesBase):
@@ -74,7 +77,7 @@ class Lora(ModifiesBase):
     use_dora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    bias: Literal["none", "all", "lora_only"] = "none"
+    bias: Biases = "none"
     lora_bias: bool = False
     init_lora_weights: bool | str = True
     loftq_config: Options | None = None
@@ -85,7 +88,7 @@ class Lora(ModifiesBase):
         """Refuse an unknown initialisation, and options that exclude each other."""
         options = {name: getattr(self, name) for name in ("loftq_config", "eva_config", "lora_ga_config")}
         check_start(self.init_lora_weights, options, lora_bias=self.lora_bias)
-        check_choice("bias", self.bias, ("none", "all", "lora_only"))
+        check_choice("bias", self.bias, get_args(Biases))
         if self.lora_bias and self.use_dora:
             raise InputError("lora_bias and use_dora exclude each other, as in PEFT; set one of them to false")
 

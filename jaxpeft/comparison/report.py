@@ -51,8 +51,7 @@ def write_report(config: CompareConfig) -> Path:
     (directory / "report.html").write_text(_render("report.html.j2", autoescape=True, **context))
     _write_csv(summary.records, directory / "results.csv")
     for task, rows in tables.items():
-        heads = {*_IN_THE_TERMINAL, *(metric.title for metric in METRICS.values())}
-        shown = [[column for column in row if column.head in heads] for row in rows]
+        shown = [[column for column in row if column.head in _IN_THE_TERMINAL] for row in rows]
         show_table(task, [column.head for column in shown[0]], [[column.text for column in row] for row in shown])
     for what, why in summary.failures:
         log(f"failed: {what}: {why}")
@@ -61,7 +60,8 @@ def write_report(config: CompareConfig) -> Path:
     return path
 
 
-_IN_THE_TERMINAL = ("method", "trained", "tokens/s", "against the baseline")  # and the metrics
+_METRICS = {metric.title for metric in METRICS.values()}
+_IN_THE_TERMINAL = {"method", "trained", "tokens/s", "against the baseline", *_METRICS}
 
 
 def cells(row: Row, baseline: str) -> list[Column]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,15 +18,24 @@ from jaxpeft.tasks import TASKS
 _IN_A_REGISTRY = {("adapter", "method"), ("pruning", "criterion"), ("pruning", "schedule"), ("model", "quantization")}
 
 
-def check_choices(**sections: Any) -> None:
+def check_choices(**sections: object) -> None:
     """Raise InputError for a value that its field's `Literal` does not list. Flags are checked already; Python's values are not."""
     for section, config in sections.items():
-        for name, hint in get_type_hints(type(config)).items():
-            choices = get_args(hint) if get_origin(hint) is not Literal else (hint,)
-            known = [value for choice in choices if get_origin(choice) is Literal for value in get_args(choice)]
-            optional = [None] if type(None) in choices else []
-            if known and (section, name) not in _IN_A_REGISTRY:
-                check_choice(f"{section}.{name}", getattr(config, name), [*known, *optional])
+        for name, choices in _choices(type(config)).items():  # type: ignore[arg-type]
+            if (section, name) not in _IN_A_REGISTRY:
+                check_choice(f"{section}.{name}", getattr(config, name), choices)
+
+
+@functools.cache  # the annotations are text, and evaluating them takes a millisecond
+def _choices(kind: type) -> dict[str, list[Any]]:
+    """Field → the values that its `Literal` lists, for the fields that have one."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
+        known = [value for part in parts if get_origin(part) is Literal for value in get_args(part)]
+        if known:
+            found[name] = [*known, None] if type(None) in parts else known
+    return found
 
 
 def check_ranges(

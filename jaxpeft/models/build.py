@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ from jaxpeft.models.sources import Source, resolve
 from jaxpeft.models.weights import Checkpoint, open_checkpoint
 from jaxpeft.quantization import Quantization, QuantizedTensor, dequantize, is_quantized, quantize
 from jaxpeft.trees import Params, leaf_paths, nest
+
+Weights = Literal["pretrained", "random"]
+"""Where a model's weights come from: its checkpoint, or random draws."""
 
 Leaf = TypeVar("Leaf", np.ndarray, QuantizedTensor, np.ndarray | QuantizedTensor)
 
@@ -176,7 +179,7 @@ def open_model(
     name: str,
     task: str,
     *,
-    weights: Literal["pretrained", "random"],
+    weights: Weights,
     num_labels: int | None,
     dtype: str,
     dropout: float | None,
@@ -184,7 +187,7 @@ def open_model(
     trained_leaves: Callable[[Sequence[str], str], set[str]],
 ) -> CheckpointHandle:
     """Find a model's files and build everything that needs no weight. Arguments and errors are those of `load_model`."""
-    check_choice("weights", weights, ("pretrained", "random"))
+    check_choice("weights", weights, get_args(Weights))
     source = resolve(name)
     config = read_config(source, num_labels)
     abstract = build_abstract_model(
@@ -201,7 +204,7 @@ def load_model(
     name: str,
     task: str,
     *,
-    weights: Literal["pretrained", "random"] = "pretrained",
+    weights: Weights = "pretrained",
     num_labels: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     dropout: float | None = None,

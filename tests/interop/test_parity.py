@@ -48,7 +48,7 @@ def compared(bases, tmp_path_factory):
     return make
 
 
-def same_logits(ours, theirs):
+def assert_same_logits(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_logits_and_files_both_ways(name, compared, tmp_path):
     base, pair, logits, _ = compared(name)
     theirs = torch_side.torch_logits(pair.peft, pair.inputs)
     assert np.abs(theirs - parity.silenced(pair)).max() > 1e-3  # it says something
-    same_logits(logits, theirs)
+    assert_same_logits(logits, theirs)
 
     pair.save(tmp_path / "ours", pair.adapters)
     before, after = (
@@ -104,7 +104,7 @@ def test_a_hundred_updates_of_adamw(name, shallow_bases, tmp_path):
     pair = parity.make_pair(case, base, model, tmp_path / "theirs", trained=False)
     trained = [parameter for parameter in pair.peft.parameters() if parameter.requires_grad]
     theirs = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01)
-    train_both(pair, case, theirs, optax.adamw(1e-3, weight_decay=0.01), tmp_path / "ours")
+    assert_same_training(pair, case, theirs, optax.adamw(1e-3, weight_decay=0.01), tmp_path / "ours")
 
 
 @pytest.mark.slow
@@ -128,10 +128,10 @@ def test_lora_plus(shallow_bases, tmp_path):
     assert len(embeddings) == 2
     plus = LoraPlus(8, Lora.loraplus, 0.1, embeddings)
     ours = build_optimizer(optax.constant_schedule(1e-3), weight_decay=0.01, max_grad_norm=0.0, lora_plus=plus)
-    train_both(pair, case, theirs, ours, tmp_path / "ours")
+    assert_same_training(pair, case, theirs, ours, tmp_path / "ours")
 
 
-def train_both(pair, case, theirs, ours, directory):
+def assert_same_training(pair, case, theirs, ours, directory):
     """A hundred updates on one batch: losses to 1e-4, the adapter's weights to 1e-3.
 
     Both sides in float64: Adam makes whole steps of what float32 rounds, and what it rounds depends on the processor.

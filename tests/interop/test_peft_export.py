@@ -37,7 +37,7 @@ def run(request, trained):
     return trained(request.param)
 
 
-def same_logits(ours, theirs):
+def assert_same_logits(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
@@ -50,7 +50,7 @@ def test_peft_computes_the_same_logits(run, tmp_path):
     ours = run.logits()
     assert np.abs(ours - before).max() > 0.1
     peft = torch_side.load_peft(torch_side.load_torch(base, case.task, num_labels=case.num_labels), run.directory)
-    same_logits(ours, torch_side.torch_logits(peft, run.inputs))
+    assert_same_logits(ours, torch_side.torch_logits(peft, run.inputs))
 
 
 def test_what_the_file_holds(run):
@@ -118,11 +118,11 @@ def test_the_config_alone_names_the_base(trained):
     from peft import AutoPeftModel, AutoPeftModelForSequenceClassification
 
     masked, labelled = trained(CASES[0]), trained(Case("distilbert", "lora", "classification"))
-    same_logits(
+    assert_same_logits(
         masked.logits(), torch_side.torch_logits(AutoPeftModel.from_pretrained(masked.directory).eval(), masked.inputs)
     )
     peft = AutoPeftModelForSequenceClassification.from_pretrained(labelled.directory).eval()
-    same_logits(labelled.logits(), torch_side.torch_logits(peft, labelled.inputs))
+    assert_same_logits(labelled.logits(), torch_side.torch_logits(peft, labelled.inputs))
 
 
 def test_an_adapter_goes_onto_a_4_bit_base(trained):
@@ -177,4 +177,4 @@ def test_the_layers_are_the_same_ones_in_peft(name, tmp_path):
     inputs = torch_side.batch(model_type)
     ours = our_logits(model, frozen=adapted.frozen, adapters=adapters, method=adapted.method, inputs=inputs)
     peft = torch_side.load_peft(torch_side.load_torch(base, task), tmp_path / "adapter")
-    same_logits(ours, torch_side.torch_logits(peft, inputs))
+    assert_same_logits(ours, torch_side.torch_logits(peft, inputs))
