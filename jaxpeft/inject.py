@@ -15,10 +15,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxpeft.adapters.base import FrozenLayer, Method, Site, SiteMethod, SiteParams, check_masks
+from jaxpeft.adapters.channels import Channels
+from jaxpeft.adapters.channels import forward as forward_at
 from jaxpeft.errors import InputError, did_you_mean
 from jaxpeft.pruning.masks import apply_masks
 from jaxpeft.quantization import QuantizedTensor, dequantize, is_quantized, recomputed
 from jaxpeft.trees import Adapters, Layers, Params, join, leaf_paths, nest, without_shared
+
+ALL = Channels()
+"""Every channel of a layer."""
+
+LayerOverride = Callable[[Callable[..., jax.Array], jax.Array], jax.Array]
+"""`(run, x) → y`, called instead of a linear layer on its input x. `run(x, channels)` computes the layer, with its adapter, at the
+`channels` (default: all of them)."""
 
 
 def discover_sites(module: nn.Module, params: Params, **inputs: Any) -> dict[str, Site]:
@@ -66,6 +75,7 @@ def apply(
     dropout_rng: jax.Array | None = None,
     input_hooks: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
     module_overrides: Mapping[str, Callable[..., Any]] | None = None,
+    layer_overrides: Mapping[str, LayerOverride] | None = None,
     **inputs: Any,
 ) -> Any:
     """Run `module` on `inputs` with `adapters` at their layers; return the module's own output.
@@ -80,6 +90,7 @@ def apply(
         input_hooks: module path → function applied to every positional argument of the module's call.
         module_overrides: module path → function called instead of the module. Its first argument is the module, the others are
             those of the call. The layers that it calls keep their adapters.
+        layer_overrides: layer path → function that decides which channels of a linear layer are computed, for which tokens.
         **inputs: the module's keyword arguments.
 
     Raises:
@@ -93,7 +104,7 @@ def apply(
     params = nest({path: leaf for path, leaf in leaves.items() if path not in quantized})
     visited: set[str] = set()
     called: set[str] = set()
-    input_hooks, module_overrides = input_hooks or {}, module_overrides or {}
+    input_hooks, module_overrides, layer_overrides = input_hooks or {}, module_overrides or {}, layer_overrides or {}
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         path = "/".join(context.module.path)
@@ -103,15 +114,20 @@ def apply(
             if path in module_overrides:
                 return module_overrides[path](context.module, *args, **kwargs)
         tensor = quantized.get(f"{path}/kernel")
-        if not _kind(context) or (tensor is None and path not in sites):
+        if not _kind(context) or (tensor is None and path not in sites and path not in layer_overrides):
             return call(*args, **kwargs)
         visited.add(path)
-        if path not in sites:
-            return _run_layer(context.module, call, args[0], tensor, None, {}, None)
-        assert isinstance(method, SiteMethod), "adapters at sites need the method they belong to"
-        # Flax folds the layer's path into the key. So the base's dropout draws the same masks as without adapters.
-        key = context.module.make_rng("dropout") if method.uses_rng and dropout_rng is not None else None
-        return _run_layer(context.module, call, args[0], tensor, method.at(path), {**shared, **sites[path]}, key)
+        own = sites.get(path)
+        assert own is None or isinstance(method, SiteMethod), "adapters at sites need the method they belong to"
+        at = method.at(path) if own is not None and isinstance(method, SiteMethod) else None
+        params = {} if own is None else {**shared, **own}
+
+        def run(x: jax.Array, channels: Channels = ALL) -> jax.Array:
+            # Flax folds the layer's path into the key. So the base's dropout draws the same masks as without adapters.
+            key = context.module.make_rng("dropout") if at and at.uses_rng and dropout_rng is not None else None
+            return _run_layer(context.module, call, x, tensor, at, params, key, channels)
+
+        return layer_overrides[path](run, args[0]) if path in layer_overrides else run(args[0])
 
     rngs = None if dropout_rng is None else {"dropout": dropout_rng}
     with nn.intercept_methods(intercept):
@@ -121,8 +137,9 @@ def apply(
             raise InputError(
                 f"the adapter names layer '{path}', which the model never calls{did_you_mean(path, visited)}"
             )
-    expected = input_hooks.keys() | module_overrides.keys()
-    assert called == expected, f"input hooks or module overrides at {expected - called}, which the model never calls"
+    expected = input_hooks.keys() | module_overrides.keys() | layer_overrides.keys()
+    called |= layer_overrides.keys() & visited
+    assert called == expected, f"hooks or overrides at {expected - called}, which the model never calls"
     return out
 
 
@@ -150,6 +167,7 @@ def _run_layer(
     method: SiteMethod | None,
     params: SiteParams,
     rng: jax.Array | None,
+    channels: Channels = ALL,
 ) -> jax.Array:
     """Run one layer. Its kernel is an array, or quantised in `tensor`. `method` and `params` are its adapter, if it has one."""
     if isinstance(module, nn.Embed):
@@ -163,29 +181,41 @@ def _run_layer(
     bias: jax.Array | None = module.get_variable("params", "bias")
 
     if tensor is None:
-        assert method is not None
         kernel: jax.Array = module.get_variable("params", "kernel")
-        return method.forward(x, params, FrozenLayer(call, kernel.astype, bias, dtype), rng)
+        return _forward(method, x, params, FrozenLayer(call, kernel.astype, bias, dtype), rng, channels)
 
     # Options of the method may be traced arrays (`training/sweep.py`). `run` is recomputed, so it must not close over those.
     options = {name: value for name, value in vars(method).items() if isinstance(value, jax.Array)} if method else {}
 
     @recomputed
     def run(
-        tensor: QuantizedTensor,
+        stored: tuple[QuantizedTensor, Channels],
         rng: jax.Array | None,
         x: jax.Array,
         bias: jax.Array | None,
         params: SiteParams,
         options: dict[str, jax.Array],
     ) -> jax.Array:
+        tensor, channels = stored
+
         def base(x: jax.Array) -> jax.Array:
             return layer.plus_bias(x.astype(dtype) @ layer.kernel())
 
         layer = FrozenLayer(base, lambda dtype: dequantize(tensor, dtype), bias, dtype)
-        if method is None:
-            return base(x)
-        own: SiteMethod = replace(method, **options)  # type: ignore[type-var]
-        return own.forward(x, params, layer, rng)
+        own: SiteMethod | None = replace(method, **options) if method else None  # type: ignore[type-var]
+        return _forward(own, x, params, layer, rng, channels)
 
-    return run(tensor, rng, x, bias, params, options)
+    return run((tensor, channels), rng, x, bias, params, options)
+
+
+def _forward(
+    method: SiteMethod | None,
+    x: jax.Array,
+    params: SiteParams,
+    layer: FrozenLayer,
+    rng: jax.Array | None,
+    channels: Channels,
+) -> jax.Array:
+    if not channels.are_all:
+        return forward_at(method, x, params, layer, rng, channels)
+    return layer.base(x) if method is None else method.forward(x, params, layer, rng)

@@ -70,9 +70,14 @@ No Flax module can have this name.
 """
 
 
+ESTIMATORS = "+estimators"
+"""Key in `frozen`, beside the model's modules, of the estimators that choose channels (`jaxpeft.contextual`): layer path → arrays."""
+
+
 def without_shared(frozen: Params) -> tuple[Params, dict[str, Any]]:
     """Split `frozen` into the model's own parameters and the arrays that the method shares among its sites."""
-    return {key: value for key, value in frozen.items() if key != SHARED}, frozen.get(SHARED, {})
+    own = {key: value for key, value in frozen.items() if key not in (SHARED, ESTIMATORS)}
+    return own, frozen.get(SHARED, {})
 
 
 def under(path: str, prefixes: Iterable[str]) -> bool:

@@ -58,6 +58,8 @@ class AdaLora(SiteMethod):
     )
     allocated: ClassVar[tuple[str, ...]] = ("e",)
     default_role: ClassVar[str | None] = "adalora"
+    input_axes: ClassVar[Mapping[str, int]] = {"a": 0}
+    output_axes: ClassVar[Mapping[str, int]] = {"b": 1}
     target_r: int = 8
     init_r: int = 12
     tinit: int = 0

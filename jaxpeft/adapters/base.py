@@ -133,6 +133,10 @@ class SiteMethod(Method):
 
     embeddings: ClassVar[bool] = False
     """True if embeddings can be adapted too."""
+    input_axes: ClassVar[Mapping[str, int]] = {}
+    """Parameters with an axis that counts the layer's inputs → that axis. See `at_channels`."""
+    output_axes: ClassVar[Mapping[str, int]] = {}
+    """Parameters with an axis that counts the layer's outputs → that axis."""
     word_embeddings_only: ClassVar[bool] = False
     """True if it adapts the word embeddings and nothing else, so that there are no `target_modules` to choose."""
 
@@ -174,6 +178,29 @@ class SiteMethod(Method):
     @abstractmethod
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
         """The adapted layer on x, in the layer's dtype, as it is computed in training. `rng` is None if nothing is random."""
+
+    def at_channels(
+        self, params: SiteParams, *, inputs: jax.Array | None, outputs: jax.Array | None
+    ) -> SiteParams | None:
+        """The parameters with which `forward` computes a layer that is cut to some channels (`adapters.channels`).
+
+        Args:
+            params: those of the whole layer.
+            inputs: int32 `[k]`, the rows of the kernel that are left; None: all.
+            outputs: int32 `[k]`, the columns that are left; None: all.
+
+        Returns:
+            `params` cut along `input_axes` and `output_axes`; None if the method does not declare these axes, because only the
+            whole layer can then be computed.
+        """
+        for channels, axes in ((inputs, self.input_axes), (outputs, self.output_axes)):
+            if channels is not None and not axes:
+                return None
+            params = {
+                name: leaf if channels is None or name not in axes else at_indices(leaf, channels, axes[name])
+                for name, leaf in params.items()
+            }
+        return params
 
     def penalty(self, sites: Layers) -> jax.Array | None:
         """A term of the training loss that depends on the adapters only, or None."""
@@ -267,6 +294,11 @@ def dropout(x: jax.Array, rate: float | jax.Array, rng: jax.Array | None) -> jax
 def in_dtype(factor: float | jax.Array, x: jax.Array) -> jax.Array:
     """`factor` in the dtype of `x`: unlike a Python number, an fp32 array would promote a bf16 product."""
     return jnp.asarray(factor, x.dtype)
+
+
+def at_indices(x: jax.Array, indices: jax.Array, axis: int) -> jax.Array:
+    """`x` at the `indices: [k]` of one axis. They must be inside the axis and without repetition."""
+    return jnp.take(x, indices, axis=axis, mode="clip", unique_indices=True)
 
 
 def check_masks(method: Method | None, masks: Layers | None) -> None:

@@ -42,6 +42,8 @@ class Hira(SiteMethod):
     default_role: ClassVar[str | None] = "attention_qv"
     shareable: ClassVar[tuple[str, ...]] = ("init_weights", "dropout", "rank")
     embeddings: ClassVar[bool] = True
+    input_axes: ClassVar[Mapping[str, int]] = {"a": 0}
+    output_axes: ClassVar[Mapping[str, int]] = {"b": 1}
     rank: int = 32
     dropout: float = 0.0
     rank_pattern: Mapping[str, int] = field(default_factory=dict)

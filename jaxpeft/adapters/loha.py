@@ -16,7 +16,7 @@ layer's own 4N, and 4·r·N each time the update is built, plus its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +41,8 @@ class Loha(Lycoris):
     )
     prunable: ClassVar[tuple[str, ...]] = ("w1_a", "w1_b", "w2_a", "w2_b")
     default_role: ClassVar[str | None] = "attention_qv"
+    input_axes: ClassVar[Mapping[str, int]] = {"w1_b": 0, "w2_b": 0}
+    output_axes: ClassVar[Mapping[str, int]] = {"w1_a": 1, "w2_a": 1}
     init_weights: bool = True
 
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:

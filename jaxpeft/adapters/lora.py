@@ -70,6 +70,8 @@ class Lora(ModifiesBase):
     default_role: ClassVar[str | None] = "attention_qv"
     shareable: ClassVar[tuple[str, ...]] = ("init_lora_weights", "dropout", "rank", "alpha")
     embeddings: ClassVar[bool] = True
+    input_axes: ClassVar[Mapping[str, int]] = {"a": 0}
+    output_axes: ClassVar[Mapping[str, int]] = {"b": 1, "m": 0, "bias": 0}
     rank: int = 8
     alpha: float = 8.0
     dropout: float = 0.0
@@ -198,6 +200,14 @@ class Lora(ModifiesBase):
             )
             return replace(self, init_lora_weights=True)
         return replace(self, init_lora_weights="pissa") if self.draws_start else self
+
+    def at_channels(
+        self, params: SiteParams, *, inputs: jax.Array | None, outputs: jax.Array | None
+    ) -> SiteParams | None:
+        """`a` at the inputs, the others at the outputs. DoRA's norms are those of whole columns, so it needs all inputs."""
+        if self.use_dora and inputs is not None:
+            return None
+        return super().at_channels(params, inputs=inputs, outputs=outputs)
 
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
         """W₀ + s·A·B; for DoRA with its columns at the lengths m."""

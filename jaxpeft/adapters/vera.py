@@ -45,6 +45,8 @@ class Vera(SharesFactors):
     )
     default_role: ClassVar[str | None] = "attention_qv"
     shareable: ClassVar[tuple[str, ...]] = ("dropout",)
+    input_axes: ClassVar[Mapping[str, int]] = {"vera_a": 0}
+    output_axes: ClassVar[Mapping[str, int]] = {"vera_b": 1, "lambda_b": 0}
     rank: int = 256
     dropout: float = 0.0
     d_initial: float = 0.1

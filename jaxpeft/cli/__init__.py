@@ -16,9 +16,10 @@ COMMANDS = {
     "merge": "Write a plain model with a run's adapter merged in.",
     "quantize": "Write a model with its linear layers in 4 or 8 bits.",
     "compare": "Compare methods at their best learning rates over several seeds.",
+    "sparsity-plan": "Propose how much each layer may leave out in training (SparseLoRA).",
     "preflight": "Compile a run for a TPU without TPU hardware.",
 }
-"""Command → its line of help. `jaxpeft/cli/COMMAND.py` has its `main(argv, prog=…)`."""
+"""Command → its line of help. `jaxpeft/cli/COMMAND.py` (with `_` for `-`) has its `main(argv, prog=…)`."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif first == "--version":
         print(f"jaxpeft {version('jaxpeft')}")
     elif first in COMMANDS:
-        import_module(f"jaxpeft.cli.{first}").main(args[1:], prog=f"jaxpeft {first}")
+        import_module(f"jaxpeft.cli.{first.replace('-', '_')}").main(args[1:], prog=f"jaxpeft {first}")
     else:
         problem = f"unknown command '{first}'{did_you_mean(first, COMMANDS)}" if first else "a command is missing"
         fail(problem, prog="jaxpeft", hint=f"one of {', '.join(COMMANDS)}")

@@ -137,7 +137,7 @@ def _with_unique_titles(rows: Sequence[Row]) -> list[Row]:
 
 def _title(config: CompareConfig, cell: Cell) -> str:
     run = run_of(config, cell)
-    return method_name(run.adapter, run.pruning, run.model)
+    return method_name(run.adapter, run.pruning, run.model, run.contextual)
 
 
 def _with_difference(row: Row, rows: Sequence[Row], baseline: str) -> Row:

@@ -1,6 +1,7 @@
 """A run's configuration: dataclasses whose fields are the flags of `train`. Nothing heavy is imported here."""
 
 from jaxpeft.config.adapter import AdapterConfig, PruningConfig
+from jaxpeft.config.contextual import ContextualConfig
 from jaxpeft.config.data import DataConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.run import RunConfig
@@ -9,6 +10,7 @@ from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingCon
 __all__ = [
     "AdapterConfig",
     "ClusterConfig",
+    "ContextualConfig",
     "DataConfig",
     "EvaluationConfig",
     "ModelConfig",

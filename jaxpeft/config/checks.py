@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxpeft.adapters import METHODS
 from jaxpeft.config.adapter import AdapterConfig, PruningConfig
+from jaxpeft.config.contextual import ContextualConfig
 from jaxpeft.config.data import DataConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
@@ -44,13 +45,15 @@ def check_ranges(
     data: DataConfig,
     adapter: AdapterConfig,
     pruning: PruningConfig,
+    contextual: ContextualConfig,
     training: TrainingConfig,
     evaluation: EvaluationConfig,
     cluster: ClusterConfig,
     seed: int,
 ) -> None:
     """Raise InputError for a number out of its range."""
-    t, p, a, d, m, e, c = training, pruning, adapter, data, model, evaluation, cluster
+    t, p, a, d, m, e, c, x = training, pruning, adapter, data, model, evaluation, cluster, contextual
+    left_out = {"ffn_sparsity": x.ffn_sparsity, "qkv_sparsity": x.qkv_sparsity}
     block = m.quantization_block_size
     checks = [
         ("adapter.rank", a.rank, a.rank is None or a.rank >= 1, "at least 1, or null"),
@@ -70,6 +73,10 @@ def check_ranges(
         ("pruning.begin", p.begin, p.begin is None or 0 < p.begin < 1, "between 0 and 1"),
         ("pruning.end", p.end, 0 < p.end <= 1, "above 0 and at most 1"),
         ("pruning.every_steps", p.every_steps, p.every_steps >= 1, "at least 1"),
+        *((f"contextual.{name}", value, all(0 <= share < 1 for share in (value if isinstance(value, list) else [value])),
+           "at least 0 and below 1, or a list of such numbers") for name, value in left_out.items()),
+        ("contextual.estimator_rank", x.estimator_rank, x.estimator_rank >= 1, "at least 1"),
+        ("contextual.dense_share", x.dense_share, 0 <= x.dense_share < 1, "at least 0 and below 1"),
         ("training.num_steps", t.num_steps, t.num_steps is None or t.num_steps >= 1, "at least 1, or null"),
         ("training.num_epochs", t.num_epochs, t.num_epochs > 0, "above 0"),
         ("training.batch_size", t.batch_size, t.batch_size >= 1, "at least 1"),
@@ -111,6 +118,7 @@ def check_combinations(
     data: DataConfig,
     adapter: AdapterConfig,
     pruning: PruningConfig,
+    contextual: ContextualConfig,
     training: TrainingConfig,
     cluster: ClusterConfig,
 ) -> None:
@@ -148,6 +156,11 @@ def check_combinations(
     if adapter.method == "full" and model.quantization != "none":
         raise InputError(
             "adapter.method 'full' trains every weight, which a quantised base does not allow: set model.quantization to none"
+        )
+    if contextual.is_on and adapter.method == "full":
+        raise InputError(
+            "contextual sparsity leaves out channels of a frozen base, and adapter.method 'full' trains the base: set "
+            "contextual.ffn_sparsity and contextual.qkv_sparsity to 0"
         )
     if training.metric:
         allowed = TASKS[task].known_metrics

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jaxpeft.config.adapter import AdapterConfig, PruningConfig
 from jaxpeft.config.checks import check_choices, check_combinations, check_ranges
+from jaxpeft.config.contextual import ContextualConfig
 from jaxpeft.config.data import DataConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
@@ -45,6 +46,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
+    contextual: ContextualConfig = field(default_factory=ContextualConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -53,9 +55,12 @@ class RunConfig:
         """Raise InputError for a configuration that cannot be run, before anything is loaded."""
         TASKS.check(self.task)
         parts = vars(self)
-        ranged = ("model", "data", "adapter", "pruning", "training", "evaluation", "cluster", "seed")
-        combined = ("task", "output_dir", "distributed", "model", "data", "adapter", "pruning", "training", "cluster")
-        check_choices(**{name: parts[name] for name in ("model", "adapter", "pruning", "training")})
+        ranged = ("model", "data", "adapter", "pruning", "contextual", "training", "evaluation", "cluster", "seed")
+        combined = (
+            *("task", "output_dir", "distributed", "model", "data", "adapter", "pruning", "contextual", "training"),
+            "cluster",
+        )
+        check_choices(**{name: parts[name] for name in ("model", "adapter", "pruning", "contextual", "training")})
         check_ranges(**{name: parts[name] for name in ranged})
         check_combinations(**{name: parts[name] for name in combined})
 
@@ -80,4 +85,5 @@ class RunConfig:
         data = (self.data.name or (self.data.train_file or "data").split("/")[-1].rsplit(".", 1)[0]).replace("/", "-")
         sparse = "sparse-" if self.pruning.sparsity else ""
         quantized = "q" if self.model.quantization != "none" else ""
-        return f"{model}-{data}-{sparse}{quantized}{self.adapter.method}"
+        contextual = "contextual-" if self.contextual.is_on else ""
+        return f"{model}-{data}-{contextual}{sparse}{quantized}{self.adapter.method}"

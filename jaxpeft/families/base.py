@@ -66,6 +66,32 @@ class LastLayer:
 
 
 @dataclass(frozen=True)
+class Projections:
+    """The linear layers of one encoder layer, by their paths with `{number}` for the layer's index, counted from 0.
+
+    The queries, keys and values must be used channel by channel: a query's channel meets only the same channel of a key, and a
+    value's channel reaches only the same channel of `attention_output`. Rotary positions, which mix channels, do not fit.
+
+    Attributes:
+        query: the projection of the queries.
+        key: the projection of the keys.
+        value: the projection of the values.
+        attention_output: the layer that reads what attention makes of the values.
+        intermediate: the first feed-forward layer.
+        output: the second feed-forward layer.
+        activation: the config's name for the activation between the two.
+    """
+
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    intermediate: str
+    output: str
+    activation: str
+
+
+@dataclass(frozen=True)
 class Family:
     """An encoder architecture.
 
@@ -84,6 +110,7 @@ class Family:
         after_attention: path of the module that reads the last layer's attention, with `{last}` for the layer's index.
             Tokens no longer interact from there on.
         last_layer: how to compute the last layer's queries for only some tokens.
+        projections: the linear layers of its encoder layers, for sparsity that is chosen by the batch.
         citation: its paper, for model cards.
     """
 
@@ -98,6 +125,7 @@ class Family:
     attention: Attention | None = None
     after_attention: str | None = None
     last_layer: LastLayer | None = None
+    projections: Projections | None = None
     citation: str | None = None
 
 

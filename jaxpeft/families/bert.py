@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from jaxpeft.families.base import Attention, Family, LastLayer, Scores, split_heads
+from jaxpeft.families.base import Attention, Family, LastLayer, Projections, Scores, split_heads
 
 if TYPE_CHECKING:
     import jax
@@ -66,13 +66,22 @@ BERT = Family(
     ),
     after_attention="encoder/layer/{last}/attention/output",
     last_layer=LastLayer("encoder/layer/{last}/attention", attention_of_some),
+    projections=Projections(
+        query="encoder/layer/{number}/attention/self/query",
+        key="encoder/layer/{number}/attention/self/key",
+        value="encoder/layer/{number}/attention/self/value",
+        attention_output="encoder/layer/{number}/attention/output/dense",
+        intermediate="encoder/layer/{number}/intermediate/dense",
+        output="encoder/layer/{number}/output/dense",
+        activation="hidden_act",
+    ),
 )
 
 ELECTRA = replace(BERT, model_type="electra", citation="ELECTRA: Clark et al. 2020, arXiv 2003.10555")
 
 # The encoders below compute attention in ways of their own (shared layers, sparse blocks, rotary positions), which are not
 # implemented here yet.
-_OTHER_ATTENTION = replace(BERT, attention=None, after_attention=None, last_layer=None)
+_OTHER_ATTENTION = replace(BERT, attention=None, after_attention=None, last_layer=None, projections=None)
 
 ALBERT = replace(
     _OTHER_ATTENTION,

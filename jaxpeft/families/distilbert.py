@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from jaxpeft.families.base import Attention, Family, LastLayer, Scores, split_heads
+from jaxpeft.families.base import Attention, Family, LastLayer, Projections, Scores, split_heads
 
 if TYPE_CHECKING:
     import jax
@@ -69,4 +69,13 @@ DISTILBERT = Family(
     ),
     after_attention="transformer/layer/{last}/sa_layer_norm",
     last_layer=LastLayer("transformer/layer/{last}", layer_of_some),
+    projections=Projections(
+        query="transformer/layer/{number}/attention/q_lin",
+        key="transformer/layer/{number}/attention/k_lin",
+        value="transformer/layer/{number}/attention/v_lin",
+        attention_output="transformer/layer/{number}/attention/out_lin",
+        intermediate="transformer/layer/{number}/ffn/lin1",
+        output="transformer/layer/{number}/ffn/lin2",
+        activation="activation",
+    ),
 )

@@ -140,6 +140,12 @@ def module_overrides(
     return {f"{model.base_prefix}/{attention.path.format(number=number)}": attend for number in layers}
 
 
+def takes_positions(model: Model) -> bool:
+    """Return True if `model` can be given the position of each token: its family says how, and it has position embeddings."""
+    attention = model.family.attention
+    return attention is not None and attention.packing_obstacle(model.config) is None
+
+
 def position_taps(model: Model, position_ids: jax.Array) -> dict[str, Callable[[jax.Array], jax.Array]]:
     """Return input hooks that give `position_ids: [rows, length]` to a model that counts positions itself; {} for others.
 

@@ -23,6 +23,7 @@ from jaxpeft.models.attention import choose_flash
 from jaxpeft.models.build import Model
 from jaxpeft.runs.adapters import Adapted, build_method, prepare_adapters
 from jaxpeft.runs.base_model import base_shapes, tokenizer_of
+from jaxpeft.runs.contextual import contextual_sparsity, estimator_shapes_of
 from jaxpeft.runs.data import load_data, row_options, training_data
 from jaxpeft.runs.schedule import make_plan
 from jaxpeft.runs.setup import make_optimizer, state_of
@@ -34,7 +35,7 @@ from jaxpeft.training.objective import Objective
 from jaxpeft.training.plan import Plan
 from jaxpeft.training.sharding import DataParallel
 from jaxpeft.training.step import TrainState, make_eval_step, make_train_step, make_train_steps
-from jaxpeft.trees import size_bytes
+from jaxpeft.trees import ESTIMATORS, size_bytes
 
 # Batches per epoch. The real number is in the data, which may not be read; warm-up and pruning must fit in any case.
 _MANY_BATCHES = 1_000_000
@@ -120,6 +121,8 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
     needs_tokenizer = data is not None or config.adapter.prompt_tuning_init == "TEXT"
     tokenizer = tokenizer_of(config.model, model) if needs_tokenizer else None
     adapted = _adapted(config.adapter, task, model, tokenizer, config.model.tokenizer)
+    contextual = contextual_sparsity(config.contextual, model)
+    estimators = estimator_shapes_of(contextual, model, rank=config.contextual.estimator_rank)
     plan = make_plan(
         t,
         config.pruning,
@@ -139,11 +142,11 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
         batch_sizes={"training": t.batch_size, "evaluation": config.evaluation.batch_size},
         rows=rows,
         parallel=parallel,
-        objective=Objective(model, adapted.method, task, flash),
+        objective=Objective(model, adapted.method, task, flash, contextual),
         optimizer=optimizer,
         max_grad_norm=t.max_grad_norm,
         plan=plan,
-        frozen=adapted.frozen,
+        frozen={**adapted.frozen, ESTIMATORS: estimators} if estimators else adapted.frozen,
         state=state,
         training_data=dummies
         if data is None

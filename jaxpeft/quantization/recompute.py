@@ -8,30 +8,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.quantization.base import QuantizedTensor
-
 
 def recomputed(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Return `layer`, changed to dequantise its kernel when its input is there, and again when its gradient is there.
 
     Args:
-        layer: `(tensor, key, x, *args) → y`. It takes the quantised kernel, a PRNG key or None, the input, and further
-            trees that may be None. Gradients flow to `x` and `args`. It must not close over traced values.
+        layer: `(stored, key, x, *args) → y`. It takes the quantised kernel (or a tree with it, without gradients), a PRNG key or
+            None, the input, and further trees that may be None. Gradients flow to `x` and `args`. It must not close over traced
+            values.
     """
     # `jax.checkpoint` promises the second dequantisation only, and on a CPU (jax 0.10.2) does not keep that: XLA removes
     # its barriers before it merges equal expressions, and schedules first what waits for nothing. All kernels of the base
     # were then alive at once: 12.8 MB of temporaries for 12.6 MB of kernels. With this there are 2.0 MB.
 
     @jax.custom_vjp
-    def run(tensor: QuantizedTensor, key: jax.Array | None, x: jax.Array, *args: Any) -> jax.Array:
-        return layer(_after(x, tensor), key, x, *args)
+    def run(stored: Any, key: jax.Array | None, x: jax.Array, *args: Any) -> jax.Array:
+        return layer(_after(x, stored), key, x, *args)
 
-    def forward(tensor: QuantizedTensor, key: jax.Array | None, *args: Any) -> tuple[jax.Array, tuple]:
-        return run(tensor, key, *args), (tensor, key, args)
+    def forward(stored: Any, key: jax.Array | None, *args: Any) -> tuple[jax.Array, tuple]:
+        return run(stored, key, *args), (stored, key, args)
 
     def backward(residuals: tuple, gradient: jax.Array) -> tuple:
-        tensor, key, args = residuals
-        again = _after(gradient, tensor)
+        stored, key, args = residuals
+        again = _after(gradient, stored)
         _, pull_back = jax.vjp(lambda *args: layer(again, key, *args), *args)
         return None, None, *pull_back(gradient)
 
@@ -39,10 +38,10 @@ def recomputed(layer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return run
 
 
-def _after(value: jax.Array, tensor: QuantizedTensor) -> QuantizedTensor:
-    """`tensor`, available to the program only after `value` is."""
+def _after(value: jax.Array, stored: Any) -> Any:
+    """`stored`, available to the program only after `value` is."""
     # It is enough to hold back the largest array: the weights. Their dequantisation then waits too.
-    leaves, structure = jax.tree.flatten(tensor)
+    leaves, structure = jax.tree.flatten(stored)
     largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
     leaves[largest] = _held_back(value, jnp.asarray(leaves[largest]))
     return jax.tree.unflatten(structure, leaves)

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jaxpeft.adapters import Method
-from jaxpeft.config import RunConfig
+from jaxpeft.config import ContextualConfig, RunConfig
 from jaxpeft.models.build import Model
 from jaxpeft.quantization import NUMBER_FORMATS
 from jaxpeft.report.methods import citations, in_peft, method_name, options
@@ -44,12 +44,12 @@ class CardSubject:
     @property
     def title(self) -> str:
         """The run's method in words."""
-        return method_name(self.config.adapter, self.config.pruning, self.config.model)
+        return method_name(self.config.adapter, self.config.pruning, self.config.model, self.config.contextual)
 
     @property
     def citations(self) -> list[str]:
         """One line for every published method that the run uses; for a baseline, the encoder's paper, if it is known."""
-        methods = citations(self.config.adapter, self.config.pruning, self.config.model)
+        methods = citations(self.config.adapter, self.config.pruning, self.config.model, self.config.contextual)
         encoder = self.model.family.citation
         return methods or ([encoder] if encoder else [])
 
@@ -258,8 +258,30 @@ def _measured(run: CardSubject) -> str:
     ]
     if config.pruning.sparsity:
         lines.append("Element sparsity of an adapter makes neither training nor inference faster.")
+    if results.channel_overlap:
+        lines.append(_chosen_channels(config.contextual, results))
     rows = RowOptions(config.data.max_length, config.data.mask_ratio)
     return "\n\n".join([*run.task.notes(rows), *lines, *(f"Data: {note}." for note in results.data_notes)])
+
+
+def _chosen_channels(x: ContextualConfig, results: Results) -> str:
+    """How much each layer left out, and how good the choice was."""
+    overlap, groups = results.channel_overlap, ("query_key", "value", "feed_forward")
+    rows = [
+        f"| {number} | " + " | ".join(f"{100 * overlap[number][group]:.0f} %" for group in groups) + " |"
+        for number in overlap
+    ]
+    return "\n".join(
+        [
+            f"Training left channels of the base out: feed-forward {x.ffn_sparsity}, attention {x.qkv_sparsity}; the first "
+            f"{100 * x.dense_share:g} % of the steps and all evaluations were dense. The estimates found this share of the truly "
+            "largest half of the channels (50 % would be chance), on a training batch:",
+            "",
+            "| layer | queries and keys | values | feed-forward |",
+            "|---:|---:|---:|---:|",
+            *rows,
+        ]
+    )
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

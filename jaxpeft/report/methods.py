@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from jaxpeft.adapters import METHODS, Description, Method, dora
-from jaxpeft.config import AdapterConfig, ModelConfig, PruningConfig
+from jaxpeft.config import AdapterConfig, ContextualConfig, ModelConfig, PruningConfig
 from jaxpeft.quantization import NUMBER_FORMATS
 
 # Combinations of LoRA, in the order of the table and behind LoRA; each with the file that holds it.
@@ -24,6 +24,16 @@ _COMBINATIONS: dict[str, tuple[Description, str]] = {
             peft="`LORA`, zeros in it",
         ),
         "pruning/masks.py",
+    ),
+    "contextual": (
+        Description(
+            title="SparseLoRA",
+            equation="y = xW₀[:, K] + s·xAB[:, K], K chosen for each batch; in training only",
+            source="Khaki et al. 2025, arXiv 2506.16500",
+            advice="if training should take less time; it is not a smaller adapter",
+            peft="`LORA`",
+        ),
+        "contextual/layers.py",
     ),
     "qlora": (
         Description(
@@ -81,20 +91,26 @@ def in_peft(method: str) -> bool:
     return bool(describe(method).peft)
 
 
-def method_name(adapter: AdapterConfig, pruning: PruningConfig, model: ModelConfig) -> str:
-    """A run's method in words: `Sparse LoRA`, `QLoRA`, `DoRA on an int8 base`, …"""
+def method_name(
+    adapter: AdapterConfig, pruning: PruningConfig, model: ModelConfig, contextual: ContextualConfig
+) -> str:
+    """A run's method in words: `Sparse LoRA`, `QLoRA`, `DoRA on an int8 base`, `LoRA with contextual sparsity`, …"""
     name = describe("dora" if adapter.use_dora else adapter.method).title
     if model.quantization != "none":
         qlora = name == "LoRA" and model.quantization == "nf4"
         name = "QLoRA" if qlora else f"{name} on an {NUMBER_FORMATS[model.quantization].title} base"
-    return f"Sparse {name}" if pruning.sparsity else name
+    name = f"Sparse {name}" if pruning.sparsity else name
+    return f"{name} with contextual sparsity" if contextual.is_on else name
 
 
-def citations(adapter: AdapterConfig, pruning: PruningConfig, model: ModelConfig) -> list[str]:
+def citations(
+    adapter: AdapterConfig, pruning: PruningConfig, model: ModelConfig, contextual: ContextualConfig
+) -> list[str]:
     """One line for every method in a run's combination."""
     keys: list[str] = [adapter.method]
     keys += ["dora"] if adapter.use_dora else []
     keys += ["sparse-lora"] if pruning.sparsity else []
+    keys += ["contextual"] if contextual.is_on else []
     found = [describe(key) for key in keys]
     lines = [f"{description.title}: {description.source}" for description in found if description.source]
     lines += [NUMBER_FORMATS[model.quantization].citation] if model.quantization != "none" else []

@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +31,7 @@ class Results:
 
     `before` and `test` are metrics on `test_split`. `trained_together` is the number of runs that shared the program:
     `seconds`, `seconds_per_step` and `peak_memory_bytes` cover all of them, `tokens_per_second` only this run.
+    `channel_overlap` says for each encoder layer that left channels out how good the choice was (`contextual.overlap`).
     """
 
     name: str
@@ -68,6 +69,7 @@ class Results:
     compile_seconds: float = 0.0
     trained_together: int = 1
     examples: list[dict[str, Any]] = field(default_factory=list)
+    channel_overlap: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of (name, before, after) for the terminal."""
@@ -126,6 +128,7 @@ def measure(
     examples: tuple[list | None, list | None],
     compile_seconds: float,
     trained_together: int,
+    channel_overlap: Mapping[int, dict[str, float]],
 ) -> Results:
     """Collect the measurements of a finished run as `Results`.
 
@@ -171,6 +174,7 @@ def measure(
         compile_seconds=compile_seconds,
         trained_together=trained_together,
         examples=_examples(evaluation.examples, examples),
+        channel_overlap={str(layer): shares for layer, shares in channel_overlap.items()},
     )
 
 

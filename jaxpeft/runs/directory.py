@@ -72,6 +72,11 @@ class RunDirectory:
         return self.path / "base"
 
     @property
+    def estimators(self) -> Path:
+        """The estimators that choose channels, if the run leaves some out."""
+        return self.path / "estimators.safetensors"
+
+    @property
     def failure(self) -> Path:
         """The reason of the run's failure, if it is part of a comparison."""
         return self.path / "failure.txt"

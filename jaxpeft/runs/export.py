@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jaxpeft.contextual.overlap import Overlap, channel_overlap
 from jaxpeft.interop.peft.files import BaseInfo, save_adapter
 from jaxpeft.interop.transformers_files import save_model
 from jaxpeft.merging import merge
@@ -15,6 +16,8 @@ from jaxpeft.report.console import before_after_table, log
 from jaxpeft.report.curves import plot_curves
 from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.report.results import Results, measure, read_results, write_results
+from jaxpeft.runs.contextual import sparse_layers
+from jaxpeft.runs.data import without_packing
 from jaxpeft.runs.schedule import with_length
 from jaxpeft.runs.setup import RunSetup
 from jaxpeft.training import multihost
@@ -23,7 +26,7 @@ from jaxpeft.training.loop import Outcome
 from jaxpeft.training.prediction import predict
 from jaxpeft.training.step import TrainState
 from jaxpeft.training.throughput import seconds_compiling
-from jaxpeft.trees import Adapters, Layers, count
+from jaxpeft.trees import ESTIMATORS, Adapters, Layers, count
 
 
 def finalize(
@@ -54,7 +57,8 @@ def finalize(
     test = setup.evaluator.test(setup.frozen, best.adapters, best.masks)
     answers = (_examples(setup, start, {}), _examples(setup, best.adapters, best.masks))
     best = replace(best, adapters=parallel.local(best.adapters), masks=parallel.local(best.masks))
-    frozen = parallel.local(setup.frozen)
+    frozen = dict(parallel.local(setup.frozen))
+    estimators = frozen.pop(ESTIMATORS, {})  # they served training, and are no part of the model
     num_trainable = count(setup.adapted.adapters)
 
     def write() -> Results:
@@ -80,6 +84,7 @@ def finalize(
             examples=answers,
             compile_seconds=seconds_compiling() - compiled_before,
             trained_together=trained_together,
+            channel_overlap=_channel_overlap(setup, estimators),
         )
         plot_curves(read_metrics(directory.metrics), directory.curves, setup.config.run_name)
         base = directory.base if _is_drawn(setup) else None
@@ -119,6 +124,15 @@ def _examples(setup: RunSetup, adapters: Adapters, masks: Layers) -> list | None
     if not setup.examples:
         return None
     return predict(setup.objective, setup.frozen, adapters, masks, setup.tokenizer, setup.examples, top=3)
+
+
+def _channel_overlap(setup: RunSetup, estimators: Layers) -> Overlap:
+    """How good the choice of channels was, on the first training batch; {} if the run did not choose by estimates."""
+    if not estimators or setup.objective.contextual is None:
+        return {}
+    batch = without_packing(setup.train_data).train_batch(0)
+    layers = sparse_layers(setup.objective.contextual)
+    return channel_overlap(setup.model, setup.model.params, estimators, batch, layers=layers)
 
 
 def _is_drawn(setup: RunSetup) -> bool:

@@ -24,6 +24,7 @@ def make_plan(
     batches_per_epoch: int,
     metric: str,
     method: Method | None = None,
+    dense_share: float = 0.0,
     distributed: bool = False,
 ) -> Plan:
     """The plan of a run in steps. If `method` is AdaLoRA, its allocation takes the place of pruning.
@@ -34,6 +35,7 @@ def make_plan(
         batches_per_epoch: micro-steps in one pass over the training rows.
         metric: the metric that selects the best adapter, if `training.metric` does not name one.
         method: the adapter method.
+        dense_share: share of the steps that leave no channels of the base out, before those that do.
         distributed: True if several processes train together.
 
     Raises:
@@ -57,6 +59,7 @@ def make_plan(
         else _pruning(pruning, t.warmup_steps, num_steps),
         criterion=SCORES[pruning.criterion],
         prunable=method.prunable if method else None,
+        dense_steps=math.ceil(dense_share * num_steps),
         patience=t.early_stopping_patience,
         micro_steps_per_dispatch=t.micro_steps_per_dispatch,
         # All processes must dispatch the same number of micro-steps, but their clocks differ, so no time limit.

@@ -20,6 +20,7 @@ from jaxpeft.report.methods import method_name, options
 from jaxpeft.report.results import describe_devices
 from jaxpeft.runs.adapters import Adapted, build_method, prepare_adapters
 from jaxpeft.runs.base_model import load_base
+from jaxpeft.runs.contextual import contextual_sparsity, estimators_of
 from jaxpeft.runs.data import load_data, row_options, training_data, without_packing
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.evaluator import Evaluator
@@ -34,7 +35,7 @@ from jaxpeft.training.plan import Plan
 from jaxpeft.training.prediction import encode
 from jaxpeft.training.sharding import DataParallel, data_parallel
 from jaxpeft.training.step import TrainState, init_state
-from jaxpeft.trees import Adapters, Params, leaf_paths, nest
+from jaxpeft.trees import ESTIMATORS, Adapters, Params, leaf_paths, nest
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class RunSetup:
         train_data: the training rows.
         parallel: the devices.
         base_hash: identifies the base.
-        frozen: the base's parameters, on all devices.
+        frozen: the base's parameters, on all devices, and the estimators if the run chooses channels by them.
         objective: the loss to minimise.
         evaluator: measures the adapters on the validation and test rows.
         plan: the steps at which the run logs, validates and prunes.
@@ -129,16 +130,21 @@ def setup_run(config: RunConfig) -> RunSetup:
             batches=_batches(train_data),
         )
         base_hash = hash_base(adapted.frozen)
+        directory, x = RunDirectory.of(config), config.contextual
+        contextual = contextual_sparsity(x, model)
+        kept = directory.estimators if config.resume else None
+        estimators = estimators_of(contextual, model, rank=x.estimator_rank, kept=kept)
     multihost.check_equal(
         {"data": splits.digest, "base": lambda: base_hash, "adapter": lambda: hash_base(adapted.adapters)}
     )
-    objective = Objective(model, adapted.method, task, flash)
+    objective = Objective(model, adapted.method, task, flash, contextual)
     plan = make_plan(
         t,
         config.pruning,
         batches_per_epoch=train_data.batches_per_epoch,
         metric=task.metrics[0],
         method=adapted.method,
+        dense_share=x.dense_share if contextual else 0.0,
         distributed=config.distributed,
     )
     if task.fills_masks and config.evaluation.examples:
@@ -146,7 +152,7 @@ def setup_run(config: RunConfig) -> RunSetup:
     rows = row_options(config.data)
     return RunSetup(
         config=config,
-        directory=RunDirectory.of(config),
+        directory=directory,
         task=task,
         splits=splits,
         model=model,
@@ -156,7 +162,7 @@ def setup_run(config: RunConfig) -> RunSetup:
         train_data=train_data,
         parallel=parallel,
         base_hash=base_hash,
-        frozen=parallel.replicate(adapted.frozen),
+        frozen=parallel.replicate({**adapted.frozen, **({ESTIMATORS: estimators} if estimators else {})}),
         objective=objective,
         evaluator=Evaluator.build(
             config.evaluation, splits, tokenizer, objective, parallel, rows=rows, seed=config.seed
@@ -197,7 +203,7 @@ def setup_replica(first: RunSetup, config: RunConfig) -> RunSetup:
         raise InputError(f"'{config.run_name}' has another base than '{first.config.run_name}'; train it by itself")
     objective, evaluator = first.objective, first.evaluator
     if adapted.method != first.adapted.method:
-        objective = Objective(model, adapted.method, task, first.objective.flash)
+        objective = replace(first.objective, model=model, method=adapted.method)
         evaluator = evaluator.with_objective(objective)
     plan = make_plan(
         t,
@@ -205,6 +211,7 @@ def setup_replica(first: RunSetup, config: RunConfig) -> RunSetup:
         batches_per_epoch=train_data.batches_per_epoch,
         metric=task.metrics[0],
         method=adapted.method,
+        dense_share=config.contextual.dense_share if objective.contextual else 0.0,
         distributed=config.distributed,
     )
     return replace(
@@ -261,7 +268,8 @@ def log_setup(setup: RunSetup) -> None:
         said = ", ".join(f"{name} {value}" for name, value in options(adapted.method))
         where = f"{len(adapted.adapters['sites'])} layers with " if adapted.adapters["sites"] else ""
         log(
-            f"adapts {where}{method_name(config.adapter, config.pruning, config.model)}" + (f": {said}" if said else "")
+            f"adapts {where}{method_name(config.adapter, config.pruning, config.model, config.contextual)}"
+            + (f": {said}" if said else "")
         )
     log(f"device {describe_devices()}")
     num_truncated = getattr(without_packing(setup.train_data), "num_truncated", 0)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxpeft.adapters import Method
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.report.console import TrainingBar, log
@@ -26,14 +27,22 @@ from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.export import finalize
 from jaxpeft.runs.setup import RunSetup, log_setup, make_optimizer, setup_replica, setup_run
 from jaxpeft.runs.sweep_key import SweepKey, check_shared_key
-from jaxpeft.runs.train import restored, run_state
+from jaxpeft.runs.train import create_directory, restored, run_state
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.loop import Outcome, RunState, fit
 from jaxpeft.training.optimizer import learning_rate_schedule
 from jaxpeft.training.preemption import stop_requests
 from jaxpeft.training.step import TrainState
-from jaxpeft.training.sweep import STACKED, Replicas, make_sweep_step, settings_of, stack, sweep_input_pipeline
+from jaxpeft.training.sweep import (
+    STACKED,
+    Replicas,
+    Settings,
+    make_sweep_step,
+    settings_of,
+    stack,
+    sweep_input_pipeline,
+)
 from jaxpeft.training.throughput import seconds_compiling
 
 _CPU_TOKENS = 256
@@ -69,7 +78,7 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
     log_setup(first)
     log(f"trains {len(setups)} runs together: {', '.join(config.run_name for config in configs)}")
     for setup in setups:
-        setup.directory.create(setup.config.resolved())
+        create_directory(setup)
     checkpoints = [Checkpoints(setup.directory.checkpoints, first.base_hash) for setup in setups]
     starts = [restored(setup, kept, initial_state(setup)) for setup, kept in zip(setups, checkpoints, strict=True)]
     steps = {progress.step for _, progress in starts}
@@ -80,6 +89,11 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
     replicas, step = assemble(setups, [state for state, _ in starts], traces)
     pipeline = sweep_input_pipeline([setup.train_data for setup in setups], first.parallel)
     train_steps: Any = pipeline.train_steps(step, first.plan.micro_steps_per_dispatch)
+    dense_train_steps: Any = None
+    if first.plan.dense_steps:
+        dense_train_steps = pipeline.train_steps(
+            make_step(setups, traces, dense=True), first.plan.micro_steps_per_dispatch
+        )
     with ExitStack() as logs, stop_requests() as requested:
         runs = [
             _entered(setup, state, progress, kept, logs)
@@ -92,6 +106,7 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
                 runs,
                 draw_at=pipeline.draw_at,
                 train_steps=train_steps,
+                dense_train_steps=dense_train_steps,
                 bar=bar,
                 stop_requested=requested,
                 holding=STACKED,
@@ -126,26 +141,35 @@ def assemble(
     Returns:
         the stacked runs, on all devices, and the jitted step (`make_sweep_step`).
     """
+    settings = _settings(setups)[1]
+    # Placed on the devices like the program's own results. Otherwise the program would be compiled again for its second call.
+    return setups[0].parallel.replicate(Replicas(stack(states), settings)), make_step(setups, traces)
+
+
+def make_step(setups: Sequence[RunSetup], traces: Counter | None = None, *, dense: bool = False) -> Any:
+    """The jitted step that trains the runs of `setups` together. A `dense` one leaves no channels of the base out."""
     first = setups[0]
     t = first.config.training
-    rates = [setup.config.training.learning_rate for setup in setups]
-    method, settings = settings_of([setup.adapted.method for setup in setups], rates)
+    method, _ = _settings(setups)
 
     def optimizer(learning_rate: jax.Array) -> optax.GradientTransformationExtraArgs:
         schedule = learning_rate_schedule(learning_rate, first.plan.num_steps, t.warmup_steps, t.schedule)
         return make_optimizer(t, first.method, first.model, schedule)
 
     objective = first.objective if method == first.adapted.method else replace(first.objective, method=method)
-    step = make_sweep_step(
-        objective,
+    return make_sweep_step(
+        replace(objective, contextual=None) if dense else objective,
         optimizer,
         traces,
         allocation=first.plan.allocation,
         max_grad_norm=t.max_grad_norm,
         tokens_side_by_side=_CPU_TOKENS if first.parallel.device.platform == "cpu" else None,
     )
-    # Placed on the devices like the program's own results. Otherwise the program would be compiled again for its second call.
-    return first.parallel.replicate(Replicas(stack(states), settings)), step
+
+
+def _settings(setups: Sequence[RunSetup]) -> tuple[Method | None, Settings]:
+    rates = [setup.config.training.learning_rate for setup in setups]
+    return settings_of([setup.adapted.method for setup in setups], rates)
 
 
 def _entered(

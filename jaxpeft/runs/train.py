@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
@@ -11,16 +12,19 @@ from jaxpeft.report.console import TrainingBar, log, set_quiet
 from jaxpeft.report.metrics_log import MetricsLog
 from jaxpeft.report.results import Results
 from jaxpeft.runs.compilation_cache import enable_compilation_cache
+from jaxpeft.runs.contextual import save_estimators
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.export import finalize, show
 from jaxpeft.runs.setup import RunSetup, log_setup, setup_run
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import Checkpoints, Progress
-from jaxpeft.training.input_pipeline import make_input_pipeline
+from jaxpeft.training.input_pipeline import TrainSteps, make_input_pipeline
 from jaxpeft.training.loop import Log, Outcome, RunState, fit
+from jaxpeft.training.objective import Objective
 from jaxpeft.training.preemption import stop_requests
 from jaxpeft.training.step import TrainState, make_train_step
 from jaxpeft.training.throughput import seconds_compiling
+from jaxpeft.trees import ESTIMATORS
 
 
 def run(config: RunConfig) -> Results:
@@ -40,7 +44,7 @@ def run(config: RunConfig) -> Results:
     multihost.on_process_0(lambda: directory.check(config.resolved(), resume=config.resume))
     setup = setup_run(config)
     log_setup(setup)
-    multihost.on_process_0(lambda: directory.create(config.resolved()))
+    multihost.on_process_0(lambda: create_directory(setup))
     multihost.check_shared(directory.config)
 
     checkpoints = Checkpoints(directory.checkpoints, setup.base_hash)
@@ -48,14 +52,18 @@ def run(config: RunConfig) -> Results:
     if progress.step:
         log(f"resumed after step {progress.step}")
     traces: Counter = Counter()
-    train_step = make_train_step(
-        setup.objective,
-        setup.optimizer,
-        traces,
-        allocation=setup.plan.allocation,
-        max_grad_norm=config.training.max_grad_norm,
-    )
     pipeline = make_input_pipeline(setup.train_data, setup.parallel)
+
+    def train_steps(objective: Objective) -> TrainSteps:
+        step = make_train_step(
+            objective,
+            setup.optimizer,
+            traces,
+            allocation=setup.plan.allocation,
+            max_grad_norm=config.training.max_grad_norm,
+        )
+        return pipeline.train_steps(step, setup.plan.micro_steps_per_dispatch)
+
     with (
         MetricsLog(
             directory.metrics, directory.tensorboard, progress.step, writes=multihost.is_process_0()
@@ -69,7 +77,10 @@ def run(config: RunConfig) -> Results:
             setup.frozen,
             [run_state(setup, state, progress, checkpoints, metrics_log)],
             draw_at=pipeline.draw_at,
-            train_steps=pipeline.train_steps(train_step, setup.plan.micro_steps_per_dispatch),
+            train_steps=train_steps(setup.objective),
+            dense_train_steps=train_steps(replace(setup.objective, contextual=None))
+            if setup.plan.dense_steps
+            else None,
             bar=bar,
             stop_requested=multihost.any_process(requested, setup.parallel.largest),
         )
@@ -96,6 +107,12 @@ def run_state(
         metrics_log=metrics_log,
         validate_start=None if progress.step else setup.validate_start,
     )
+
+
+def create_directory(setup: RunSetup) -> None:
+    """Create the run's directory, with everything that a resumed run reads from it."""
+    setup.directory.create(setup.config.resolved())
+    save_estimators(setup.frozen.get(ESTIMATORS, {}), setup.directory)
 
 
 def restored(setup: RunSetup, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Progress]:

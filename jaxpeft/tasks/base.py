@@ -100,6 +100,13 @@ class Task(ABC):
         `virtual_tokens` is the number of tokens that a method puts in front of every row.
         """
 
+    def places_read(self, batch: Batch, virtual_tokens: int = 0) -> jax.Array | None:
+        """The places of the tokens that `tokens_read` takes, int32 `[shares, n]`; None if the head reads all tokens.
+
+        The batch's tokens are divided into equal shares, usually one for each row, and places count within a share.
+        """
+        return None
+
     @abstractmethod
     def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """The loss of every label, shaped like `batch["labels"]`."""

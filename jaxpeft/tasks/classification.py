@@ -69,6 +69,10 @@ class Classification(Task):
         """
         return partial(take_starts, starts=batch["starts"]) if "starts" in batch else lambda x: x[:, :1]
 
+    def places_read(self, batch: Batch, virtual_tokens: int = 0) -> jax.Array:
+        """The first token of every row or, in packed rows, of every text."""
+        return batch["starts"] if "starts" in batch else jnp.zeros((len(batch["input_ids"]), 1), jnp.int32)
+
     def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """Cross-entropy in nats, `[texts]`."""
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])

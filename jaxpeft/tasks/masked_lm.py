@@ -51,6 +51,11 @@ class MaskedLM(Task):
         positions = batch.get("positions")
         return None if positions is None else partial(take_positions, positions=positions + virtual_tokens)
 
+    def places_read(self, batch: Batch, virtual_tokens: int = 0) -> jax.Array | None:
+        """The masked positions of every row."""
+        positions = batch.get("positions")
+        return None if positions is None else positions + virtual_tokens
+
     def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """Cross-entropy in nats, `[rows, positions]`."""
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])

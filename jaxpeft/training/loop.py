@@ -120,6 +120,7 @@ def fit(
     bar: Bar,
     stop_requested: Callable[[], int | None],
     holding: Holding | None = None,
+    dense_train_steps: Callable[[Any, Params, list[Draw]], tuple[Any, Metrics]] | None = None,
 ) -> list[Outcome | InputError]:
     """Train all `runs` to their ends or, if a stop signal comes, to that signal with a checkpoint of each run.
 
@@ -135,6 +136,7 @@ def fit(
         bar: shows the progress.
         stop_requested: returns the number of a stop signal, or None.
         holding: the form of `held`; None: `ALONE`.
+        dense_train_steps: dispatches the first steps of the plan (`Plan.dense_steps`); None: `train_steps` does.
 
     Returns:
         for each run its `Outcome`, with `signal` set after a stop signal, or the error that ended it.
@@ -145,6 +147,7 @@ def fit(
     meter, size, started = ThroughputMeter(step), plan.accumulation_steps, time.monotonic()
     before = [run.progress.seconds for run in runs]
     micro_steps, depth = range(step * size, plan.num_steps * size), 2 * plan.micro_steps_per_dispatch
+    dense_train_steps = dense_train_steps or train_steps
     with Prefetched(draw_at, micro_steps, depth=depth) as prefetched:
         while step < plan.num_steps and not all(run.has_ended for run in runs):
             held, step, signal = train_until(
@@ -154,7 +157,7 @@ def fit(
                 plan,
                 step=step,
                 prefetched=prefetched,
-                train_steps=train_steps,
+                train_steps=dense_train_steps if step < plan.dense_steps else train_steps,
                 meter=meter,
                 bar=bar,
                 stop_requested=stop_requested,

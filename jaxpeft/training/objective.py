@@ -9,12 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters import Method, SiteMethod
-from jaxpeft.inject import apply
-from jaxpeft.models.attention import Flash, attention_dropout, module_overrides, position_taps
+from jaxpeft.contextual import ContextualSparsity
+from jaxpeft.contextual.layers import layer_overrides
+from jaxpeft.contextual.tokens import Leading, Places, TokensRead, move_read_tokens
+from jaxpeft.inject import LayerOverride, apply
+from jaxpeft.models.attention import Flash, attention_dropout, module_overrides, position_taps, takes_positions
 from jaxpeft.models.build import Model
 from jaxpeft.models.last_layer import last_layer
 from jaxpeft.tasks.base import Batch, Task
-from jaxpeft.trees import Adapters, Layers, Params
+from jaxpeft.trees import ESTIMATORS, Adapters, Layers, Params, join, without_shared
+
+_CHANNELS = 0x5BA125E  # folded into the key of a micro-step for the random choice of channels, so that dropout draws as without it
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,14 @@ class Objective:
         method: the adapter method; None: nothing is adapted.
         task: the task.
         flash: flash attention; None: the model's own attention.
+        contextual: channels of the base that a training step leaves out; None: none. Evaluation is always dense.
     """
 
     model: Model
     method: Method | None
     task: Task
     flash: Flash | None = None
+    contextual: ContextualSparsity | None = None
 
     @property
     def site_method(self) -> SiteMethod | None:
@@ -62,14 +69,28 @@ class Objective:
         with `segments` holds several texts per row (`jaxpeft.data.packing`), and has logits for each text.
         """
         room = {"virtual_tokens": self.virtual_tokens} if self.virtual_tokens else {}
+        contextual = self.contextual if dropout_rng is not None else None
+        batch, read = self._read_tokens(batch, contextual)
         take = self.task.tokens_read(batch, self.virtual_tokens)
-        batch, input_hooks, attention = self._attention(dict(batch), training=dropout_rng is not None)
+        batch, attention = self._attention(dict(batch), training=dropout_rng is not None)
+        input_hooks = position_taps(self.model, batch["position_ids"]) if "position_ids" in batch else {}
         taken = False
         if take and not attention and (attention := last_layer(self.model, take)):
             taken = True
         elif take and self.model.behind_attention:
             input_hooks[self.model.behind_attention], taken = take, True
         inputs = self.model.inputs(batch, **room)
+        left_out: dict[str, LayerOverride] = {}
+        if contextual:
+            left_out = layer_overrides(
+                self.model,
+                contextual,
+                join(without_shared(frozen)[0], adapters["modules"]),
+                frozen.get(ESTIMATORS, {}),
+                tokens=inputs["attention_mask"],
+                read=read,
+                rng=jax.random.fold_in(dropout_rng, _CHANNELS),
+            )
         out = apply(
             self.model.module,
             frozen,
@@ -79,6 +100,7 @@ class Objective:
             dropout_rng=dropout_rng,
             input_hooks=input_hooks,
             module_overrides=attention,
+            layer_overrides=left_out,
             **inputs,
         )
         logits = out.logits
@@ -86,22 +108,26 @@ class Objective:
             logits = take(logits) if take else logits[:, self.virtual_tokens :]
         return logits.astype(jnp.float32)
 
-    def _attention(self, batch: dict[str, Any], *, training: bool) -> tuple[dict[str, Any], dict, dict]:
-        """The batch, whose mask is the segments if texts are packed, and the input hooks and module overrides that it needs."""
+    def _read_tokens(self, batch: Batch, contextual: ContextualSparsity | None) -> tuple[Batch, TokensRead | None]:
+        """The batch in an order in which the tokens that the loss reads can be kept apart, and where they are."""
+        places = self.task.places_read(batch, self.virtual_tokens)
+        if contextual is None or not contextual.dense_tokens or places is None:
+            return batch, None
+        if "segments" in batch or self.virtual_tokens or not takes_positions(self.model):
+            return batch, Places(places)
+        moved, places = move_read_tokens(batch, places)
+        return ({**moved, "positions": places} if "positions" in batch else moved), Leading(places.shape[1])
+
+    def _attention(self, batch: dict[str, Any], *, training: bool) -> tuple[dict[str, Any], dict]:
+        """The batch, whose mask is the segments if texts are packed, and the module overrides that it needs."""
         packed, length = "segments" in batch, batch["input_ids"].shape[1] + self.virtual_tokens
         flash = self.flash if self.flash and length >= self.flash.min_length else None
         if training and flash and attention_dropout(self.model):
             flash = None
         if not packed and not flash:
-            return batch, {}, {}
+            return batch, {}
         attention = module_overrides(self.model, flash, packed=packed, training=training)
-        if not packed:
-            return batch, {}, attention
-        return (
-            {**batch, "attention_mask": batch["segments"]},
-            position_taps(self.model, batch["position_ids"]),
-            attention,
-        )
+        return ({**batch, "attention_mask": batch["segments"]} if packed else batch), attention
 
     def loss(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The sum of the weighted losses and the sum of the weights, in fp32 (`Task.loss`)."""

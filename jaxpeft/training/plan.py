@@ -25,6 +25,7 @@ class Plan:
         pruning: the schedule of pruning; None for a dense adapter; an `Allocation` for AdaLoRA.
         criterion: scores the entries when a `Schedule` prunes. An `Allocation` has its own scores.
         prunable: names of the parameters that a `Schedule` prunes (`Method.prunable`); None: every matrix.
+        dense_steps: the first steps, which leave no channels of the base out.
         patience: number of validations without improvement after which the run stops; None: never.
         micro_steps_per_dispatch: maximum micro-steps per compiled call.
         seconds_per_dispatch: maximum estimated seconds per call, because a stop signal waits for it. It must be infinite if
@@ -40,6 +41,7 @@ class Plan:
     pruning: Schedule | Allocation | None = None
     criterion: Criterion = magnitude
     prunable: Collection[str] | None = None
+    dense_steps: int = 0
     patience: int | None = None
     micro_steps_per_dispatch: int = 1
     seconds_per_dispatch: float = math.inf
@@ -50,12 +52,12 @@ class Plan:
         return self.pruning if isinstance(self.pruning, Allocation) else None
 
     def next_event(self, step: int) -> int:
-        """The next step after `step` at which to log, validate or prune, or else the last step."""
+        """The next step after `step` at which to log, validate, prune or become sparse, or else the last step."""
         following = range(step + 1, self.num_steps)
         return next((after for after in following if self._is_event(after)), self.num_steps)
 
     def _is_event(self, step: int) -> bool:
-        return self.prunes_at(step) or self.logs_at(step) or self.validates_at(step)
+        return step == self.dense_steps or self.prunes_at(step) or self.logs_at(step) or self.validates_at(step)
 
     def prunes_at(self, step: int) -> bool:
         """True if the masks change after `step`."""
