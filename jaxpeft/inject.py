@@ -18,7 +18,7 @@ from jaxpeft.adapters.base import FrozenLayer, Method, Site, SiteMethod, SitePar
 from jaxpeft.errors import InputError, did_you_mean
 from jaxpeft.pruning.masks import apply_masks
 from jaxpeft.quantization import QuantizedTensor, dequantize, is_quantized, recomputed
-from jaxpeft.trees import Adapters, Layers, Params, join, leaf_paths, nest, without_shared
+from jaxpeft.trees import Adapters, Layers, Params, constants_of, join, leaf_paths, nest, without_shared
 
 
 def discover_sites(module: nn.Module, params: Params, **inputs: Any) -> dict[str, Site]:
@@ -87,6 +87,7 @@ def apply(
     """
     check_masks(method, masks)
     sites = apply_masks(adapters["sites"], masks or {})
+    constants = constants_of(frozen)
     frozen, shared = without_shared(frozen)
     leaves = leaf_paths(join(frozen, adapters["modules"]))
     quantized = {path: leaf for path, leaf in leaves.items() if is_quantized(leaf)}
@@ -111,7 +112,8 @@ def apply(
         assert isinstance(method, SiteMethod), "adapters at sites need the method they belong to"
         # Flax folds the layer's path into the key. So the base's dropout draws the same masks as without adapters.
         key = context.module.make_rng("dropout") if method.uses_rng and dropout_rng is not None else None
-        return _run_layer(context.module, call, args[0], tensor, method.at(path), {**shared, **sites[path]}, key)
+        own = {**shared, **constants.get(path, {}), **sites[path]}
+        return _run_layer(context.module, call, args[0], tensor, method.at(path), own, key)
 
     rngs = None if dropout_rng is None else {"dropout": dropout_rng}
     with nn.intercept_methods(intercept):
