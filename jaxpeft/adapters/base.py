@@ -242,7 +242,10 @@ class HasConstants(SiteMethod):
         """
 
     def check_constants(self, site: Site, constants: SiteParams) -> None:
-        """Raise InputError if `constants`, read from a file, are none of `site`; their shapes are checked already."""
+        """Raise InputError if `constants`, read from a file, are none of `site`."""
+
+    def check_remade(self, site: Site, kernel: jax.Array, constants: SiteParams) -> None:
+        """Raise InputError if a file without `constants` would not say what they are; `kernel: [d_in, d_out]` is the frozen one."""
 
     @abstractmethod
     def constant_shapes(self, site: Site) -> dict[str, tuple[int, ...]]:

@@ -89,12 +89,16 @@ def init_constants(
     """
     found = {}
     for path, site in targets.items():
-        leaf = leaves[_matrix(site)]
         key = jax.random.fold_in(rng, zlib.crc32(path.encode()))
         found[path] = method.at(path).init_constants(
-            key, site, functools.partial(_dense, leaf), (statistics or {}).get(path)
+            key, site, functools.partial(dense_kernel, leaves, site), (statistics or {}).get(path)
         )
     return found
+
+
+def dense_kernel(leaves: Mapping[str, Any], site: Site) -> jax.Array:
+    """The frozen matrix `[d_in, d_out]` of `site` in fp32, dequantised if it is stored quantised; `leaves` are the base's, by path."""
+    return _dense(leaves[_matrix(site)])
 
 
 def checked_options(kind: type[Method], given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -240,13 +240,13 @@ class SuperTuning(SparseDelta):
         scores = flat(jnp.abs(kernel()))
         return {"indices": largest(scores if self.select_top else -scores, self.num_entries(site))}
 
-    def check_unique(self, site: Site, kernel: jax.Array, indices: jax.Array) -> None:
-        """Raise InputError if `kernel` does not determine `indices`, because chosen entries have equal |W₀|.
+    def check_remade(self, site: Site, kernel: jax.Array, constants: SiteParams) -> None:
+        """Raise InputError if `kernel` does not determine the indices, because chosen entries have equal |W₀|.
 
         torch orders equal ones as it likes, so a file without indices would put values in the wrong places.
         """
         magnitudes = np.asarray(flat(jnp.abs(kernel)))
-        chosen = magnitudes[np.asarray(indices)]
+        chosen = magnitudes[np.asarray(constants["indices"])]
         last = chosen.min() if self.select_top else chosen.max()
         if np.unique(chosen).size < chosen.size or (magnitudes == last).sum() > 1:
             raise InputError(
