@@ -111,3 +111,9 @@ class Format(ABC):
         for option, plain in self.unsupported.items():
             if config.get(option, plain) not in (plain, None):
                 raise InputError(f"{file}: {option}={config[option]!r} is not supported")
+
+
+def without_exclude_modules(config: dict[str, Any], layers: list[str]) -> dict[str, Any]:
+    """`config` for a method whose PEFT config lacks exclude_modules. If modules are excluded, it names the adapted `layers` in full."""
+    rest = {key: value for key, value in config.items() if key != "exclude_modules"}
+    return {**rest, "target_modules": layers} if config["exclude_modules"] else rest

@@ -14,7 +14,7 @@ from jaxpeft.adapters import S2ft, Shira, Site
 from jaxpeft.adapters.sparse_indices import places
 from jaxpeft.errors import InputError
 from jaxpeft.interop.peft.constants import whole_numbers
-from jaxpeft.interop.peft.format import Config, Format
+from jaxpeft.interop.peft.format import Config, Format, without_exclude_modules
 from jaxpeft.trees import Layers
 
 
@@ -45,6 +45,10 @@ class ShiraFormat(Format):
             random_seed=config.get("random_seed"),
             init_weights=config.get("init_weights", True),
         )
+
+    def beside_targets(self, config: dict[str, Any], layers: list[str]) -> dict[str, Any]:
+        """The config without exclude_modules, which PEFT's SHiRA lacks."""
+        return without_exclude_modules(config, layers)
 
     def with_constants(
         self, method: Any, sites: Layers, constants: Layers, targets: Mapping[str, Site]

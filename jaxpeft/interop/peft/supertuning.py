@@ -10,7 +10,7 @@ import jax
 from jaxpeft.adapters import Site, SuperTuning
 from jaxpeft.errors import InputError
 from jaxpeft.interop.peft.constants import whole_numbers
-from jaxpeft.interop.peft.format import Config, Format
+from jaxpeft.interop.peft.format import Config, Format, without_exclude_modules
 from jaxpeft.trees import Layers
 
 
@@ -49,6 +49,10 @@ class SuperTuningFormat(Format):
             init_weights=config.get("init_weights", True),
             save_precomputed_indices=config.get("save_precomputed_indices", True),
         )
+
+    def beside_targets(self, config: dict[str, Any], layers: list[str]) -> dict[str, Any]:
+        """The config without exclude_modules, which PEFT's Super-Tuning lacks."""
+        return without_exclude_modules(config, layers)
 
     def with_constants(
         self, method: SuperTuning, sites: Layers, constants: Layers, targets: Mapping[str, Site]
