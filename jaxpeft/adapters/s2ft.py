@@ -72,6 +72,8 @@ class S2ft(HasConstants):
                 raise InputError(
                     f"adapter.{name} is {value}; it must be at least 1; leave layers out with target_modules"
                 )
+        if self.selection == "random" and not self.select_top:
+            raise InputError("adapter.select_top false has no meaning for selection 'random', which scores nothing")
 
     def at(self, path: str) -> Self:
         """The method with those `attention_modules` that name the layer."""
