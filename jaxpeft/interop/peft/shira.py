@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -94,17 +93,20 @@ class S2ftFormat(ShiraFormat):
         rank = max(
             -(-params["delta"].size // (targets[path].d_in + targets[path].d_out)) for path, params in sites.items()
         )
-        shira = Shira(rank=rank, mask_type="s2ft")
         found: Layers = {}
+        indices_of: Layers = {}
         for path, params in sites.items():
             site, delta = targets[path], np.asarray(params["delta"])
-            number = shira.num_entries(site)
+            number, size = rank * (site.d_in + site.d_out), site.d_in * site.d_out
+            if number > size:
+                raise InputError(
+                    f"PEFT's file of an S²FT has r·(in + out) values in every layer, here with r {rank}: layer {path} has only {size} "
+                    "weights; merge the adapter instead, or train layers of like size"
+                )
             rows = np.asarray(constants[path]["rows"])
             indices = (np.arange(site.d_out)[:, None] * site.d_in + rows).reshape(-1)
             unused = np.setdiff1d(np.arange(site.d_in * site.d_out), indices)[: number - indices.size]
-            found[path] = {
-                "v": jnp.asarray(np.concatenate([delta.T.reshape(-1), np.zeros(unused.size, np.float32)])),
-                "indices": jnp.asarray(np.concatenate([indices, unused]), jnp.int32),
-            }
-        flat = {path: {"indices": group["indices"]} for path, group in found.items()}
-        return super().with_constants(replace(shira), {path: {"v": g["v"]} for path, g in found.items()}, flat, targets)
+            values = np.concatenate([delta.T.reshape(-1), np.zeros(unused.size, np.float32)])
+            found[path] = {"v": jnp.asarray(values)}
+            indices_of[path] = {"indices": jnp.asarray(np.concatenate([indices, unused]), jnp.int32)}
+        return super().with_constants(Shira(rank=rank, mask_type="s2ft"), found, indices_of, targets)
