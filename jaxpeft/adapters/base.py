@@ -28,7 +28,7 @@ site's constants."""
 
 
 Statistics = Literal["components", "gradients", "magnitudes"]
-"""What can be measured at a layer: principal components of its inputs, the gradient of its kernel, the mean |x| of each input."""
+"""A measurement at a layer: principal components of its inputs, the gradient of its kernel, the mean |x| of each input."""
 
 
 PLACEHOLDER = -1

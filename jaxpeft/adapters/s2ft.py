@@ -82,7 +82,7 @@ class S2ft(HasConstants):
 
     @property
     def statistics(self) -> Statistics | None:
-        """What `selection` scores with, if that is measured on data."""
+        """The measurement that `selection` scores with, if it needs one."""
         measured: dict[str, Statistics] = {"activation": "magnitudes", "gradient": "gradients"}
         return measured.get(self.selection)
 

@@ -39,7 +39,7 @@ from jaxpeft.errors import InputError
 
 
 class SparseDelta(HasConstants):
-    """What SHiRA and Super-Tuning share: W₀ + S with the values `v: [n]` at the flat `indices: [n]`."""
+    """The common part of SHiRA and Super-Tuning: W₀ + S with the values `v: [n]` at the flat `indices: [n]`."""
 
     constants: ClassVar[tuple[str, ...]] = ("indices",)
     default_role: ClassVar[str | None] = "attention_qv"
@@ -251,7 +251,7 @@ class SuperTuning(SparseDelta):
         if np.unique(chosen).size < chosen.size or (magnitudes == last).sum() > 1:
             raise InputError(
                 f"save_precomputed_indices false: layer {site.path} has chosen entries of equal |W₀|, so its weights do not say "
-                "which value belongs where; save the adapter with save_precomputed_indices true"
+                "which value belongs to which entry; save the adapter with save_precomputed_indices true"
             )
 
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:

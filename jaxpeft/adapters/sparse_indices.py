@@ -103,7 +103,7 @@ def redraw(
         num_redrawn: how many entries to give up, from 0 to n.
 
     Returns:
-        the new indices and values, and `kept: [n]` bool. Where it is True, the slot holds the entry that it held. Where it is
+        the new indices and values, and `kept: [n]` bool. If it is True, the slot holds the entry that it held. If it is
         False, the optimizer's moments of the slot belong to the old entry and must be set to zero.
     """
     n = indices.shape[0]
