@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import Description, FrozenLayer, HasConstants, Site, SiteParams, Statistics
-from jaxpeft.adapters.sparse_indices import check_indices, largest
+from jaxpeft.adapters.sparse_indices import largest
 from jaxpeft.errors import InputError, check_choice
 
 Selection = Literal["random", "weight", "activation", "gradient"]
@@ -151,10 +151,6 @@ class S2ft(HasConstants):
                 "give init_adapters(statistics=…) what jaxpeft.calibration.calibrate returns"
             )
         return statistics if self.selection == "activation" else jnp.square(statistics).sum(axis=1)
-
-    def check_constants(self, site: Site, constants: SiteParams) -> None:
-        """Raise InputError if a row is outside the kernel or is there twice."""
-        check_indices(constants["rows"], site.d_in, f"the adapter of layer {site.path}")
 
     def constant_shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
         """`rows: [k]`."""

@@ -160,7 +160,7 @@ class SuperTuning(SparseDelta):
     name: ClassVar[str] = "supertuning"
     description: ClassVar[Description] = Description(
         title="Super-Tuning",
-        equation="W = W₀ + S (+ s·AB), S non-zero where |W₀| is largest",
+        equation="W = W₀ + S (+ s·AB), S non-zero at the largest weights",
         source="arXiv 2607.09287",
         advice="a sparse update without a choice to make; with LoRA beside it: Supra",
         peft="`SUPERTUNING`",
