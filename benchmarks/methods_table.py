@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from benchmarks.readme import write_part
-from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, Site, SiteMethod, Vera
+from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, S2ft, Site, SiteMethod, SuperTuning, Vera
 from jaxpeft.models.build import build_abstract_model
 from jaxpeft.report.methods import methods_table
 
@@ -31,13 +31,20 @@ def bert_base_parameters() -> dict[str, int]:
         if path.endswith(("query/kernel", "value/kernel"))
     ]
     sites = [Site(layer, *shapes[f"{layer}/kernel"]) for layer in layers]
+    second = [path.removesuffix("/kernel") for path in abstract.base_kernels if _is_second_feedforward(path)]
+    channels = [Site(layer, *shapes[f"{layer}/kernel"]) for layer in second]
     words = Site("bert/embeddings/word_embeddings", *shapes["bert/embeddings/word_embeddings/embedding"], "embedding")
     counts = {}
     for name, kind in METHODS.items():
-        # VeRA (rank 256) and AdaLoRA (rank 12) keep PEFT's defaults: rank 8 would make another method of them.
-        method = kind() if kind in (Vera, AdaLora, Ia3) or "rank" not in kind.__dataclass_fields__ else kind(rank=8)
+        # VeRA (rank 256) and AdaLoRA (rank 12) keep PEFT's defaults: rank 8 would make another method of them. A rank makes Supra
+        # of Super-Tuning.
+        method = (
+            kind()
+            if kind in (Vera, AdaLora, Ia3, SuperTuning) or "rank" not in kind.__dataclass_fields__
+            else kind(rank=8)
+        )
         if isinstance(method, SiteMethod):
-            adapted = [words] if method.word_embeddings_only else sites
+            adapted = [words] if method.word_embeddings_only else channels if isinstance(method, S2ft) else sites
             counts[name] = sum(math.prod(shape) for site in adapted for shape in method.shapes(site).values())
         else:
             whole = {leaf for leaf in method.fully_trained(shapes, []) if leaf.startswith(abstract.base_prefix + "/")}
@@ -53,6 +60,10 @@ def bert_base_parameters() -> dict[str, int]:
         "full": everything,
         "head": head,
     }
+
+
+def _is_second_feedforward(path: str) -> bool:
+    return path.endswith("output/dense/kernel") and not path.endswith("attention/output/dense/kernel")
 
 
 def table() -> str:

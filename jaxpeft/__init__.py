@@ -16,6 +16,9 @@ if _TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` i
     from jaxpeft.adapters import Lokr as Lokr
     from jaxpeft.adapters import Lora as Lora
     from jaxpeft.adapters import PromptTuning as PromptTuning
+    from jaxpeft.adapters import S2ft as S2ft
+    from jaxpeft.adapters import Shira as Shira
+    from jaxpeft.adapters import SuperTuning as SuperTuning
     from jaxpeft.adapters import Vera as Vera
     from jaxpeft.adapters.build import init_adapters as init_adapters
     from jaxpeft.calibration import calibrate as calibrate
@@ -62,6 +65,9 @@ _PUBLIC = {
     "PromptTuning": "jaxpeft.adapters",
     "Quantization": "jaxpeft.quantization",
     "RunConfig": "jaxpeft.config",
+    "S2ft": "jaxpeft.adapters",
+    "Shira": "jaxpeft.adapters",
+    "SuperTuning": "jaxpeft.adapters",
     "Vera": "jaxpeft.adapters",
     "apply": "jaxpeft.inject",
     "calibrate": "jaxpeft.calibration",
@@ -102,6 +108,9 @@ __all__ = [
     "PromptTuning",
     "Quantization",
     "RunConfig",
+    "S2ft",
+    "Shira",
+    "SuperTuning",
     "Vera",
     "apply",
     "calibrate",

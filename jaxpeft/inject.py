@@ -20,7 +20,7 @@ from jaxpeft.adapters.channels import forward as forward_at
 from jaxpeft.errors import InputError, did_you_mean
 from jaxpeft.pruning.masks import apply_masks
 from jaxpeft.quantization import QuantizedTensor, dequantize, is_quantized, recomputed
-from jaxpeft.trees import Adapters, Layers, Params, join, leaf_paths, nest, without_shared
+from jaxpeft.trees import Adapters, Layers, Params, constants_of, join, leaf_paths, nest, without_shared
 
 ALL = Channels()
 """Every channel of a layer."""
@@ -98,6 +98,7 @@ def apply(
     """
     check_masks(method, masks)
     sites = apply_masks(adapters["sites"], masks or {})
+    constants = constants_of(frozen)
     frozen, shared = without_shared(frozen)
     leaves = leaf_paths(join(frozen, adapters["modules"]))
     quantized = {path: leaf for path, leaf in leaves.items() if is_quantized(leaf)}
@@ -120,7 +121,7 @@ def apply(
         own = sites.get(path)
         assert own is None or isinstance(method, SiteMethod), "adapters at sites need the method they belong to"
         at = method.at(path) if own is not None and isinstance(method, SiteMethod) else None
-        params = {} if own is None else {**shared, **own}
+        params = {} if own is None else {**shared, **constants.get(path, {}), **own}
 
         def run(x: jax.Array, channels: Channels = ALL) -> jax.Array:
             # Flax folds the layer's path into the key. So the base's dropout draws the same masks as without adapters.

@@ -11,7 +11,7 @@ from jaxpeft.adapters.base import Method, SiteMethod, SiteParams, check_masks
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import apply_masks
 from jaxpeft.quantization import dequantize, is_quantized, quantize_like
-from jaxpeft.trees import Adapters, Layers, Params, by_leaf, join, leaf_paths, nest, without_shared
+from jaxpeft.trees import Adapters, Layers, Params, by_leaf, constants_of, join, leaf_paths, nest, without_shared
 
 
 def merge(
@@ -35,6 +35,7 @@ def merge(
         InputError: if a merged kernel or a fully trained leaf is not finite, or if the method changes more than weights
             (prompt tuning).
     """
+    constants = constants_of(frozen)
     frozen, shared = without_shared(frozen)
     leaves = leaf_paths(join(frozen, adapters["modules"]))
     check_masks(method, masks)
@@ -49,7 +50,8 @@ def merge(
             raise InputError(f"the trained {path} is not finite: its values have diverged")
     for path, params in sites.items():
         assert isinstance(method, SiteMethod), "adapters at sites need the method they belong to"
-        _merge_layer(leaves, path, {**shared, **params}, method.at(path), requantize)
+        own = {**shared, **constants.get(path, {}), **params}
+        _merge_layer(leaves, path, own, method.at(path), requantize)
     if not requantize:
         leaves = {path: dequantize(leaf) if is_quantized(leaf) else leaf for path, leaf in leaves.items()}
     return nest(leaves)

@@ -74,10 +74,31 @@ ESTIMATORS = "+estimators"
 """Key in `frozen`, beside the model's modules, of the estimators that choose channels (`jaxpeft.contextual`): layer path → arrays."""
 
 
+CONSTANTS = "+constants"
+"""Key in `frozen`, beside the model's modules, of frozen arrays that belong to one adapted layer each: layer path → name → array.
+
+`HasConstants.init_constants` makes them, for example the indices of a sparse update. They are no parameters.
+"""
+
+
 def without_shared(frozen: Params) -> tuple[Params, dict[str, Any]]:
-    """Split `frozen` into the model's own parameters and the arrays that the method shares among its sites."""
-    own = {key: value for key, value in frozen.items() if key not in (SHARED, ESTIMATORS)}
+    """Split `frozen` into the model's own parameters and the arrays that the method shares among its sites.
+
+    The constants of the layers are in neither; `constants_of` returns them.
+    """
+    own = {key: value for key, value in frozen.items() if key not in (SHARED, CONSTANTS, ESTIMATORS)}
     return own, frozen.get(SHARED, {})
+
+
+def constants_of(frozen: Params) -> Layers:
+    """The constants of the adapted layers, by layer path; {} if the method has none."""
+    constants: Layers = frozen.get(CONSTANTS, {})
+    return constants
+
+
+def beside_model(frozen: Params) -> Params:
+    """The entries of `frozen` that the method put beside the model's own parameters: shared arrays and constants."""
+    return {key: frozen[key] for key in (SHARED, CONSTANTS) if key in frozen}
 
 
 def under(path: str, prefixes: Iterable[str]) -> bool:
@@ -96,7 +117,12 @@ def pattern_value(patterns: Mapping[str, T], path: str, default: T) -> T:
 
 
 def count(tree: Any) -> int:
-    """Return the number of parameters in a tree. A quantised tensor counts as many as the matrix it stores."""
+    """Return the number of parameters in a tree. A quantised tensor counts as many as the matrix it stores.
+
+    The constants of adapted layers (`CONSTANTS`) are not counted.
+    """
+    if isinstance(tree, dict):
+        tree = {key: value for key, value in tree.items() if key != CONSTANTS}
     has_size = lambda leaf: hasattr(leaf, "size_bytes")  # noqa: E731
     return sum(int(leaf.size) for leaf in jax.tree.leaves(tree, is_leaf=has_size))
 

@@ -10,9 +10,16 @@ import tiny
 import torch_side
 from tiers import slow_but
 
-from jaxpeft import InputError, Lora, apply, load_model, match_targets
+from jaxpeft import InputError, Lora, S2ft, Shira, apply, load_model, match_targets
 from jaxpeft.adapters.build import init_adapters
-from jaxpeft.calibration import calibrate, components, input_components, kernel_gradients, record_inputs
+from jaxpeft.calibration import (
+    calibrate,
+    components,
+    input_components,
+    input_magnitudes,
+    kernel_gradients,
+    record_inputs,
+)
 from jaxpeft.calibration.incremental_pca import updated
 from jaxpeft.quantization import dequantize, quantize
 from jaxpeft.trees import leaf_paths, nest
@@ -232,6 +239,10 @@ def test_calibrate_measures_what_the_start_asks_for():
     assert sum(eva.method.at(path).rank for path in eva.targets) == 8
     loss = lambda params, batch: jnp.square(toy.module.apply({"params": params}, batch["input_ids"]).logits).mean()  # noqa: E731
     gradient = calibrate(toy, Lora(4, init_lora_weights="lora_ga"), toy.sites(), batches, loss=loss)
+    for chooses in (Shira(mask_type="gradient"), S2ft(selection="gradient")):
+        same = calibrate(toy, chooses, toy.sites(), batches, loss=loss)
+        assert same.method == chooses
+        jax.tree.map(np.testing.assert_array_equal, same.statistics, gradient.statistics)
     assert {path: statistics.shape for path, statistics in gradient.statistics.items()} == {
         "up": (16, 24),
         "down": (24, 99),
@@ -243,6 +254,30 @@ def test_calibrate_measures_what_the_start_asks_for():
         assert {path: site["a"].shape[1] for path, site in adapters["sites"].items()} == {
             path: found.method.at(path).rank for path in found.targets
         }
+
+
+def test_magnitudes_are_means_over_the_tokens_that_the_mask_covers(tiny_models):
+    model, batches = tiny_models("bert", config={"num_hidden_layers": 1}), [tiny.batch(2, seed=i) for i in range(2)]
+    targets = match_targets(model.sites(), ["output.dense", "query"])
+    found = calibrate(model, S2ft(selection="activation"), targets, batches, loss=never)
+    assert found.method == S2ft(selection="activation")
+    for path, site in targets.items():
+        kept = []
+        for batch in batches:
+            seen = record_inputs(model.module, model.params, [path], **model.inputs(batch))[path]
+            kept.append(np.abs(np.asarray(seen))[batch["attention_mask"] > 0])
+        np.testing.assert_allclose(found.statistics[path], np.concatenate(kept).mean(axis=0), rtol=1e-5)
+        assert found.statistics[path].shape == (site.d_in,)
+    with pytest.raises(InputError, match="s2ft needs at least one batch, got none"):
+        input_magnitudes(model, targets, [], needed_by="s2ft")
+
+
+def test_a_layer_without_tokens_counts_its_rows(tiny_models):
+    model = tiny_models("bert", "classification", config={"num_hidden_layers": 1})
+    targets, batch = match_targets(model.sites(), ["pooler.dense"]), tiny.batch(3, task="classification")
+    (found,) = input_magnitudes(model, targets, [batch], needed_by="s2ft").values()
+    (seen,) = record_inputs(model.module, model.params, targets, **model.inputs(batch)).values()
+    np.testing.assert_allclose(found, np.abs(np.asarray(seen)).mean(axis=0), rtol=1e-5)
 
 
 REFUSED = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpeft.adapters import AdaLora, Hira, Ia3, Loha, Lokr, Lora, Vera
+from jaxpeft.adapters import AdaLora, Hira, Ia3, Loha, Lokr, Lora, Shira, Vera
 from jaxpeft.errors import InputError
 from jaxpeft.merging import merge, unmerge
 from jaxpeft.models.build import Quantization
@@ -89,6 +89,7 @@ METHODS = {
     "vera": Vera(rank=4),
     "loha": Loha(rank=4),
     "lokr": Lokr(rank=2),
+    "shira": Shira(rank=2),
     "adalora": AdaLora(init_r=4, target_r=2),
 }
 BASES = {

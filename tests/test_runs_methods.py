@@ -31,6 +31,9 @@ RUNS = {
     "loha": f"{CLASSES} --model.quantization fp4 --adapter.rank_dropout 0.1",
     "lokr": f"{WORDS} --model.quantization int8 --pruning.sparsity 0.5",
     "adalora": f"{WORDS} --adapter.init_r 4 --adapter.target_r 2 --adapter.tinit 1 --adapter.tfinal 2",
+    "shira": f"{CLASSES} --adapter.mask_type gradient --adapter.calibration_batches 2 --adapter.rank 1",
+    "supertuning": f"{WORDS} --model.quantization nf4 --adapter.sparsity 0.9 --adapter.rank null --adapter.alpha null",
+    "s2ft": f"{CLASSES} --adapter.channels 3 --adapter.selection activation --adapter.calibration_batches 2 --pruning.sparsity 0.5",
     "ln-tuning": CLASSES,
     "bitfit": WORDS,
     "prompt-tuning": f"{WORDS} --adapter.num_virtual_tokens 3 --adapter.prompt_tuning_init TEXT"
@@ -70,7 +73,7 @@ def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypat
     finished = load_run(f"runs/method-{name}")
     assert finished.predict(["The [MASK] statement."])
     config = torch_side.config_of(directory / "adapter")
-    assert config["peft_type"] == {"bitfit": "LORA"}.get(method, method.upper().replace("-", "_"))
+    assert config["peft_type"] == {"bitfit": "LORA", "s2ft": "SHIRA"}.get(method, method.upper().replace("-", "_"))
     if name in ("pissa", "lora-ga"):
         assert config["init_lora_weights"] is True  # exported as the difference, for the base as it was
         assert config["r"] == 4

@@ -229,7 +229,7 @@ def test_a_pattern_that_matches_no_adapted_layer_is_refused():
 
 
 def test_every_default_is_known_for_the_same_model_types():
-    for name in ("lora", "hira", "vera", "loha", "lokr", "adalora", "ia3"):
+    for name in ("lora", "hira", "vera", "loha", "lokr", "adalora", "ia3", "shira", "supertuning", "s2ft"):
         assert all(default_targets(name, model_type) for model_type in FAMILIES)
         assert default_targets(name, "gpt2") == ()
     assert all(set(default_feedforward(t)) < set(default_targets("ia3", t)) for t in FAMILIES)

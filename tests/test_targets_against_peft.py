@@ -242,7 +242,7 @@ def test_a_full_name_is_taken_whatever_its_index_and_the_length_of_the_list(tiny
     ("method", "mapping"),
     [
         *((name, "LORA") for name in ("lora", "loha", "lokr")),
-        *((name, name.upper()) for name in ("hira", "vera", "adalora", "ia3")),
+        *((name, name.upper()) for name in ("hira", "vera", "adalora", "ia3", "shira", "supertuning")),
         ("ln-tuning", "LNTUNING"),
     ],
 )

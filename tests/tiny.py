@@ -27,7 +27,7 @@ from jaxpeft.training.input_pipeline import InputPipeline
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer
 from jaxpeft.training.step import init_state
-from jaxpeft.trees import join, leaf_paths, nest, without_shared
+from jaxpeft.trees import constants_of, join, leaf_paths, nest, without_shared
 
 VOCABULARY, SEQUENCE = 99, 16
 _SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 40}
@@ -189,12 +189,17 @@ def half_masks(adapters):
 
 def merge_pure(frozen, adapters, method, masks=None):
     """`merge` as the methods define it, without its checks on the host, so that it can be differentiated."""
+    constants = constants_of(frozen)
     frozen, shared = without_shared(frozen)
     leaves = leaf_paths(join(frozen, adapters["modules"]))
     leaves = {k: dequantize(v) if is_quantized(v) else v for k, v in leaves.items()}
     for path, params in apply_masks(adapters["sites"], masks or {}).items():
         matrix = f"{path}/kernel" if f"{path}/kernel" in leaves else f"{path}/embedding"
-        kernel, bias, params = leaves[matrix], leaves.get(f"{path}/bias"), {**shared, **params}
+        kernel, bias, params = (
+            leaves[matrix],
+            leaves.get(f"{path}/bias"),
+            {**shared, **constants.get(path, {}), **params},
+        )
         leaves[matrix] = method.at(path).kernel(kernel.astype(jnp.float32), params).astype(kernel.dtype)
         if bias is not None:
             leaves[f"{path}/bias"] = method.at(path).adapted_bias(bias, params)

@@ -33,8 +33,11 @@ def write_base(directory, model_type, task="masked-lm", *, num_labels=2, layers=
 
 def load_torch(directory, task="masked-lm", **options):
     """The torch model in `directory`, ready to be asked."""
+    import torch
     from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+    # SHiRA builds sparse tensors. torch then checks their indices, or warns that it does not.
+    torch.sparse.check_sparse_tensor_invariants.enable()
     auto = AutoModelForMaskedLM if task == "masked-lm" else AutoModelForSequenceClassification
     loaded = auto.from_pretrained(directory, **options)
     return loaded if options.get("output_loading_info") else loaded.eval()

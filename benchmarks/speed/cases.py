@@ -103,6 +103,18 @@ METHODS: dict[str, OurMethod] = {
     "lokr": OurMethod({"method": "lokr"}),
     "vera": OurMethod({"method": "vera", "rank": 256, "alpha": None}),
     "adalora": OurMethod({"method": "adalora", "rank": None, "alpha": None, "init_r": 12}),
+    "shira": OurMethod({"method": "shira", "alpha": None}),
+    "supertuning": OurMethod({"method": "supertuning", "rank": None, "alpha": None}),
+    # As many parameters as LoRA's: r·4·width in a layer, in rows of the second feed-forward kernel.
+    "s2ft": OurMethod(
+        {
+            "method": "s2ft",
+            "rank": None,
+            "alpha": None,
+            "channels": 4 * RANK,
+            "target_modules": r".*(layer\.\d+\.output\.dense|lin2)",
+        }
+    ),
     "ia3": OurMethod({"method": "ia3", "rank": None, "alpha": None, "feedforward_modules": []}),
     "bitfit": _without_layers(method="bitfit"),
     "ln-tuning": _without_layers(method="ln-tuning"),

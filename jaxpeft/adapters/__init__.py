@@ -18,6 +18,9 @@ METHODS = _Registry(
         "lokr": "jaxpeft.adapters.lokr:Lokr",
         "vera": "jaxpeft.adapters.vera:Vera",
         "adalora": "jaxpeft.adapters.adalora:AdaLora",
+        "shira": "jaxpeft.adapters.shira:Shira",
+        "supertuning": "jaxpeft.adapters.shira:SuperTuning",
+        "s2ft": "jaxpeft.adapters.s2ft:S2ft",
         "ia3": "jaxpeft.adapters.ia3:Ia3",
         "bitfit": "jaxpeft.adapters.bitfit:BitFit",
         "ln-tuning": "jaxpeft.adapters.ln_tuning:LnTuning",
@@ -30,6 +33,7 @@ if _TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` i
     from jaxpeft.adapters.adalora import AdaLora as AdaLora
     from jaxpeft.adapters.base import Description as Description
     from jaxpeft.adapters.base import FrozenLayer as FrozenLayer
+    from jaxpeft.adapters.base import HasConstants as HasConstants
     from jaxpeft.adapters.base import Method as Method
     from jaxpeft.adapters.base import ModifiesBase as ModifiesBase
     from jaxpeft.adapters.base import SharesFactors as SharesFactors
@@ -43,9 +47,21 @@ if _TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` i
     from jaxpeft.adapters.lokr import Lokr as Lokr
     from jaxpeft.adapters.lora import Lora as Lora
     from jaxpeft.adapters.prompt_tuning import PromptTuning as PromptTuning
+    from jaxpeft.adapters.s2ft import S2ft as S2ft
+    from jaxpeft.adapters.shira import Shira as Shira
+    from jaxpeft.adapters.shira import SuperTuning as SuperTuning
     from jaxpeft.adapters.vera import Vera as Vera
 
-_CONTRACT = ("Description", "FrozenLayer", "Method", "ModifiesBase", "SharesFactors", "Site", "SiteMethod")
+_CONTRACT = (
+    "Description",
+    "FrozenLayer",
+    "HasConstants",
+    "Method",
+    "ModifiesBase",
+    "SharesFactors",
+    "Site",
+    "SiteMethod",
+)
 _CLASSES = {
     "AdaLora": "adalora",
     "BitFit": "bitfit",
@@ -56,6 +72,9 @@ _CLASSES = {
     "Lokr": "lokr",
     "Lora": "lora",
     "PromptTuning": "prompt-tuning",
+    "S2ft": "s2ft",
+    "Shira": "shira",
+    "SuperTuning": "supertuning",
     "Vera": "vera",
 }
 
@@ -65,6 +84,7 @@ __all__ = [
     "BitFit",
     "Description",
     "FrozenLayer",
+    "HasConstants",
     "Hira",
     "Ia3",
     "LnTuning",
@@ -74,9 +94,12 @@ __all__ = [
     "Method",
     "ModifiesBase",
     "PromptTuning",
+    "S2ft",
     "SharesFactors",
+    "Shira",
     "Site",
     "SiteMethod",
+    "SuperTuning",
     "Vera",
 ]
 

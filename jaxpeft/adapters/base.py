@@ -23,7 +23,12 @@ from jaxpeft.trees import Layers, pattern_value
 M = TypeVar("M", bound="SiteMethod")
 
 SiteParams = dict[str, jax.Array]
-"""One site's adapter parameters: name → array. `kernel` and `forward` also find in it the factors that all sites share."""
+"""One site's adapter parameters: name → array. `kernel` and `forward` also find in it the factors that all sites share, and the
+site's constants."""
+
+
+Statistics = Literal["components", "gradients", "magnitudes"]
+"""A measurement at a layer: principal components of its inputs, the gradient of its kernel, the mean |x| of each input."""
 
 
 PLACEHOLDER = -1
@@ -154,6 +159,11 @@ class SiteMethod(Method):
         """True if training draws random numbers at the sites."""
         return drops(getattr(self, "dropout", 0.0))
 
+    @property
+    def statistics(self) -> Statistics | None:
+        """What `jaxpeft.calibration` must measure of the data before the method can be initialised; None: nothing."""
+        return None
+
     @abstractmethod
     def init(self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array]) -> SiteParams:
         """Parameters in fp32 with which the layer computes exactly what it did before.
@@ -227,6 +237,46 @@ class SharesFactors(SiteMethod):
         """The shapes of the factors that `init_shared` returns for `sites`."""
         shared = jax.eval_shape(lambda: self.init_shared(jax.random.key(0), sites))
         return {name: leaf.shape for name, leaf in shared.items()}
+
+
+class HasConstants(SiteMethod):
+    """A method with frozen arrays of its own at each site, such as the indices of a sparse update.
+
+    They are kept with the frozen parameters (`jaxpeft.trees.CONSTANTS`). They never train, and are no parameters of the model.
+    """
+
+    constants: ClassVar[tuple[str, ...]]
+    """Their names."""
+
+    @property
+    def saves_constants(self) -> bool:
+        """True if a file holds the constants; False if the base's weights are enough to make them again."""
+        return True
+
+    @classmethod
+    def depends_on_seed(cls, options: Mapping[str, Any]) -> bool:
+        """True if runs of other seeds get other constants; `options` are the method's, as the flags give them (None: default)."""
+        return True
+
+    @abstractmethod
+    def init_constants(
+        self, rng: jax.Array, site: Site, kernel: Callable[[], jax.Array], statistics: jax.Array | None = None
+    ) -> SiteParams:
+        """The constants of `site`. `kernel` returns the frozen kernel `[d_in, d_out]` in fp32; `statistics` is what `statistics` asks for.
+
+        Raises:
+            InputError: if the site is too small for the method's options, or the statistics are missing or do not fit.
+        """
+
+    def check_constants(self, site: Site, constants: SiteParams) -> None:
+        """Raise InputError if `constants`, read from a file, are none of `site`."""
+
+    def check_remade(self, site: Site, kernel: jax.Array, constants: SiteParams) -> None:
+        """Raise InputError if a file without `constants` would not say what they are; `kernel: [d_in, d_out]` is the frozen one."""
+
+    @abstractmethod
+    def constant_shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
+        """The shapes of the constants that `init_constants` returns for `site`."""
 
 
 class ModifiesBase(SiteMethod):

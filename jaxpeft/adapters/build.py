@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -10,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import Method, ModifiesBase, SharesFactors, Site, SiteMethod
+from jaxpeft.adapters.base import HasConstants, Method, ModifiesBase, SharesFactors, Site, SiteMethod
 from jaxpeft.errors import InputError, did_you_mean
 from jaxpeft.quantization import dequantize, is_quantized, quantize_like
-from jaxpeft.trees import SHARED, Adapters, Params, leaf_paths, nest, split
+from jaxpeft.trees import CONSTANTS, SHARED, Adapters, Layers, Params, leaf_paths, nest, split
 
 
 def init_adapters(
@@ -33,7 +34,7 @@ def init_adapters(
         targets: the adapted layers, by path (`match_targets`).
         rng: key of the initial values. Each layer folds in its own path, so its values do not depend on the other adapted layers.
         fully_trained: paths of the fully trained leaves, in fp32: a new head, or everything.
-        statistics: by layer, the result of `jaxpeft.calibration.calibrate`, for an initialisation from data (LoRA's eva and lora_ga).
+        statistics: by layer, the result of `jaxpeft.calibration.calibrate`, for a method that needs some (`SiteMethod.statistics`).
 
     Raises:
         InputError: if the rank exceeds a layer's width, the method cannot adapt an embedding, its initialisation lacks statistics or
@@ -46,20 +47,58 @@ def init_adapters(
             raise InputError(
                 f"{path} is stored quantised and cannot be fully trained; keep it out of the quantised base, or do not train it"
             )
+    # Of a method with constants the statistics choose these, and have no part in the initial values.
+    of_values = {} if isinstance(method, HasConstants) else statistics or {}
     sites: dict[str, dict[str, jax.Array]] = {}
     for path, site in targets.items() if isinstance(method, SiteMethod) else ():
         assert isinstance(method, SiteMethod)
         if site.kind == "embedding" and not method.embeddings:
             raise InputError(f"{method.name} cannot adapt the embedding '{path}'; leave it out of target_modules")
         sites[path], leaves[_matrix(site)] = _init_site(
-            method.at(path), site, leaves[_matrix(site)], rng, (statistics or {}).get(path)
+            method.at(path), site, leaves[_matrix(site)], rng, of_values.get(path)
         )
     frozen, modules = split(nest(leaves), whole.__contains__)
     if isinstance(method, SharesFactors) and (shared := method.init_shared(rng, targets)):
         frozen = {**frozen, SHARED: shared}
+    if isinstance(method, HasConstants) and targets:
+        frozen = {**frozen, CONSTANTS: init_constants(method, targets, leaves, rng=rng, statistics=statistics)}
     # Copies: a training step consumes its state (donation), and must not consume the caller's `params` with it.
     modules = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), modules)
     return frozen, {"sites": sites, "modules": modules}
+
+
+def init_constants(
+    method: HasConstants,
+    targets: Mapping[str, Site],
+    leaves: Mapping[str, Any],
+    *,
+    rng: jax.Array,
+    statistics: Mapping[str, jax.Array] | None = None,
+) -> Layers:
+    """The constants of `method` at each of the `targets`, by layer path.
+
+    Args:
+        method: the adapter method.
+        targets: the adapted layers, by path.
+        leaves: the base's leaves, by path; kernels may be quantised.
+        rng: key of what is drawn. Each layer folds in its own path.
+        statistics: by layer, what was measured there.
+
+    Raises:
+        InputError: as `HasConstants.init_constants`.
+    """
+    found = {}
+    for path, site in targets.items():
+        key = jax.random.fold_in(rng, zlib.crc32(path.encode()))
+        found[path] = method.at(path).init_constants(
+            key, site, functools.partial(dense_kernel, leaves, site), (statistics or {}).get(path)
+        )
+    return found
+
+
+def dense_kernel(leaves: Mapping[str, Any], site: Site) -> jax.Array:
+    """The frozen matrix `[d_in, d_out]` of `site` in fp32, dequantised if it is stored quantised; `leaves` are the base's, by path."""
+    return _dense(leaves[_matrix(site)])
 
 
 def checked_options(kind: type[Method], given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from jaxpeft.adapters.base import (
     ModifiesBase,
     Site,
     SiteParams,
+    Statistics,
     check_rank,
     dropout,
     drops,
@@ -38,7 +39,6 @@ from jaxpeft.adapters.base import (
     with_patterns,
 )
 from jaxpeft.adapters.lora_init import (
-    DATA_DRIVEN,
     Options,
     check_start,
     full_options,
@@ -110,9 +110,15 @@ class Lora(ModifiesBase):
         return pissa_rounds(self.init_lora_weights) is not None
 
     @property
+    def statistics(self) -> Statistics | None:
+        """EVA needs the components of a layer's inputs, LoRA-GA the gradient of its kernel."""
+        measured: dict[bool | str, Statistics] = {"eva": "components", "lora_ga": "gradients"}
+        return measured.get(self.init_lora_weights)
+
+    @property
     def needs_statistics(self) -> bool:
         """True if the initialisation uses data (`jaxpeft.calibration`)."""
-        return self.init_lora_weights in DATA_DRIVEN
+        return self.statistics is not None
 
     @property
     def needs_full_precision(self) -> bool:

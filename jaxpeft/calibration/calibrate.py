@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from jaxpeft.adapters import Lora, Method, Site
+from jaxpeft.adapters import Lora, Method, Site, SiteMethod
 from jaxpeft.calibration.components import input_components
 from jaxpeft.calibration.gradients import kernel_gradients
-from jaxpeft.errors import check_choice
+from jaxpeft.calibration.magnitudes import input_magnitudes
 from jaxpeft.models.build import Model
 from jaxpeft.trees import Params
 
@@ -48,16 +48,21 @@ def calibrate(
         method: the adapter method for the `targets`.
         targets: the layers to adapt, by path.
         batches: batches as `jaxpeft.data` makes them. EVA reads them repeatedly until its components converge.
-            LoRA-GA reads them once.
-        loss: maps parameters and a batch to the mean loss in fp32, a scalar (LoRA-GA).
+            All others read them once.
+        loss: maps parameters and a batch to the mean loss in fp32, a scalar (for gradients).
 
     Raises:
-        InputError: as `input_components` and `kernel_gradients`.
+        InputError: as `input_components`, `input_magnitudes` and `kernel_gradients`.
     """
-    if not isinstance(method, Lora) or not method.needs_statistics:
+    wanted = method.statistics if isinstance(method, SiteMethod) else None
+    if wanted is None:
         return Calibrated(method, dict(targets), {})
-    check_choice("init_lora_weights", method.init_lora_weights, ("eva", "lora_ga"))
-    if method.init_lora_weights == "lora_ga":
-        return Calibrated(method, dict(targets), kernel_gradients(loss, model.params, targets, batches))
+    assert isinstance(method, SiteMethod)
+    if wanted == "gradients":
+        gradients = kernel_gradients(loss, model.params, targets, batches, needed_by=method.name)
+        return Calibrated(method, dict(targets), gradients)
+    if wanted == "magnitudes":
+        return Calibrated(method, dict(targets), input_magnitudes(model, targets, batches, needed_by=method.name))
+    assert isinstance(method, Lora), "only LoRA's EVA chooses ranks by components"
     found = input_components(model, method, targets, batches)
     return Calibrated(found.method, found.targets, found.components)

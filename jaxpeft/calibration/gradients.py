@@ -1,4 +1,7 @@
-"""LoRA-GA's statistics: the mean gradient with respect to frozen kernels (Wang et al. 2024, arXiv 2407.05000, section 3.3)."""
+"""The mean gradient with respect to frozen kernels: LoRA-GA's statistics (Wang et al. 2024, arXiv 2407.05000, section 3.3).
+
+SHiRA and S²FT can choose by it, too.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ def kernel_gradients(
     params: Params,
     targets: Mapping[str, Site],
     batches: Collection[Mapping[str, Any]],
+    *,
+    needed_by: str = "LoRA-GA",
 ) -> dict[str, jax.Array]:
     """The gradient `[d_in, d_out]` in fp32 with respect to the kernel of each linear target, by layer.
 
@@ -30,18 +35,19 @@ def kernel_gradients(
         params: the model's parameters, nested. Only the kernels of linear targets get gradients.
         targets: the layers, by path.
         batches: at least one batch.
+        needed_by: the method that needs the gradients, for messages.
 
     Raises:
         InputError: there are no batches, or a target is stored quantised.
     """
     if not len(batches):
-        raise InputError("LoRA-GA needs at least one batch, got none; set adapter.calibration_batches")
+        raise InputError(f"{needed_by} needs at least one batch, got none; set adapter.calibration_batches")
     paths = {path: f"{path}/kernel" for path, site in targets.items() if site.kind == "linear"}
     leaves = leaf_paths(params)
     for path, leaf in paths.items():
         if is_quantized(leaves[leaf]):
             raise InputError(
-                f"layer {path} is stored quantised, but LoRA-GA needs its gradient: do not quantise the base"
+                f"layer {path} is stored quantised, but {needed_by} needs its gradient: do not quantise the base"
             )
     # Only these are differentiated, so no memory goes to gradients of other leaves.
     kernels = {leaf: leaves.pop(leaf) for leaf in paths.values()}

@@ -23,7 +23,7 @@ from jaxpeft.training.evaluation import evaluate
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_eval_step
-from jaxpeft.trees import SHARED, Adapters, Params, by_leaf, leaf_paths, nest, under, without_shared
+from jaxpeft.trees import Adapters, Params, beside_model, by_leaf, leaf_paths, nest, under, without_shared
 
 
 def head_for(config: RunConfig) -> Path | None:
@@ -91,12 +91,10 @@ def measure(run: Path, data: DataConfig, head: Path | None, max_rows: int) -> di
 def _with_encoder(finished: TrainedRun, model: Model, leaves: dict[str, Any]) -> tuple[Params, Adapters]:
     """The masked-LM `leaves` with the encoder of `finished` in them, and its adapters inside the encoder."""
     encoder = [model.base_prefix]
-    frozen, shared = without_shared(finished.frozen)
-    own = leaf_paths(frozen) | by_leaf(finished.adapters["modules"])
+    own = leaf_paths(without_shared(finished.frozen)[0]) | by_leaf(finished.adapters["modules"])
     changed = {path: leaf for path, leaf in own.items() if under(path, encoder) and path in leaves}
     sites = {path: params for path, params in finished.adapters["sites"].items() if path in model.sites()}
-    params = nest(leaves | changed)
-    return {**params, SHARED: shared} if shared else params, {"sites": sites, "modules": {}}
+    return {**nest(leaves | changed), **beside_model(finished.frozen)}, {"sites": sites, "modules": {}}
 
 
 def _perplexity(objective: Objective, frozen: Params, adapters: Adapters, batches: list[Batch]) -> float:

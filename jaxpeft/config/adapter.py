@@ -70,9 +70,29 @@ class AdapterConfig:
     lora_ga_config: dict[str, Any] | None = None
     """Options of init_lora_weights lora_ga: direction, scale, stable_gamma."""
     calibration_batches: int = 8
-    """Training batches for the initialisations eva and lora_ga."""
+    """Training batches for initialisations and choices from data: eva, lora_ga, gradient, activation."""
     init_weights: bool | str | None = None
-    """Initialisation of HiRA, VeRA, LoHa and LoKr: true, false (changes the output; for tests), gaussian (HiRA), lycoris (LoKr)."""
+    """Initialisation of methods other than LoRA: true, false (changes the output; for tests), gaussian (HiRA), lycoris (LoKr)."""
+    mask_type: Literal["random", "magnitude", "smallest", "gradient", "block"] | None = None
+    """SHiRA: the entries that train: random ones, those with the largest or smallest weights or the largest gradients, or blocks."""
+    block_size: int | None = None
+    """SHiRA: side of a block of mask_type block, in entries."""
+    random_seed: int | None = None
+    """SHiRA, S²FT: seed of the random entries or rows; null: the run's seed."""
+    sparsity: float | None = None
+    """Super-Tuning: share of each layer's weights that does not train, from 0 to below 1."""
+    select_top: bool | None = None
+    """Super-Tuning, S²FT: train those with the largest score; false: with the smallest."""
+    save_precomputed_indices: bool | None = None
+    """Super-Tuning: write the indices into the adapter's file. Without them every load finds them in the base's weights."""
+    channels: int | None = None
+    """S²FT: feed-forward channels that train in each adapted layer."""
+    heads: int | None = None
+    """S²FT: attention heads that train in each adapted output projection of attention."""
+    selection: Literal["random", "weight", "activation", "gradient"] | None = None
+    """S²FT: how heads and channels are chosen: at random, by their weights, their activations or their gradients."""
+    attention_modules: list[str] | None = None
+    """S²FT: the adapted layers whose inputs are heads, as ends of names; null: those of the model's family."""
     feedforward_modules: str | list[str] | None = None
     """IA³: the adapted layers that are scaled at their input; the others are scaled at their output."""
     init_ia3_weights: bool | None = None

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import jax
 
-Role = Literal["attention_qv", "attention_kv_feedforward", "feedforward", "adalora"]
+Role = Literal[
+    "attention_qv", "attention_kv_feedforward", "feedforward", "adalora", "output_projections", "attention_output"
+]
 """What a method adapts by default: the projections of queries and values; those of keys and values, with the feed-forward
-layers; the feed-forward layers that (IA)³ scales at their input; PEFT's choice for AdaLoRA.
+layers; the feed-forward layers that (IA)³ scales at their input; PEFT's choice for AdaLoRA; the output projections of attention and
+of the feed-forward network; those of attention alone, whose inputs are heads.
 
 A method names a role, a family says which layers play it. So neither knows the other.
 """

@@ -53,6 +53,8 @@ BERT = Family(
         # As in PEFT. The name also matches the output projection of attention.
         "feedforward": ("output.dense",),
         "adalora": ("query", "value"),
+        "output_projections": ("output.dense",),
+        "attention_output": ("attention.output.dense",),
     },
     word_embeddings="word_embeddings",
     norms=r".*(LayerNorm|layer_norm)",
@@ -92,6 +94,8 @@ ALBERT = replace(
         # Its feed-forward output has a name of its own, so attention's output is left out, as in the paper of (IA)³.
         "attention_kv_feedforward": ("key", "value", "ffn_output"),
         "feedforward": ("ffn_output",),
+        "output_projections": ("attention.dense", "ffn_output"),
+        "attention_output": ("attention.dense",),
     },
     dropout_rates=("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob"),
 )

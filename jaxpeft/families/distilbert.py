@@ -54,6 +54,8 @@ DISTILBERT = Family(
         "attention_kv_feedforward": ("k_lin", "v_lin", "lin2"),
         "feedforward": ("lin2",),
         "adalora": ("q_lin", "v_lin"),
+        "output_projections": ("out_lin", "lin2"),
+        "attention_output": ("out_lin",),
     },
     word_embeddings="word_embeddings",
     norms=r".*(LayerNorm|layer_norm)",

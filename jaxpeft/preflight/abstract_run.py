@@ -183,7 +183,15 @@ def _adapted(adapter: AdapterConfig, task: Task, model: Model, tokenizer: Any, t
             "adapter.init_lora_weights 'eva' chooses ranks from the training data, which preflight does not do; "
             "set it and adapter.eva_config to null: the cost is about the same"
         )
-    plain = replace(adapter, init_lora_weights=None, loftq_config=None, eva_config=None, lora_ga_config=None)
+    plain = replace(
+        adapter,
+        init_lora_weights=None,
+        loftq_config=None,
+        eva_config=None,
+        lora_ga_config=None,
+        mask_type=None if adapter.mask_type == "gradient" else adapter.mask_type,
+        selection="weight" if adapter.selection in ("activation", "gradient") else adapter.selection,
+    )
     method: Method | None = build_method(plain)
     found = []  # eval_shape returns only arrays, so the rest of `Adapted` comes out through this list
 

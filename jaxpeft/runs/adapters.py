@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, Method, PromptTuning, Site, SiteMethod
+from jaxpeft.adapters import METHODS, AdaLora, Ia3, Method, PromptTuning, S2ft, Site, SiteMethod
 from jaxpeft.adapters.build import checked_options, init_adapters
 from jaxpeft.calibration import calibrate
 from jaxpeft.config import AdapterConfig
@@ -59,6 +59,15 @@ def build_method(adapter: AdapterConfig) -> Method | None:
         )
     if a.prompt_tuning_init_text and a.prompt_tuning_init != "TEXT":
         raise InputError("adapter.prompt_tuning_init_text needs adapter.prompt_tuning_init TEXT")
+    if a.block_size is not None and a.mask_type != "block":
+        raise InputError(
+            f"adapter.block_size {a.block_size} needs adapter.mask_type block, but it is {a.mask_type or 'random'}"
+        )
+    chosen = a.mask_type or a.selection or "random"
+    if a.random_seed is not None and chosen != "random":
+        raise InputError(
+            f"adapter.random_seed {a.random_seed} is for random entries, not for '{chosen}'; set it to null"
+        )
     for start in ("loftq", "eva", "lora_ga"):
         if getattr(a, f"{start}_config") and a.init_lora_weights != start:
             raise InputError(
@@ -181,7 +190,7 @@ def prepare_adapters(
         for option in ("rank_pattern", "alpha_pattern"):
             check_patterns(getattr(a, option) or {}, targets, f"adapter.{option}")
     statistics = None
-    if isinstance(method, Lora) and method.needs_statistics:
+    if isinstance(method, SiteMethod) and method.statistics:
         assert batches is not None, "an initialisation that looks at data needs batches"
         seen = [batches(i) for i in range(a.calibration_batches)]
         found = calibrate(model, method, targets, seen, loss=_base_loss(model, task))
@@ -218,6 +227,13 @@ def _completed(
     """`method` with the options that depend on the model and its tokenizer."""
     if isinstance(method, Ia3) and adapter.feedforward_modules is None:
         return replace(method, feedforward_modules=default_feedforward(model.model_type))
+    if isinstance(method, S2ft):
+        heads = adapter.attention_modules
+        if heads is None:
+            heads = list(model.family.default_targets.get("attention_output", ()))
+        return replace(
+            method, attention_modules=heads, head_dim=model.config.hidden_size // model.config.num_attention_heads
+        )
     if isinstance(method, PromptTuning) and method.prompt_tuning_init_text:
         assert tokenizer is not None, "a prompt that starts from a text needs the tokenizer"
         name = tokenizer_name or model.source.hub_id or str(model.source.directory)

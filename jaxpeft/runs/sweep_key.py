@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from jaxpeft.adapters import METHODS
+from jaxpeft.adapters import METHODS, HasConstants
 from jaxpeft.config import AdapterConfig, ModelConfig, RunConfig
 from jaxpeft.config.files import flat
 from jaxpeft.errors import InputError
@@ -36,7 +36,9 @@ class SweepKey:
         a, values = config.adapter, config.resolved()
         method = METHODS.get(a.method)  # the baselines have none
         free = ["name", *(f"adapter.{name}" for name in _free_options(a, method.shareable if method else ()))]
-        free += ["seed"] if config.model.weights == "pretrained" else []  # a random base depends on the seed
+        # A random base depends on the seed, and so may the constants of a method, which are frozen with the base.
+        seeded = isinstance(method, type) and issubclass(method, HasConstants) and method.depends_on_seed(vars(a))
+        free += ["seed"] if config.model.weights == "pretrained" and not seeded else []
         free += [] if method and method.allocated else ["pruning"]
         # LoRA+ passes the rate for embeddings as a multiple of the learning rate, and the multiple is part of the program.
         free += [] if config.training.loraplus_lr_ratio else ["training.learning_rate"]

@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpeft.adapters import METHODS, AdaLora, FrozenLayer, Hira, Lokr, Lora, Site, SiteMethod, dora
+from jaxpeft.adapters import (
+    METHODS,
+    AdaLora,
+    FrozenLayer,
+    Hira,
+    Lokr,
+    Lora,
+    S2ft,
+    Shira,
+    Site,
+    SiteMethod,
+    SuperTuning,
+    dora,
+)
 from jaxpeft.adapters.base import dropout
 from jaxpeft.errors import InputError
 
@@ -135,6 +148,9 @@ def test_the_registry_knows_each_method_by_its_name():
 WHOLE = {
     "lora": [Lora(4), Lora(4, use_dora=True), Lora(4, lora_bias=True)],
     "lokr": [Lokr(1, decompose_both=True), Lokr(8)],
+    "shira": [Shira(rank=4)],
+    "supertuning": [SuperTuning(sparsity=0.9)],
+    "s2ft": [S2ft(channels=4)],
 }
 
 
@@ -154,6 +170,6 @@ def test_the_groups_name_parameters_that_exist(name):
 
 
 def test_what_the_flags_prune():
-    assert [name for name, kind in METHODS.items() if kind.prunable] == ["lora", "hira", "loha", "lokr"]
+    assert [name for name, kind in METHODS.items() if kind.prunable] == ["lora", "hira", "loha", "lokr", "s2ft"]
     assert [name for name, kind in METHODS.items() if kind.allocated] == ["adalora"]
     assert [name for name, kind in METHODS.items() if kind.loraplus] == ["lora"]

@@ -79,6 +79,23 @@ def test_starts_that_change_the_base_are_alone(start):
     assert key(adapter={"init_lora_weights": start}) is None
 
 
+@pytest.mark.parametrize(
+    ("options", "together"),
+    [
+        ({"method": "shira"}, False),
+        ({"method": "shira", "random_seed": 3}, True),
+        ({"method": "shira", "mask_type": "magnitude"}, True),
+        ({"method": "supertuning", "alpha": None, "rank": None}, True),
+        ({"method": "s2ft", "selection": "activation"}, False),
+    ],
+)
+def test_seeds_that_choose_what_trains_stay_apart(options, together):
+    """The indices are frozen with the base, and runs of a program have one base."""
+    adapter = {**BASE["adapter"], **options}
+    assert (key(adapter=adapter, seed=1) == key(adapter=adapter)) == together
+    assert key(adapter=adapter, training={"learning_rate": 1e-2}) == key(adapter=adapter)
+
+
 def test_full_fine_tuning_is_alone():
     assert key(adapter={"method": "full", "rank": None, "alpha": None}) is None
     assert key(adapter={"method": "head", "rank": None, "alpha": None}) is not None

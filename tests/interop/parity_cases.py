@@ -25,6 +25,8 @@ VERA = {"r": 8}
 LYCORIS = {"r": 4, "alpha": 6, "target_modules": QUERY_VALUE}
 EMBEDDINGS = ["word_embeddings", "position_embeddings", "query"]
 ADALORA = {"init_r": 6, "target_r": 3, "lora_alpha": 12, "total_step": 100, "target_modules": QUERY_VALUE}
+SHIRA = {"r": 2, "target_modules": QUERY_VALUE}
+SUPERTUNING = {"sparsity": 0.8, "target_modules": QUERY_VALUE}
 BITFIT = {"target_modules": "dummy-target-modules", "bias": "all"}
 
 CASES = {
@@ -227,6 +229,26 @@ CASES = {
         "classification",
         "AdaLoraConfig",
         {**ADALORA, "target_modules": ["q_lin", "lin1"], "lora_alpha": 1, "init_lora_weights": False},
+        trains=False,
+    ),
+    # Sparse updates: values and indices
+    "shira": Case(
+        "bert",
+        "masked-lm",
+        "ShiraConfig",
+        {**SHIRA, "target_modules": ["query", "intermediate.dense"], "random_seed": 5},
+    ),
+    "shira-random": Case("roberta", "classification", "ShiraConfig", {**SHIRA, "init_weights": False}),
+    "supertuning": Case(
+        "distilbert", "masked-lm", "SupertuningConfig", {**SUPERTUNING, "target_modules": ["q_lin", "lin2"]}
+    ),
+    "supertuning-smallest": Case("bert", "classification", "SupertuningConfig", {**SUPERTUNING, "select_top": False}),
+    "supra": Case("roberta", "masked-lm", "SupertuningConfig", {**SUPERTUNING, "r": 3, "lora_alpha": 5}),
+    "supra-random": Case(
+        "distilbert",
+        "classification",
+        "SupertuningConfig",
+        {**SUPERTUNING, "target_modules": ["v_lin", "lin1"], "r": 2, "lora_dropout": 0.1, "init_weights": False},
         trains=False,
     ),
     # What the model has, and no more, trains

@@ -17,7 +17,10 @@ from jaxpeft.training.optimizer import LoraPlus, build_optimizer
 
 TRAINING = [name for name, case in CASES.items() if case.trains]
 # One of each of PEFT's types, and of the methods whose products differ most.
-FAST = ("lora-list", "hira", "ia3", "vera", "loha", "lokr", "adalora", "ln-tuning", "bitfit", "prompt-tuning")
+FAST = (
+    *("lora-list", "hira", "ia3", "vera", "loha", "lokr", "adalora", "ln-tuning", "bitfit", "prompt-tuning"),
+    *("shira", "supra"),
+)
 FAST_TRAINING = ("lora-list", "dora", "hira")
 
 

@@ -84,6 +84,8 @@ def real(config):
         {"method": "adalora", "rank": None},
         pytest.param({"method": "vera"}, marks=slow),
         {"method": "prompt-tuning", "num_virtual_tokens": 4},
+        pytest.param({"method": "shira", "rank": 1, "mask_type": "block"}, marks=slow),
+        pytest.param({"method": "s2ft", "channels": 4, "model": {"quantization": "nf4"}}, marks=slow),
         pytest.param({"method": "full"}, marks=slow),
     ],
     ids=lambda options: "-".join(map(str, [options.get("method", "lora"), *options]))[:40],
@@ -94,6 +96,17 @@ def test_a_run_s_shapes_are_a_run_s(config, options, standard_promotion):
     assert described(run.frozen) == described(frozen)
     assert described(run.state) == described(state)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((run.frozen, run.state)))
+
+
+@pytest.mark.slow
+def test_a_choice_from_data_does_not_change_the_shapes(config):
+    for method, choice in (
+        ({"method": "shira"}, {"mask_type": "gradient"}),
+        ({"method": "s2ft"}, {"selection": "activation"}),
+    ):
+        options = {**method, "rank": 1, **({"channels": 4} if "selection" in choice else {})}
+        chosen = abstract_run(config(**options, **choice), data_parallel())
+        assert described(chosen.frozen) == described(abstract_run(config(**options), data_parallel()).frozen)
 
 
 def test_ranks_that_data_chooses_are_refused(config):

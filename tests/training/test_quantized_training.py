@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tiny
 from flax import linen as nn
+from tiers import slow
 
-from jaxpeft.adapters import Hira, Lora, Site
+from jaxpeft.adapters import Hira, Lora, S2ft, Shira, Site
 from jaxpeft.adapters.build import init_adapters
 from jaxpeft.inject import apply
 from jaxpeft.merging import merge
@@ -18,7 +19,7 @@ from jaxpeft.models.build import Quantization
 from jaxpeft.quantization import is_quantized, quantize
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_train_step
-from jaxpeft.trees import leaf_paths
+from jaxpeft.trees import beside_model, leaf_paths
 
 NF4 = {"quantization": Quantization()}
 METHODS = {"lora": Lora(rank=2, dropout=0.1), "hira": Hira(rank=2)}
@@ -28,7 +29,11 @@ def tensors(frozen):
     return [leaf for leaf in leaf_paths(frozen).values() if is_quantized(leaf)]
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [*METHODS.values(), *(pytest.param(method, marks=slow) for method in (Shira(rank=1), S2ft(channels=3)))],
+    ids=lambda method: method.name,
+)
 def test_nothing_of_a_kernel_s_size_is_saved_for_the_backward_pass(tiny_models, method):
     """The arrays that `jax.vjp` keeps, of a 4-bit base and, to see that it would show, of the same base dequantised."""
     model = tiny_models("bert", **NF4)
@@ -44,7 +49,7 @@ def test_nothing_of_a_kernel_s_size_is_saved_for_the_backward_pass(tiny_models, 
         _, pull_back = jax.vjp(logits, adapters)
         return [leaf for leaf in jax.tree.leaves(pull_back) if leaf.dtype == np.float32 and leaf.shape in shapes]
 
-    plain = merge(frozen, {"sites": {}, "modules": {}})
+    plain = {**merge(frozen, {"sites": {}, "modules": {}}), **beside_model(frozen)}
     assert len(saved(plain)) >= 10  # all 13 but the lowest layer's three, below which nothing trains
     # The head's, which is not in 4 bits, stays.
     assert [leaf.shape for leaf in saved(frozen)] == [(32, 32)]

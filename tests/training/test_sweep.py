@@ -11,7 +11,7 @@ import optax
 import pytest
 import tiny
 
-from jaxpeft.adapters import AdaLora, Hira, Ia3, Lora
+from jaxpeft.adapters import AdaLora, Hira, Ia3, Lora, Shira
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import keep_counts, sparsity_of
 from jaxpeft.tasks.masked_lm import MaskedLM
@@ -99,6 +99,7 @@ METHODS = {
     "lora": Lora(rank=4, alpha=8, dropout=0.1),
     "dora": Lora(rank=4, alpha=8, dropout=0.1, use_dora=True),
     "hira": Hira(rank=4),
+    "shira": Shira(rank=1, random_seed=1),  # whose indices are the same for every seed
 }
 
 

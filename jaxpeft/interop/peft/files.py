@@ -24,20 +24,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.adapters import Lora, Method, ModifiesBase, SharesFactors, Site, SiteMethod
+from jaxpeft.adapters import HasConstants, Lora, Method, ModifiesBase, SharesFactors, Site, SiteMethod
 from jaxpeft.adapters.build import with_adjusted_base
-from jaxpeft.errors import InputError, did_you_mean
+from jaxpeft.errors import InputError
 from jaxpeft.families import family_of, known
 from jaxpeft.interop.peft import FORMATS
-from jaxpeft.interop.peft.format import NO_TARGETS, Format
+from jaxpeft.interop.peft.checks import check_site, no_place
+from jaxpeft.interop.peft.constants import put_beside, shapes_of, take_apart
+from jaxpeft.interop.peft.format import CONFIG_FILE, NO_TARGETS, WEIGHTS_FILE, Format
 from jaxpeft.interop.peft.generic import PREFIX, GenericFormat
 from jaxpeft.models.build import Model
 from jaxpeft.models.weights import to_torch_layout, torch_name
 from jaxpeft.pruning.masks import apply_masks
 from jaxpeft.quantization import is_quantized
-from jaxpeft.trees import SHARED, Adapters, Layers, Params, by_layer, by_leaf, leaf_paths, split
-
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+from jaxpeft.trees import CONSTANTS, SHARED, Adapters, Layers, Params, by_layer, by_leaf, leaf_paths, split
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ def save_adapter(
         adapters: `{"sites": …, "modules": …}`.
         method: the method of the sites' parameters; None without sites.
         base: the base model, as the config names it.
-        frozen: the frozen parameters of the training. Needed if the sites share frozen factors (VeRA), and if the initialisation
-            adjusted a quantised base (OLoRA): the file then names the initialisation, and every load repeats it.
+        frozen: the frozen parameters of the training. Needed if the sites share frozen factors (VeRA) or have constants (the indices
+            of a sparse update), and if the initialisation adjusted a quantised base (OLoRA): the file then names the
+            initialisation, and every load repeats it.
         start: the initial adapter, if the initialisation adjusted the base (PiSSA, OLoRA, LoRA-GA). The file then holds the
             difference to it: a LoRA of twice the rank for the original base.
         masks: bool, True = keep.
@@ -108,6 +109,8 @@ def save_adapter(
         # The adjusted base was quantised again, so the difference to the initial adapter would not fit the original base. Every
         # load repeats the adjustment and the rounding instead.
         start = None
+    if isinstance(method, HasConstants) and sites:
+        method, sites = put_beside(form, method, sites, frozen or {})
     if method is not None:
         method, sites = form.exported(method, sites, None if start is None else start["sites"])
     tensors = {} if method is None else _site_tensors(sites, form)
@@ -158,6 +161,7 @@ def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapter
     leaves = leaf_paths(params)
     names = {torch_name(path): path for path in leaves if path.rpartition("/")[2] in _LEAVES}
     sites: Layers = {}
+    constants: Layers = {}
     modules: dict[str, jax.Array] = {}
     shared: dict[str, jax.Array] = {}
     tensors = _read_tensors(directory)
@@ -173,22 +177,25 @@ def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapter
         elif module in names:
             modules[names[module]] = jnp.asarray(_fitting(names[module], tensor, leaves[names[module]], name))
         elif not _is_copy(name, tensor, tensors, leaves):
-            raise InputError(_no_place(directory / WEIGHTS_FILE, name, names))
+            raise InputError(no_place(directory / WEIGHTS_FILE, name, names))
     frozen, _ = split(params, modules.__contains__)
     method: Method | None = form.settled(form.from_config(config), sites)
     if isinstance(method, SiteMethod):
         targets = {path: _site(path, leaves) for path in sites}
+        if isinstance(method, HasConstants):
+            sites, constants = take_apart(form, method, sites, targets, leaves)
         for path, group in sites.items():
-            _check_site(group, method.at(path).shapes(targets[path]), form, f"layer {path}", directory)
+            whole = {**group, **constants.get(path, {})}
+            check_site(whole, shapes_of(method.at(path), targets[path]), form, f"layer {path}", directory)
         if isinstance(method, SharesFactors) and not method.saves_shared and not shared:
             shared = method.init_shared(jax.random.key(0), targets)
         shapes = method.shared_shapes(targets) if isinstance(method, SharesFactors) and targets else {}
-        _check_site(shared, shapes, form, "the adapter", directory)
+        check_site(shared, shapes, form, "the adapter", directory)
         if isinstance(method, ModifiesBase) and method.modifies_base:
             frozen = with_adjusted_base(frozen, method, targets)
         method = method if sites else None
-    if shared:
-        frozen = {**frozen, SHARED: shared}
+    beside = {key: found for key, found in ((SHARED, shared), (CONSTANTS, constants)) if found}
+    frozen = {**frozen, **beside}
     return frozen, {"sites": sites, "modules": by_layer(modules)}, method
 
 
@@ -284,8 +291,9 @@ def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     try:
-        # Half-precision files are read too; trained parameters are fp32 here.
-        return {key: tensor.astype(np.float32) for key, tensor in load_file(directory / WEIGHTS_FILE).items()}
+        # Half-precision files are read too; trained parameters are fp32 here. Indices stay whole numbers.
+        tensors = load_file(directory / WEIGHTS_FILE).items()
+        return {key: t if np.issubdtype(t.dtype, np.integer) else t.astype(np.float32) for key, t in tensors}
     except FileNotFoundError as error:
         if (directory / "adapter_model.bin").is_file():
             raise InputError(
@@ -363,33 +371,3 @@ def _is_copy(name: str, tensor: np.ndarray, tensors: Mapping[str, np.ndarray], l
         return f"{head}.bias" in tensors and np.array_equal(tensor, tensors[f"{head}.bias"])
     layer = _word_embeddings(leaves)
     return layer is not None and np.array_equal(tensor, np.asarray(leaves[f"{layer}/embedding"], np.float32))
-
-
-def _no_place(file: Path, name: str, known: Mapping[str, str]) -> str:
-    if name.endswith(("decoder.weight", "vocab_projector.weight")):
-        return (
-            f"{file}: '{name}' was trained apart from the word embeddings, and the Flax model's decoder is tied to them: "
-            "train it with modules_to_save that names the head's layers, not the whole head"
-        )
-    return f"{file}: '{name}' belongs to no layer of this model{did_you_mean(name, known)}"
-
-
-def _check_site(
-    group: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], form: Format, where: str, directory: Path
-) -> None:
-    keys = {
-        name: key for key, name in {**form.embedding_keys, **form.alone_keys, **form.keys, **form.shared_keys}.items()
-    }
-    for name in [*shapes, *group]:
-        if name not in group:
-            # The generic format knows only the parameters that the file has.
-            raise InputError(
-                f"{directory / WEIGHTS_FILE}: {where} has no {keys.get(name, name)}; the file is incomplete"
-            )
-        if name not in shapes:
-            raise InputError(f"{directory}: {where} has {keys[name]}, which {CONFIG_FILE} does not ask for")
-        if group[name].shape != shapes[name]:
-            raise InputError(
-                f"{directory}: {keys[name]} of {where} has shape {group[name].shape[::-1]}, and this base and {CONFIG_FILE} "
-                f"ask for {shapes[name][::-1]}: the adapter was trained on another base, or the config has another rank"
-            )

@@ -6,13 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from jaxpeft.adapters import Method
+import jax
+
+from jaxpeft.adapters import Method, Site
 from jaxpeft.errors import InputError
 from jaxpeft.families.base import Family
 from jaxpeft.trees import Layers
 
 Config = Mapping[str, Any]
 """An `adapter_config.json`."""
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 NO_TARGETS = "dummy-target-modules"
 """PEFT's `target_modules` for an adapter of no layer."""
@@ -66,6 +70,23 @@ class Format(ABC):
         """
         return method, sites
 
+    def with_constants(
+        self, method: Any, sites: Layers, constants: Layers, targets: Mapping[str, Site]
+    ) -> tuple[Any, Layers]:
+        """The method and the sites' tensors with the constants of their layers (`HasConstants`) in a form that PEFT can hold.
+
+        `targets` are the layers. Like all tensors of ours, those returned are the transposes of the file's.
+        """
+        return method, {path: {**params, **constants[path]} for path, params in sites.items()}
+
+    def read_constant(self, name: str, tensor: jax.Array, site: Site) -> jax.Array:
+        """The constant called `name` from the transpose of a file's tensor.
+
+        Raises:
+            InputError: if the tensor has no shape of this format.
+        """
+        return tensor
+
     def settled(self, method: Any, sites: Layers) -> Method:
         """The method of a file, corrected by its tensors."""
         return method
@@ -90,3 +111,9 @@ class Format(ABC):
         for option, plain in self.unsupported.items():
             if config.get(option, plain) not in (plain, None):
                 raise InputError(f"{file}: {option}={config[option]!r} is not supported")
+
+
+def without_exclude_modules(config: dict[str, Any], layers: list[str]) -> dict[str, Any]:
+    """`config` for a method whose PEFT config lacks exclude_modules. If modules are excluded, it names the adapted `layers` in full."""
+    rest = {key: value for key, value in config.items() if key != "exclude_modules"}
+    return {**rest, "target_modules": layers} if config["exclude_modules"] else rest

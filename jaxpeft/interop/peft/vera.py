@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxpeft.adapters import Vera
-from jaxpeft.interop.peft.format import Config, Format
+from jaxpeft.interop.peft.format import Config, Format, without_exclude_modules
 
 
 class VeraFormat(Format):
@@ -41,6 +41,5 @@ class VeraFormat(Format):
         )
 
     def beside_targets(self, config: dict[str, Any], layers: list[str]) -> dict[str, Any]:
-        """The config without exclude_modules, which PEFT's VeRA lacks. If modules are excluded, it names the layers in full."""
-        rest = {key: value for key, value in config.items() if key != "exclude_modules"}
-        return {**rest, "target_modules": layers} if config["exclude_modules"] else rest
+        """The config without exclude_modules, which PEFT's VeRA lacks."""
+        return without_exclude_modules(config, layers)
