@@ -112,6 +112,8 @@ class Method(ABC):
     description: ClassVar[Description]
     prunable: ClassVar[tuple[str, ...]] = ()
     """Parameters that pruning may set to zero, by name: the matrices, if a zero in them means "no change"."""
+    factors: ClassVar[tuple[str, str] | None] = None
+    """Names of A `[d_in, r]` and B `[r, d_out]` if the update depends on their product A·B alone, so that pruning may take whole ranks."""
     allocated: ClassVar[tuple[str, ...]] = ()
     """Parameters that the method prunes by a budget of its own (AdaLoRA)."""
     undecayed: ClassVar[tuple[str, ...]] = ()

@@ -23,7 +23,7 @@ from jaxpeft.runs.base_model import load_base
 from jaxpeft.runs.data import load_data, row_options, training_data, without_packing
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.evaluator import Evaluator
-from jaxpeft.runs.schedule import make_plan
+from jaxpeft.runs.schedule import check_pruning, make_plan
 from jaxpeft.tasks.base import Batch, Task
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import hash_base
@@ -141,6 +141,7 @@ def setup_run(config: RunConfig) -> RunSetup:
         method=adapted.method,
         distributed=config.distributed,
     )
+    check_pruning(plan, adapted.adapters)
     if task.fills_masks and config.evaluation.examples:
         encode(objective, tokenizer, config.evaluation.examples)  # an error must come before the run's directory exists
     rows = row_options(config.data)
@@ -207,6 +208,7 @@ def setup_replica(first: RunSetup, config: RunConfig) -> RunSetup:
         method=adapted.method,
         distributed=config.distributed,
     )
+    check_pruning(plan, adapted.adapters)
     return replace(
         first,
         config=config,
@@ -244,7 +246,8 @@ def make_optimizer(
 def state_of(plan: Plan, optimizer: optax.GradientTransformation, adapters: Adapters, rng: jax.Array) -> TrainState:
     """The state before the first step, not yet placed on devices. It has masks if `plan` prunes, and importance if it allocates."""
     allocated = plan.allocation is not None
-    return init_state(adapters, optimizer, rng, pruned=plan.pruning is not None and not allocated, allocated=allocated)
+    pruned = plan.pruning is not None and not allocated
+    return init_state(adapters, optimizer, rng, pruned=pruned, allocated=allocated, remembers=plan.remembers)
 
 
 def log_setup(setup: RunSetup) -> None:

@@ -121,6 +121,22 @@ def decayed(adapters: Adapters, *, undecayed: Collection[str] = ()) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in spared[path[0].key], adapters)
 
 
+def fresh_moments(opt_state: Any, fresh: Layers) -> Any:
+    """The optimizer's state with Adam's moments at zero for the entries at the sites that `fresh` names (bool, True = fresh).
+
+    Adam's step count stays, because all entries share it.
+    """
+
+    def reset(moments: Adapters) -> Adapters:
+        sites = jax.tree.map(lambda new, moment: jnp.where(new, 0, moment), fresh, moments["sites"])
+        return {**moments, "sites": sites}
+
+    def of(node: Any) -> Any:
+        return node._replace(mu=reset(node.mu), nu=reset(node.nu)) if isinstance(node, optax.ScaleByAdamState) else node
+
+    return jax.tree.map(of, opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
+
+
 def hold_pruned_at_zero() -> optax.GradientTransformationExtraArgs:
     """Project every update onto the masks: a pruned entry goes to zero and stays there, despite momentum and decay.
 
