@@ -138,7 +138,7 @@ class PruningConfig:
     scope: Literal["tensor", "layer", "global"] = "tensor"
     """Among which entries the lowest are pruned: those of each matrix, of each layer, or all. |w| can only be compared within a matrix."""
     structure: str = "element"
-    """What is pruned as a whole: element; n:m such as 2:4 (n of every m entries along the axis that is summed over); rank (columns
+    """The pieces that are pruned: element; n:m such as 2:4 (n of every m entries along the axis that is summed over); rank (columns
     of A with rows of B); or a block of rows x columns such as 8x8."""
     schedule: ScheduleName = "one-shot"
     """When to prune. at-start: before the first step; one-shot: once, at begin; cubic: in growing amounts from begin to end

@@ -71,7 +71,7 @@ class AtStart(Schedule):
             )
         if pruner.selection.scope != "tensor" and not isinstance(pruner.selection.structure, Ranks):
             raise InputError(
-                f"pruning.scope {pruner.selection.scope} cannot be used with pruning.schedule at-start, where one of A and B is 0 and is "
+                f"pruning.scope {pruner.selection.scope} cannot be used with pruning.schedule at-start: one of A and B is 0 there and is "
                 "not pruned; set it to tensor"
             )
 
@@ -79,7 +79,7 @@ class AtStart(Schedule):
         """Refuse scores that are zero in all of a tensor that would be pruned: they choose nothing.
 
         Raises:
-            InputError: for the product-aware score, and for the norms of whole ranks, where B is zero.
+            InputError: for the product-aware score, and for the norms of whole ranks, if B is zero.
         """
         before = Pruned(sites, {}, {})
         units = scored_units(before, Moment({}, {}, jax.random.key(0)), pruner, among=None)

@@ -1,4 +1,4 @@
-"""What pruning remembers between steps. It is a part of the training state, so a checkpoint brings it back exactly.
+"""The memory of pruning between steps. It is a part of the training state, so a checkpoint brings it back exactly.
 
 A run remembers only what its criterion and its schedule name; a run that needs nothing has {}. The keys decide what the
 compiled step gathers:

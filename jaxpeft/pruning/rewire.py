@@ -6,7 +6,7 @@ steps each scope drops the share f_t of its kept entries with the lowest scores,
 - RigL (Evci et al. 2020, arXiv 1911.11134, algorithm 1): the largest |∂L/∂w|, from the mean gradient of the last step.
 - SET (Mocanu et al. 2018, arXiv 1707.04780): at random.
 
-f_t = f/2·(1 + cos(πt/T)), until step T. What was dropped in the same change may grow again, as in the papers' code. A grown entry
+f_t = f/2·(1 + cos(πt/T)), until step T. An entry that was dropped in the same change may grow again, as in the papers' code. A grown entry
 starts at zero, with fresh moments. Adam's step count goes on, so its first updates are up to three times as large as later ones.
 """
 
@@ -71,7 +71,7 @@ class Set(Schedule):
         end_step = round(end * num_steps)
         if every_steps > end_step:
             raise InputError(
-                f"pruning.every_steps {every_steps} is beyond step {end_step}, where pruning.schedule {cls.name} ends; lower it, or raise "
+                f"pruning.every_steps {every_steps} is beyond step {end_step}, the end of pruning.schedule {cls.name}; lower it, or raise "
                 "pruning.end"
             )
         return cls(sparsity, end_step, every_steps, drop_fraction)
@@ -118,7 +118,7 @@ class Set(Schedule):
 
 @dataclass(frozen=True)
 class RigL(Set):
-    """As `Set`, but entries grow where the gradient is largest."""
+    """As `Set`, but the entries with the largest gradients grow."""
 
     name: ClassVar[str] = "rigl"
     remembers: ClassVar[tuple[str, ...]] = ("gradient",)

@@ -65,7 +65,7 @@ class Schedule(ABC):
         return self.due(step)
 
     def change_at(self, step: int) -> Change:
-        """What happens after `step`, if it is due: a function at the top level of a module, so that few programs are compiled."""
+        """The change after `step`, if it is due: a function at the top level of a module, so that few programs are compiled."""
         return tightened
 
     def numbers_at(self, step: int) -> dict[str, float]:

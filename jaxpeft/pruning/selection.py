@@ -166,7 +166,7 @@ def by_entry(sites: Layers, function: Callable[[str, str, Any], Any], names: Col
 
 
 def existing_entries(sites: Layers, shapes: Mapping[str, Mapping[str, jax.Array]]) -> Layers:
-    """Bool, like `sites`: False where an array is padding behind its own shape in `shapes`, int32 `[dimensions]`, possibly traced."""
+    """Bool, like `sites`: False for entries that are padding behind its own shape in `shapes`, int32 `[dimensions]`, possibly traced."""
 
     def inside(path: str, name: str, leaf: jax.Array) -> jax.Array:
         own = shapes[path][name]

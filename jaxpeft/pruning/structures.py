@@ -1,4 +1,4 @@
-"""What is pruned as one piece: single entries, n of every m entries, blocks, or whole ranks.
+"""The pieces that are pruned as a whole: single entries, n of every m entries, blocks, or whole ranks.
 
 A structure says which pieces ("units") a tensor has, how a unit is scored from the scores of its entries, and which entries
 belong to it. Matrices are stored as Flax kernels, so a product sums over their axis 0: d_in of `a: [d_in, r]`, r of `b: [r, d_out]`.

@@ -23,11 +23,11 @@ from jaxpeft.trees import Layers
 
 @dataclass(frozen=True)
 class Pruner:
-    """What a run prunes by: a value, and a static argument of the compiled change.
+    """Criterion and selection of a run: a value, and a static argument of the compiled change.
 
     Attributes:
         criterion: scores the entries.
-        selection: what is pruned, in which units and scopes.
+        selection: the pruned parameters, in which units and scopes.
         factors: names of A and B of the method (`Method.factors`), or None.
     """
 
@@ -53,7 +53,7 @@ class Pruner:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pruned:
-    """What a change may change.
+    """The state that a change may change.
 
     Attributes:
         sites: the adapter's parameters.
@@ -71,7 +71,7 @@ class Pruned:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Moment:
-    """What a change may read besides: all of it may be traced.
+    """The further inputs of a change. All of them may be traced.
 
     Attributes:
         counts: units kept in each scope, from `Selection.counts`.

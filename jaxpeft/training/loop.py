@@ -81,9 +81,9 @@ class RunState:
         validate: state → validation metrics.
         checkpoints: the run's checkpoints.
         metrics_log: the run's log of metrics.
-        sparsity_log: the run's log of kept entries, written when its masks change; None: no log.
         validate_start: measures the initial adapters. It is called after the first event, so that training need not wait for it.
         outcome: the end of the run, or the error that ended it; None while it trains.
+        sparsity_log: the run's log of kept entries, written when its masks change; None: no log.
     """
 
     plan: Plan
@@ -92,9 +92,9 @@ class RunState:
     validate: Callable[[TrainState], dict[str, float]]
     checkpoints: Checkpoints
     metrics_log: Log
-    sparsity_log: SparsityLog | None = None
     validate_start: Callable[[], dict[str, float]] | None = None
     outcome: Outcome | InputError | None = None
+    sparsity_log: SparsityLog | None = None
 
     @property
     def has_ended(self) -> bool:
