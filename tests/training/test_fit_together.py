@@ -65,7 +65,13 @@ class Trial:
         self.frozen = self.parallel.replicate(starts[0][0])
         self.states = [
             self.parallel.replicate(
-                init_state(adapters, self.optimizer(1e-2), jax.random.key(i), pruned=plan.pruning is not None)
+                init_state(
+                    adapters,
+                    self.optimizer(1e-2),
+                    jax.random.key(i),
+                    pruned=plan.pruning is not None,
+                    remembers=plan.remembers,
+                )
             )
             for i, (plan, (_, adapters)) in enumerate(zip(plans, starts, strict=True))
         ]
