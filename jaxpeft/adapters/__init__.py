@@ -14,6 +14,7 @@ METHODS = _Registry(
     {
         "lora": "jaxpeft.adapters.lora:Lora",
         "hira": "jaxpeft.adapters.hira:Hira",
+        "sora": "jaxpeft.adapters.sora:Sora",
         "loha": "jaxpeft.adapters.loha:Loha",
         "lokr": "jaxpeft.adapters.lokr:Lokr",
         "vera": "jaxpeft.adapters.vera:Vera",
@@ -43,6 +44,7 @@ if _TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` i
     from jaxpeft.adapters.lokr import Lokr as Lokr
     from jaxpeft.adapters.lora import Lora as Lora
     from jaxpeft.adapters.prompt_tuning import PromptTuning as PromptTuning
+    from jaxpeft.adapters.sora import Sora as Sora
     from jaxpeft.adapters.vera import Vera as Vera
 
 _CONTRACT = ("Description", "FrozenLayer", "Method", "ModifiesBase", "SharesFactors", "Site", "SiteMethod")
@@ -56,6 +58,7 @@ _CLASSES = {
     "Lokr": "lokr",
     "Lora": "lora",
     "PromptTuning": "prompt-tuning",
+    "Sora": "sora",
     "Vera": "vera",
 }
 
@@ -77,6 +80,7 @@ __all__ = [
     "SharesFactors",
     "Site",
     "SiteMethod",
+    "Sora",
     "Vera",
 ]
 

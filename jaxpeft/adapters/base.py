@@ -125,6 +125,11 @@ class Method(ABC):
     shareable: ClassVar[tuple[str, ...]] = ()
     """Options in which runs that train in one program may differ (`jaxpeft.runs.sweep_key`)."""
 
+    @property
+    def thresholds(self) -> Mapping[str, float]:
+        """Parameters at the sites that move by this much towards zero after every step, and stop there (a soft threshold; SoRA's gate)."""
+        return {}
+
     def fully_trained(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
         """Which of the model's `leaves` (paths) the method trains fully; `adapted_layers` are the layers with an adapter."""
         return set()
@@ -183,6 +188,10 @@ class SiteMethod(Method):
 
     def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
         """For export: the method and `sites` without the parts that `masks` prunes as a whole, if a smaller layer can be written."""
+        return self, sites
+
+    def as_saved(self, sites: Layers) -> tuple[SiteMethod, Layers]:
+        """For export: the method and `sites` that a file holds, if another method computes the same and more programs can read it."""
         return self, sites
 
 

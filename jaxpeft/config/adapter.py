@@ -93,6 +93,8 @@ class AdapterConfig:
     """LoKr: give both factors of the Kronecker product a low rank."""
     decompose_factor: int | None = None
     """LoKr: size of the smaller factor; -1: as square as possible."""
+    sparse_lambda: float | None = None
+    """SoRA: by how much every step moves a gate towards zero; a rank whose gate is zero is left out."""
     target_r: int | None = None
     """AdaLoRA: final rank of a layer, on average."""
     init_r: int | None = None

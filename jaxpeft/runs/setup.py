@@ -240,6 +240,7 @@ def make_optimizer(
         accumulation_steps=t.accumulation_steps,
         undecayed=method.undecayed if method else (),
         lora_plus=plus,
+        thresholds=method.thresholds if method else {},
     )
 
 

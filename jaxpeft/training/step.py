@@ -240,7 +240,9 @@ def prune_step(
     """
     sites = state.adapters["sites"]
     existing = None if shapes is None else existing_entries(sites, shapes)
-    moment = Moment(counts, numbers or {}, state.rng, existing)
+    # Of the dtype that the state has, so that no value of it changes its type and the train step is not compiled again.
+    given = {name: jnp.asarray(number, jnp.float32) for name, number in (numbers or {}).items()}
+    moment = Moment(counts, given, state.rng, existing)
     after = change(Pruned(sites, state.masks, state.memory), moment, pruner or Pruner())
     opt_state = fresh_moments(state.opt_state, after.fresh) if after.fresh else state.opt_state
     adapters = {**state.adapters, "sites": after.sites}
