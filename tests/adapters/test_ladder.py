@@ -16,7 +16,7 @@ import tiny
 from flax import linen as nn
 from tiers import slow, slow_but
 
-from jaxpeft.adapters import AdaLora, Hira, Ia3, Loha, Lokr, Lora, Vera
+from jaxpeft.adapters import AdaLora, Hira, Ia3, Loha, Lokr, Lora, Sora, Vera
 from jaxpeft.adapters.build import init_adapters
 from jaxpeft.inject import apply, discover_sites
 from jaxpeft.merging import merge
@@ -36,6 +36,7 @@ METHODS = {
     "lokr": Lokr(rank=2, alpha=3.0, decompose_both=True),
     "lokr-full": Lokr(rank=8, decompose_factor=4),
     "adalora": AdaLora(init_r=4, target_r=2, alpha=6.0),
+    "sora": Sora(rank=4, alpha=6.0),
 }
 DROPPING = {
     "lora": Lora(rank=4, dropout=0.5),
@@ -44,6 +45,7 @@ DROPPING = {
     "loha": Loha(rank=4, rank_dropout=0.5, module_dropout=0.5, rank_pattern={"down": 6}),
     "lokr": Lokr(rank=2, rank_dropout=0.5, rank_dropout_scale=True),
     "adalora": AdaLora(init_r=4, target_r=2, dropout=0.5),
+    "sora": Sora(rank=4, dropout=0.5),
 }
 BASES = ("fp32", "bf16", "nf4", "nf4-bf16")
 X = jnp.asarray(tiny.normal(0, 8, 32))
