@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import apply_masks
 from jaxpeft.pruning.schedules import Schedule, refuse_begin
+from jaxpeft.pruning.scores import random
 from jaxpeft.pruning.structures import Ranks
 from jaxpeft.pruning.updates import Change, Moment, Pruned, Pruner, scored_units, tightened
 from jaxpeft.trees import Layers
@@ -81,6 +82,8 @@ class AtStart(Schedule):
         Raises:
             InputError: for the product-aware score, and for the norms of whole ranks, if B is zero.
         """
+        if pruner.criterion is random:
+            return
         before = Pruned(sites, {}, {})
         units = scored_units(before, Moment({}, {}, jax.random.key(0)), pruner, among=None)
         for path, own in units.items():

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.memory import Memory
@@ -115,12 +116,18 @@ def random(sites: Layers, *, rng: jax.Array | None = None, **context: Any) -> La
     seed = jax.random.bits(rng, dtype=jnp.uint32)  # threefry, because rbg draws by the shape
     key = jax.random.key(seed, impl="threefry2x32")
 
-    def draw(number: int, leaf: jax.Array) -> jax.Array:
-        own = jax.random.fold_in(key, number)
-        for axis in range(leaf.ndim):
-            index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis).reshape(-1)
-            own = jax.vmap(jax.random.fold_in, in_axes=(None if axis == 0 else 0, 0))(own, index)
-        return jax.vmap(jax.random.uniform)(own).reshape(leaf.shape)
-
     leaves, tree = jax.tree.flatten(sites)
-    return jax.tree.unflatten(tree, [draw(number, leaf) for number, leaf in enumerate(leaves)])
+    # All entries of all tensors in one call: a call for each tensor takes several times as long to compile.
+    places = jnp.concatenate([_places(number, leaf.shape) for number, leaf in enumerate(leaves)])
+    keys = jax.vmap(partial(jax.random.fold_in, key))(places[:, 0])
+    for axis in (1, 2):
+        keys = jax.vmap(jax.random.fold_in)(keys, places[:, axis])
+    parts = jnp.split(jax.vmap(jax.random.uniform)(keys), np.cumsum([leaf.size for leaf in leaves])[:-1])
+    return jax.tree.unflatten(tree, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+
+
+def _places(number: int, shape: tuple[int, ...]) -> jax.Array:
+    """`(number, row, column)` of every entry of a tensor, `[entries, 3]`; a vector is a row."""
+    rows = jax.lax.broadcasted_iota(jnp.uint32, (1, *shape)[-2:], 0).reshape(-1)
+    columns = jax.lax.broadcasted_iota(jnp.uint32, (1, *shape)[-2:], 1).reshape(-1)
+    return jnp.stack([jnp.full_like(rows, number), rows, columns], axis=1)
