@@ -58,8 +58,8 @@ def make_plan(
         learning_rate=learning_rate_schedule(t.learning_rate, num_steps, t.warmup_steps, t.schedule),
         pruning=_allocation(method, num_steps)
         if isinstance(method, AdaLora)
-        else _pruning(pruning, t.warmup_steps, num_steps, _pruner(pruning, method)),
-        pruner=_pruner(pruning, method),
+        else _pruning(pruning, t.warmup_steps, num_steps, pruner_of(pruning, method)),
+        pruner=pruner_of(pruning, method),
         patience=t.early_stopping_patience,
         micro_steps_per_dispatch=t.micro_steps_per_dispatch,
         # All processes must dispatch the same number of micro-steps, but their clocks differ, so no time limit.
@@ -67,7 +67,12 @@ def make_plan(
     )
 
 
-def _pruner(p: PruningConfig, method: Method | None) -> Pruner:
+def pruner_of(p: PruningConfig, method: Method | None) -> Pruner:
+    """Criterion, units and scopes of a run with `method`. Nothing needs to be loaded for it.
+
+    Raises:
+        InputError: they do not fit together, or do not fit the method.
+    """
     if not p.sparsity:
         return Pruner()
     factors = method.factors if method else None

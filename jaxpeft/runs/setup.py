@@ -23,7 +23,7 @@ from jaxpeft.runs.base_model import load_base
 from jaxpeft.runs.data import load_data, row_options, training_data, without_packing
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.evaluator import Evaluator
-from jaxpeft.runs.schedule import check_pruning, make_plan
+from jaxpeft.runs.schedule import check_pruning, make_plan, pruner_of
 from jaxpeft.tasks.base import Batch, Task
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import hash_base
@@ -101,6 +101,7 @@ def setup_run(config: RunConfig) -> RunSetup:
     t, m, length = config.training, config.model, config.data.max_length
     with multihost.all_or_none():
         method = build_method(config.adapter)  # first, because it checks the options without loading anything
+        pruner_of(config.pruning, method)  # the same
         parallel = data_parallel()
         parallel.check(t.batch_size, "training.batch_size")
         parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
