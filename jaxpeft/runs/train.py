@@ -7,6 +7,7 @@ from collections import Counter
 
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
+from jaxpeft.pruning import Schedule
 from jaxpeft.report.console import TrainingBar, log, set_quiet
 from jaxpeft.report.metrics_log import MetricsLog
 from jaxpeft.report.results import Results
@@ -94,6 +95,7 @@ def run_state(
     writes: bool = True,
 ) -> RunState:
     """The run as the training loop takes it, from `state` and `progress` on. With several processes, only one of them `writes`."""
+    pruned = isinstance(setup.plan.pruning, Schedule)
     return RunState(
         setup.plan,
         progress,
@@ -101,7 +103,7 @@ def run_state(
         validate=lambda state: setup.evaluator.validate(setup.frozen, state.adapters, state.masks),
         checkpoints=checkpoints,
         metrics_log=metrics_log,
-        sparsity_log=SparsityLog(setup.directory.sparsity, progress.step) if state.masks and writes else None,
+        sparsity_log=SparsityLog(setup.directory.sparsity, progress.step, writes=writes) if pruned else None,
         validate_start=None if progress.step else setup.validate_start,
     )
 

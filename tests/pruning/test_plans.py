@@ -94,4 +94,6 @@ def test_the_log_of_kept_entries_goes_on_behind_the_checkpoint(tmp_path):
     assert read_sparsity(path)[:2] == expected == [json.loads(line) for line in path.read_text().splitlines()][:2]
     SparsityLog(path, 4).write(6, masks)
     assert [row["step"] for row in read_sparsity(path)] == [0, 0, 4, 4, 6, 6]
+    SparsityLog(path, 4, writes=False).write(7, masks)
+    assert len(read_sparsity(path)) == 6
     assert SparsityLog(path, 0).path.read_text() == ""
