@@ -7,7 +7,7 @@ none loses all of its entries: an empty A or B would switch a layer off for good
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -73,7 +73,7 @@ class Selection:
         kept = {path: self.structure.count(path, own, sparsity) for path, own in shapes.items()}
         if self.scope == "tensor":
             return kept
-        sizes = {path: self.structure.size(path, own) for path, own in shapes.items()}
+        sizes = {path: self.structure.size(own) for path, own in shapes.items()}
         # Every tensor keeps a unit, so a scope keeps at least as many units as it has tensors.
         layers = {path: (sum(own.values()), len(own)) for path, own in sizes.items()}
         if self.scope == "layer":
@@ -157,23 +157,14 @@ def _best_first(units: jax.Array) -> jax.Array:
     return flat.at[best].set(jnp.where(flat[best] > -jnp.inf, jnp.inf, -jnp.inf)).reshape(units.shape)
 
 
-def by_entry(sites: Layers, function: Callable[[str, str, Any], Any], names: Collection[str] | None = None) -> Layers:
-    """The tree of `function(path, name, leaf)` over `sites`, or over the parameters `names` of it."""
-    return {
-        path: {k: function(path, k, v) for k, v in group.items() if names is None or k in names}
-        for path, group in sites.items()
-    }
-
-
 def existing_entries(sites: Layers, shapes: Mapping[str, Mapping[str, jax.Array]]) -> Layers:
     """Bool, like `sites`: False for entries that are padding behind its own shape in `shapes`, int32 `[dimensions]`, possibly traced."""
 
-    def inside(path: str, name: str, leaf: jax.Array) -> jax.Array:
-        own = shapes[path][name]
+    def inside(leaf: jax.Array, own: jax.Array) -> jax.Array:
         indices = (jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis) for axis in range(leaf.ndim))
         result = jnp.ones(leaf.shape, bool)
         for axis, index in enumerate(indices):
             result &= index < own[axis]
         return result
 
-    return by_entry(sites, inside)
+    return jax.tree.map(inside, sites, dict(shapes))

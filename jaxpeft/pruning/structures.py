@@ -47,16 +47,16 @@ def keep_largest(score: jax.Array, num_keep: int | jax.Array) -> jax.Array:
 class Structure(ABC):
     """The pieces in which entries are pruned. Implementations are frozen dataclasses, so jit takes them as static arguments."""
 
-    @abstractmethod
     def count(self, path: str, shapes: Mapping[str, Shape], sparsity: float) -> dict[str, int]:
-        """How many units the layer `path` keeps at `sparsity`, by label, from the `shapes` of its pruned parameters.
+        """How many units the layer `path` keeps at `sparsity`, by label, from the `shapes` of its pruned parameters: `num_kept` of `size`.
 
         Raises:
             InputError: if the structure does not fit the shapes.
         """
+        return {label: num_kept(size, sparsity) for label, size in self.size(shapes).items()}
 
     @abstractmethod
-    def size(self, path: str, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    def size(self, shapes: Mapping[str, Shape]) -> dict[str, int]:
         """How many units the layer has, by label."""
 
     @abstractmethod
@@ -87,11 +87,7 @@ class Structure(ABC):
 class Elements(Structure):
     """Single entries: the unit is the entry."""
 
-    def count(self, path: str, shapes: Mapping[str, Shape], sparsity: float) -> dict[str, int]:
-        """`num_kept` of every tensor's entries."""
-        return {name: num_kept(size, sparsity) for name, size in self.size(path, shapes).items()}
-
-    def size(self, path: str, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    def size(self, shapes: Mapping[str, Shape]) -> dict[str, int]:
         """The entries of every tensor."""
         return {name: _product(shape) for name, shape in shapes.items()}
 
@@ -133,9 +129,9 @@ class Groups(Structure):
                     f"pruning.structure {self.n}:{self.m} needs an axis that {self.m} divides, and '{name}' of layer {path} sums over "
                     f"{shape[0]}; choose another rank, or leave the layer out of adapter.target_modules"
                 )
-        return dict.fromkeys(shapes, max(self.n, round(self.m * (1 - sparsity))))
+        return {name: max(self.n, round(m * (1 - sparsity))) for name, m in self.size(shapes).items()}
 
-    def size(self, path: str, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    def size(self, shapes: Mapping[str, Shape]) -> dict[str, int]:
         """m: the entries of a group."""
         return dict.fromkeys(shapes, self.m)
 
@@ -172,11 +168,7 @@ class Blocks(Structure):
     height: int
     width: int
 
-    def count(self, path: str, shapes: Mapping[str, Shape], sparsity: float) -> dict[str, int]:
-        """`num_kept` of every tensor's blocks."""
-        return {name: num_kept(size, sparsity) for name, size in self.size(path, shapes).items()}
-
-    def size(self, path: str, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    def size(self, shapes: Mapping[str, Shape]) -> dict[str, int]:
         """The blocks of every tensor, those at the edges included."""
         return {name: -(-rows // self.height) * -(-cols // self.width) for name, (rows, cols) in shapes.items()}
 
@@ -216,11 +208,7 @@ class Ranks(Structure):
     first: str
     second: str
 
-    def count(self, path: str, shapes: Mapping[str, Shape], sparsity: float) -> dict[str, int]:
-        """`num_kept` of the layer's ranks."""
-        return {RANKS: num_kept(self.size(path, shapes)[RANKS], sparsity)}
-
-    def size(self, path: str, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    def size(self, shapes: Mapping[str, Shape]) -> dict[str, int]:
         """The layer's rank."""
         return {RANKS: shapes[self.first][1]}
 

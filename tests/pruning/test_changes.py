@@ -262,3 +262,48 @@ def test_a_grown_entry_has_fresh_moments(accumulation_steps):
 
 def is_adam(node):
     return isinstance(node, optax.ScaleByAdamState)
+
+
+PADDED = {
+    "entries": (RigL(0.5, 100, 10, 0.5), Pruner(SCORES["product"], Selection(("a", "b"), scope="global"), ("a", "b"))),
+    "random": (Set(0.5, 100, 10, 0.5), Pruner(SCORES["random"], Selection(("a", "b"), scope="layer"))),
+    "blocks": (Set(0.5, 100, 10, 0.5), Pruner(selection=Selection(("a", "b"), Blocks(3, 4)))),
+    "groups": (StraightThrough(0.5, 0, 10, 5), Pruner(SCORES["movement"], Selection(("a", "b"), Groups(1, 2)))),
+    "ranks": (StraightThrough(0.5, 0, 10, 5), Pruner(SCORES["movement"], Selection(("a", "b"), Ranks("a", "b")))),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_is_never_kept_and_changes_nothing(name):
+    """A run of rank 4 that is padded to 5, because it trains together with a run of rank 5, has the masks that it has alone."""
+    schedule, pruner = PADDED[name]
+    names = {*schedule.remembers, *([pruner.criterion.remembers] if pruner.criterion.remembers else ())}
+    state = state_of(pair(), *names)
+    # Movement scores can be negative, and those of padding are zero.
+    memory = {
+        key: value if key == "soft" else jax.tree.map(lambda w: -jnp.abs(w), pair(5))
+        for key, value in state.memory.items()
+    }
+    state = replace(state, memory=memory)
+
+    def padded(leaf):
+        if leaf.ndim < 2:
+            return leaf
+        return jnp.pad(leaf, [(0, 5 - size if size == 4 else 0) for size in leaf.shape])
+
+    wide = jax.tree.map(padded, replace(state, rng=None))
+    wide = replace(wide, rng=state.rng)
+    shapes = jax.tree.map(lambda leaf: np.asarray(leaf.shape, np.int32), state.adapters["sites"])
+    for step in (0, 10):
+        arguments = (
+            pruner.selection.counts(state.adapters["sites"], schedule.sparsity_at(step)),
+            schedule.numbers_at(step),
+        )
+        change = schedule.change_at(step)
+        state = prune_step(state, *arguments, pruner=pruner, change=change)
+        wide = prune_step(wide, *arguments, shapes, pruner=pruner, change=change)
+        for key, mask in state.masks["x"].items():
+            mask = np.asarray(mask)
+            np.testing.assert_array_equal(wide.masks["x"][key][: mask.shape[0], : mask.shape[1]], mask)
+            assert int(wide.masks["x"][key].sum()) == mask.sum()
+            assert 0 < mask.sum() <= mask.size
