@@ -90,7 +90,7 @@ MISTAKES = {
     ),
     "lora-plus-without-lora": (
         f"{TEXT} --adapter.method ia3 --training.loraplus_lr_ratio 4",
-        r"loraplus_lr_ratio 4 needs adapter\.method to be one of lora, not 'ia3'",
+        r"loraplus_lr_ratio 4 needs adapter\.method to be one of lora, sora, not 'ia3'",
     ),
     "pruned-vectors": (
         f"{TEXT} --adapter.method vera --pruning.sparsity 0.5",

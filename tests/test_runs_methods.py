@@ -34,6 +34,7 @@ RUNS = {
     "shira": f"{CLASSES} --adapter.mask_type gradient --adapter.calibration_batches 2 --adapter.rank 1",
     "supertuning": f"{WORDS} --model.quantization nf4 --adapter.sparsity 0.9 --adapter.rank null --adapter.alpha null",
     "s2ft": f"{CLASSES} --adapter.channels 3 --adapter.selection activation --adapter.calibration_batches 2 --pruning.sparsity 0.5",
+    "sora": f"{WORDS} --adapter.sparse_lambda 0.3",
     "ln-tuning": CLASSES,
     "bitfit": WORDS,
     "prompt-tuning": f"{WORDS} --adapter.num_virtual_tokens 3 --adapter.prompt_tuning_init TEXT"
@@ -73,7 +74,8 @@ def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypat
     finished = load_run(f"runs/method-{name}")
     assert finished.predict(["The [MASK] statement."])
     config = torch_side.config_of(directory / "adapter")
-    assert config["peft_type"] == {"bitfit": "LORA", "s2ft": "SHIRA"}.get(method, method.upper().replace("-", "_"))
+    own = {"bitfit": "LORA", "s2ft": "SHIRA", "sora": "LORA"}
+    assert config["peft_type"] == own.get(method, method.upper().replace("-", "_"))
     if name in ("pissa", "lora-ga"):
         assert config["init_lora_weights"] is True  # exported as the difference, for the base as it was
         assert config["r"] == 4
@@ -81,6 +83,33 @@ def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypat
         assert config["init_lora_weights"] == "olora"
     if name == "adalora":
         assert sum(map(sum, config["rank_pattern"].values())) == 4  # two layers, two ranks each
+
+
+PRUNED = {
+    "rigl": "--pruning.schedule rigl --pruning.every_steps 2 --pruning.end 0.9 --pruning.scope global --pruning.criterion product",
+    "ranks": "--pruning.schedule straight-through --pruning.every_steps 1 --pruning.structure rank --pruning.criterion movement",
+    "start": "--pruning.schedule at-start --pruning.criterion random --model.quantization nf4",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRUNED)
+def test_a_pruned_run_logs_what_it_keeps_and_exports_it(name, root, monkeypatch, capsys):
+    flags = [*shlex.split(f"{WORDS} --pruning.sparsity 0.5 {PRUNED[name]}"), "--name", f"pruned-{name}"]
+    directory, results = tiny_runs.train(root, "", *flags)
+    log = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    changes = {row["step"]: row for row in log if row["split"] == "pruning"}
+    rows = [json.loads(line) for line in (directory / "sparsity.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows} == changes.keys()
+    for step, change in changes.items():
+        kept, size = (sum(row[key] for row in rows if row["step"] == step) for key in ("kept", "size"))
+        assert change["sparsity"] == pytest.approx(1 - kept / size)
+    assert results["sparsity"] == changes[max(changes)]["sparsity"]
+    assert results["sparsity"] == pytest.approx(0.5 if name != "start" else 0.25, abs=0.01)
+    monkeypatch.chdir(root)
+    capsys.readouterr()
+    tiny_runs.jaxpeft(root, "evaluate", f"runs/pruned-{name}")
+    assert f" {results['test']['loss']:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ METHODS = _Registry(
     {
         "lora": "jaxpeft.adapters.lora:Lora",
         "hira": "jaxpeft.adapters.hira:Hira",
+        "sora": "jaxpeft.adapters.sora:Sora",
         "loha": "jaxpeft.adapters.loha:Loha",
         "lokr": "jaxpeft.adapters.lokr:Lokr",
         "vera": "jaxpeft.adapters.vera:Vera",
@@ -50,6 +51,7 @@ if _TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` i
     from jaxpeft.adapters.s2ft import S2ft as S2ft
     from jaxpeft.adapters.shira import Shira as Shira
     from jaxpeft.adapters.shira import SuperTuning as SuperTuning
+    from jaxpeft.adapters.sora import Sora as Sora
     from jaxpeft.adapters.vera import Vera as Vera
 
 _CONTRACT = (
@@ -75,6 +77,7 @@ _CLASSES = {
     "S2ft": "s2ft",
     "Shira": "shira",
     "SuperTuning": "supertuning",
+    "Sora": "sora",
     "Vera": "vera",
 }
 
@@ -99,6 +102,7 @@ __all__ = [
     "Shira",
     "Site",
     "SiteMethod",
+    "Sora",
     "SuperTuning",
     "Vera",
 ]

@@ -117,6 +117,8 @@ class Method(ABC):
     description: ClassVar[Description]
     prunable: ClassVar[tuple[str, ...]] = ()
     """Parameters that pruning may set to zero, by name: the matrices, if a zero in them means "no change"."""
+    factors: ClassVar[tuple[str, str] | None] = None
+    """Names of A `[d_in, r]` and B `[r, d_out]` if the update depends on their product A·B alone, so that pruning may take whole ranks."""
     allocated: ClassVar[tuple[str, ...]] = ()
     """Parameters that the method prunes by a budget of its own (AdaLoRA)."""
     undecayed: ClassVar[tuple[str, ...]] = ()
@@ -127,6 +129,11 @@ class Method(ABC):
     """Which layers it adapts by default, as a role that every model family maps to names; None if it has no choice of layers."""
     shareable: ClassVar[tuple[str, ...]] = ()
     """Options in which runs that train in one program may differ (`jaxpeft.runs.sweep_key`)."""
+
+    @property
+    def thresholds(self) -> Mapping[str, float]:
+        """Parameters at the sites that move by this much towards zero after every step, and stop there (a soft threshold; SoRA's gate)."""
+        return {}
 
     def fully_trained(self, leaves: Iterable[str], adapted_layers: Iterable[str]) -> set[str]:
         """Which of the model's `leaves` (paths) the method trains fully; `adapted_layers` are the layers with an adapter."""
@@ -218,6 +225,10 @@ class SiteMethod(Method):
 
     def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
         """For export: the method and `sites` without the parts that `masks` prunes as a whole, if a smaller layer can be written."""
+        return self, sites
+
+    def as_saved(self, sites: Layers) -> tuple[SiteMethod, Layers]:
+        """For export: the method and `sites` that a file holds, if another method computes the same and more programs can read it."""
         return self, sites
 
 

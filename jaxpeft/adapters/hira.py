@@ -39,6 +39,7 @@ class Hira(SiteMethod):
         peft="`HIRA`",
     )
     prunable: ClassVar[tuple[str, ...]] = ("a", "b")
+    factors: ClassVar[tuple[str, str] | None] = ("a", "b")
     default_role: ClassVar[str | None] = "attention_qv"
     shareable: ClassVar[tuple[str, ...]] = ("init_weights", "dropout", "rank")
     embeddings: ClassVar[bool] = True

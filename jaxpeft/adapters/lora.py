@@ -65,6 +65,7 @@ class Lora(ModifiesBase):
         peft="`LORA`",
     )
     prunable: ClassVar[tuple[str, ...]] = ("a", "b")
+    factors: ClassVar[tuple[str, str] | None] = ("a", "b")
     undecayed: ClassVar[tuple[str, ...]] = ("bias",)
     loraplus: ClassVar[tuple[str, ...]] = ("b",)
     default_role: ClassVar[str | None] = "attention_qv"

@@ -113,6 +113,8 @@ class AdapterConfig:
     """LoKr: give both factors of the Kronecker product a low rank."""
     decompose_factor: int | None = None
     """LoKr: size of the smaller factor; -1: as square as possible."""
+    sparse_lambda: float | None = None
+    """SoRA: by how much every step moves a gate towards zero; a rank whose gate is zero is left out."""
     target_r: int | None = None
     """AdaLoRA: final rank of a layer, on average."""
     init_r: int | None = None
@@ -148,20 +150,34 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """Which adapter entries are kept (Sparse LoRA): pruning per tensor, with exact counts."""
+    """Which adapter entries are kept (Sparse LoRA), with exact counts."""
 
     sparsity: float = 0.0
-    """Share of each adapter matrix that is pruned, from 0 (dense) to below 1."""
+    """Share of the adapter's entries that is pruned, from 0 (dense) to below 1."""
     criterion: CriterionName = "magnitude"
-    """How entries are scored; those with the lowest scores are pruned. magnitude: by absolute value."""
+    """How entries are scored; those with the lowest scores are pruned. magnitude: |w|; product: by how much A·B changes;
+    snip: |w × gradient| of the last step; movement: −Σ w × gradient over all steps; random."""
+    scope: Literal["tensor", "layer", "global"] = "tensor"
+    """Among which entries the lowest are pruned: those of each matrix, of each layer, or all. |w| can only be compared within a matrix."""
+    structure: str = "element"
+    """The pieces that are pruned: element; n:m such as 2:4 (n of every m entries along the axis that is summed over); rank (columns
+    of A with rows of B); or a block of rows x columns such as 8x8."""
     schedule: ScheduleName = "one-shot"
-    """When to prune. one-shot: once, at begin; cubic: in growing amounts from begin to end (Zhu & Gupta 2017)."""
+    """When to prune. at-start: before the first step; one-shot: once, at begin; cubic: in growing amounts from begin to end
+    (Zhu & Gupta 2017); iterative: in rounds, each with a return to early weights; rigl, set: sparse from the start, and rewired
+    until end; straight-through: as cubic, but pruned entries train on and may come back until end."""
     begin: float | None = None
     """Share of all steps after which pruning starts; null: 0.1, but not before the warm-up ends."""
     end: float = 0.6
-    """Share of all steps at which the cubic schedule reaches the sparsity."""
+    """Share of all steps at which the masks are final. Not for at-start and one-shot."""
     every_steps: int = 50
-    """Steps between two prunings of the cubic schedule."""
+    """Steps between two changes of the masks (cubic, straight-through, rigl, set)."""
+    rounds: int = 3
+    """iterative: the number of prunings."""
+    rewind: float = 0.05
+    """iterative: share of all steps to whose weights the adapter returns after each pruning; 0: the initial weights."""
+    drop_fraction: float = 0.3
+    """rigl, set: share of the kept entries that is exchanged at first; it falls to 0 at end along a cosine."""
 
     def __post_init__(self) -> None:
         """Refuse names that are in no table."""

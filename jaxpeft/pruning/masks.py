@@ -1,6 +1,6 @@
 """Masks over adapter parameters: which entries are kept. Bool trees shaped like the adapters' sites; True = keep.
 
-`keep_counts` and `keep_largest` decide the structure of a mask: single entries, counted for each tensor.
+`selection.py` says how masks follow from scores, and `structures.py` in which pieces.
 """
 
 from __future__ import annotations
@@ -12,55 +12,55 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.pruning import SCORES
+from jaxpeft.pruning.selection import Selection
+from jaxpeft.pruning.structures import Combine
 from jaxpeft.trees import Layers
 
 
-def num_kept(size: int, sparsity: float) -> int:
-    """Entries kept of `size` at `sparsity` in [0, 1): `max(1, round(size·(1 − sparsity)))`, exactly."""
-    return max(1, round(size * (1 - sparsity)))
-
-
 def keep_counts(sites: Layers, sparsity: float, prunable: Collection[str] | None = None) -> Layers:
-    """How many entries each tensor keeps: a tree of Python integers like `sites`.
+    """How many entries each pruned tensor keeps: a tree of Python integers.
 
-    The parameters named in `prunable` (`Method.prunable`) keep `num_kept` entries, the others all of theirs. None names every
-    matrix: a vector scales or shifts whole outputs (DoRA's magnitude), so a zero in it would switch an output off.
+    The parameters named in `prunable` (`Method.prunable`) keep `num_kept` entries. None names every matrix: a vector scales or
+    shifts whole outputs (DoRA's magnitude), so a zero in it would switch an output off.
     """
-
-    def count(path: Any, leaf: jax.Array) -> int:
-        pruned = leaf.ndim > 1 if prunable is None else path[-1].key in prunable
-        return num_kept(leaf.size, sparsity) if pruned else leaf.size
-
-    return jax.tree_util.tree_map_with_path(count, sites)
+    return Selection(None if prunable is None else tuple(prunable)).counts(sites, sparsity)
 
 
-def keep_largest(score: jax.Array, num_keep: int | jax.Array) -> jax.Array:
-    """The bool mask of the `num_keep` largest entries of `score`, of its shape. Ties keep the lower flat index.
+def tighten(
+    masks: Layers,
+    scores: Layers,
+    num_keep: Layers,
+    *,
+    selection: Selection | None = None,
+    combine: Combine = "sum",
+) -> Layers:
+    """New masks that keep the `num_keep` units with the highest score in each scope.
 
-    `num_keep` may be traced, so one compiled program serves every step of a schedule.
-    """
-    # argsort is stable. It sorts the negated scores, so that equal scores stay in the order of their index.
-    order = jnp.argsort(-score.reshape(-1), stable=True)
-    rank = jnp.zeros(score.size, jnp.int32).at[order].set(jnp.arange(score.size, dtype=jnp.int32))
-    return (rank < num_keep).reshape(score.shape)
-
-
-def tighten(masks: Layers, scores: Layers, num_keep: Layers) -> Layers:
-    """New masks that keep the `num_keep` entries with the highest score in each tensor of `scores`.
-
-    A pruned entry stays pruned as long as `num_keep` does not grow: it ranks below every entry that is still kept.
+    A pruned unit stays pruned as long as `num_keep` does not grow: it ranks below every unit that is still kept. A parameter
+    that `selection` does not prune keeps all of its entries.
 
     Args:
         masks: the masks in force, or {} for a dense adapter.
         scores: from a `Criterion`, like the adapter's sites.
-        num_keep: a tree of integers like `scores`, Python's or traced.
+        num_keep: from `keep_counts` or `Selection.counts`; Python's integers or traced.
+        selection: what is pruned, in which units and scopes; None: the entries of every tensor in `num_keep`.
+        combine: how a whole rank is scored (`Criterion.combine`).
     """
-    if masks:
-        scores = jax.tree.map(lambda score, keep: jnp.where(keep, score, -jnp.inf), scores, masks)
-    return jax.tree.map(keep_largest, scores, num_keep)
+    if selection is None:
+        selection = Selection(tuple({name for group in num_keep.values() for name in group}))
+    kept = selection.keep(selection.units(scores, combine, among=masks or None), num_keep)
+    tighter = selection.masks(kept, scores)
+    return jax.tree.map(jnp.logical_and, tighter, masks) if masks else tighter
 
 
-def prune(sites: Layers, sparsity: float, *, criterion: str = "magnitude") -> Layers:
+def prune(
+    sites: Layers,
+    sparsity: float,
+    *,
+    criterion: str = "magnitude",
+    rng: jax.Array | None = None,
+    factors: tuple[str, str] | None = None,
+) -> Layers:
     """One-shot masks that prune a share `sparsity` of each matrix of `sites`, exactly.
 
     Prune after some training: B is zero at initialisation, so its magnitudes carry no information there.
@@ -72,11 +72,15 @@ def prune(sites: Layers, sparsity: float, *, criterion: str = "magnitude") -> La
         sites: the adapter's parameters, layer path → name → array.
         sparsity: share that is pruned, in [0, 1).
         criterion: a name in `jaxpeft.pruning.SCORES`.
+        rng: a typed key, for the criterion "random".
+        factors: the names of A and B (`Method.factors`), for the criterion "product".
 
     Raises:
-        InputError: if there is no such criterion.
+        InputError: if there is no such criterion, or if it needs what is not given, such as the gradients of a run.
     """
-    return tighten({}, SCORES[criterion](sites), keep_counts(sites, sparsity))
+    scored = SCORES[criterion]
+    scores = scored(sites, rng=rng, factors=factors)
+    return tighten({}, scores, keep_counts(sites, sparsity), combine=scored.combine)
 
 
 def apply_masks(sites: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Mapping[str, Any]]) -> Layers:
@@ -86,6 +90,15 @@ def apply_masks(sites: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Mapp
         path: {k: jnp.where(masks[path][k], v, 0) if k in masks.get(path, {}) else v for k, v in params.items()}
         for path, params in sites.items()
     }
+
+
+def churn(before: Layers, after: Layers) -> float:
+    """Share of entries whose mask differs between `before` and `after`; 0 if there are no masks."""
+    changed = [
+        int((old != new).sum()) for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    ]
+    size = sum(mask.size for mask in jax.tree.leaves(after))
+    return sum(changed) / size if size else 0.0
 
 
 def sparsity_of(masks: Layers) -> float:

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, ClassVar, Self
 
 from jaxpeft.errors import InputError
+from jaxpeft.pruning.updates import Change, Pruner, tightened
+from jaxpeft.trees import Layers
 
 
 class Schedule(ABC):
-    """The sparsity of a run, step by step. Steps count from 1: `due(1)` asks about the end of the first step."""
+    """The sparsity of a run, step by step. Steps count from 1: `due(1)` asks about the end of the first step, `due(0)` about its start.
+
+    Attributes:
+        remembers: names in the memory (`jaxpeft.pruning.memory`) that the schedule's changes read or write.
+    """
+
+    remembers: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod
@@ -26,6 +34,7 @@ class Schedule(ABC):
         begin: float | None,
         end: float,
         every_steps: int,
+        **options: Any,
     ) -> Self:
         """Build the schedule of a run from the run's length and its `--pruning.*` flags.
 
@@ -36,6 +45,8 @@ class Schedule(ABC):
             begin: share of the run's steps at which pruning starts; None: chosen by `first_step`.
             end: share of the run's steps at which the sparsity is reached.
             every_steps: steps between two changes of the masks.
+            **options: the flags that only some schedules have: `rounds`, `rewind`, `drop_fraction`. A schedule names those that
+                it needs and ignores the rest.
 
         Raises:
             InputError: if the schedule does not fit into the run.
@@ -47,12 +58,48 @@ class Schedule(ABC):
 
     @abstractmethod
     def due(self, step: int) -> bool:
+        """True if the schedule acts after `step`: it changes the masks, or remembers the weights."""
+
+    def changes_masks_at(self, step: int) -> bool:
         """True if the masks change after `step`."""
+        return self.due(step)
+
+    def change_at(self, step: int) -> Change:
+        """The change after `step`, if it is due: a function at the top level of a module, so that few programs are compiled."""
+        return tightened
+
+    def numbers_at(self, step: int) -> dict[str, float]:
+        """The numbers that the change after `step` reads (`Moment.numbers`). They are traced."""
+        return {}
+
+    def check(self, pruner: Pruner) -> None:
+        """Check that the schedule can prune by `pruner`.
+
+        Raises:
+            InputError: it cannot.
+        """
+        return
+
+    def check_start(self, pruner: Pruner, sites: Layers) -> None:
+        """Check that the initial `sites` can be pruned before the first step. Called only if `due(0)`.
+
+        Raises:
+            InputError: they cannot.
+        """
+        return
 
     @property
     @abstractmethod
     def last_step(self) -> int:
         """The step after which the masks are final."""
+
+
+def refuse_begin(schedule: str, begin: float | None) -> None:
+    """Raise InputError if `begin` is set for a schedule whose masks are there from the first step."""
+    if begin is not None:
+        raise InputError(
+            f"pruning.begin {begin:g} has no meaning for pruning.schedule {schedule}, which masks before the first step; set it to null"
+        )
 
 
 def first_step(begin: float | None, *, num_steps: int, warmup_steps: int) -> int:
@@ -80,6 +127,7 @@ class OneShot(Schedule):
         begin: float | None,
         end: float,
         every_steps: int,
+        **options: Any,
     ) -> Self:
         """Prune at `begin`; `end` and `every_steps` have no meaning here.
 
@@ -127,6 +175,7 @@ class Cubic(Schedule):
         begin: float | None,
         end: float,
         every_steps: int,
+        **options: Any,
     ) -> Self:
         """Raise the sparsity between the steps of `begin` and `end`.
 

@@ -128,6 +128,9 @@ def _description(run: CardSubject) -> str:
     )
 
 
+_SCOPES = {"tensor": "per tensor", "layer": "per layer", "global": "over all layers"}
+
+
 def _configuration(run: CardSubject) -> list[tuple[str, str]]:
     config, method, model, results = run.config, run.method, run.model, run.results
     a, t, p, m = config.adapter, config.training, config.pruning, config.model
@@ -137,7 +140,10 @@ def _configuration(run: CardSubject) -> list[tuple[str, str]]:
         if targets := a.target_modules or default_targets(method.name, model.model_type):
             rows.append(("target modules", targets if isinstance(targets, str) else ", ".join(targets)))
     if p.sparsity:
-        rows.append(("sparsity", f"{100 * p.sparsity:g} %, {p.criterion}-based, per tensor, {p.schedule}"))
+        pieces = "" if p.structure == "element" else f", in pieces {p.structure}"
+        rows.append(
+            ("sparsity", f"{100 * p.sparsity:g} %, {p.criterion}-based, {_SCOPES[p.scope]}{pieces}, {p.schedule}")
+        )
     return [
         *rows,
         ("frozen base stored as", f"linear layers in {model.quantization}" if model.quantization else m.dtype),

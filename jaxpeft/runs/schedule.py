@@ -10,8 +10,12 @@ from jaxpeft.config import PruningConfig, TrainingConfig
 from jaxpeft.errors import InputError
 from jaxpeft.pruning import SCHEDULES, SCORES, Schedule
 from jaxpeft.pruning.allocation import Allocation
+from jaxpeft.pruning.selection import Selection
+from jaxpeft.pruning.structures import Groups, structure_of
+from jaxpeft.pruning.updates import Pruner
 from jaxpeft.training.optimizer import learning_rate_schedule
 from jaxpeft.training.plan import Plan
+from jaxpeft.trees import Adapters
 
 # A preempted machine is switched off about 30 seconds after its signal, and a dispatch cannot be interrupted.
 _SECONDS_PER_DISPATCH = 20.0
@@ -56,9 +60,8 @@ def make_plan(
         learning_rate=learning_rate_schedule(t.learning_rate, num_steps, t.warmup_steps, t.schedule),
         pruning=_allocation(method, num_steps)
         if isinstance(method, AdaLora)
-        else _pruning(pruning, t.warmup_steps, num_steps),
-        criterion=SCORES[pruning.criterion],
-        prunable=method.prunable if method else None,
+        else _pruning(pruning, t.warmup_steps, num_steps, pruner_of(pruning, method)),
+        pruner=pruner_of(pruning, method),
         dense_steps=math.ceil(dense_share * num_steps),
         patience=t.early_stopping_patience,
         micro_steps_per_dispatch=t.micro_steps_per_dispatch,
@@ -67,18 +70,57 @@ def make_plan(
     )
 
 
-def _pruning(p: PruningConfig, warmup_steps: int, num_steps: int) -> Schedule | None:
+def pruner_of(p: PruningConfig, method: Method | None) -> Pruner:
+    """Criterion, units and scopes of a run with `method`. Nothing needs to be loaded for it.
+
+    Raises:
+        InputError: they do not fit together, or do not fit the method.
+    """
+    if not p.sparsity:
+        return Pruner()
+    factors = method.factors if method else None
+    structure = structure_of(p.structure, factors)
+    if isinstance(structure, Groups) and abs(p.sparsity - structure.sparsity) > 1e-9:
+        raise InputError(
+            f"pruning.structure {p.structure} prunes {structure.sparsity:g} of the entries, and pruning.sparsity is {p.sparsity:g}; "
+            "give both the same share"
+        )
+    selection = Selection(method.prunable if method else None, structure, p.scope)
+    return Pruner(SCORES[p.criterion], selection, factors)
+
+
+def _pruning(p: PruningConfig, warmup_steps: int, num_steps: int, pruner: Pruner) -> Schedule | None:
     if not p.sparsity:
         return None
     schedule: type[Schedule] = SCHEDULES[p.schedule]
-    return schedule.plan(
+    planned = schedule.plan(
         sparsity=p.sparsity,
         num_steps=num_steps,
         warmup_steps=warmup_steps,
         begin=p.begin,
         end=p.end,
         every_steps=p.every_steps,
+        rounds=p.rounds,
+        rewind=p.rewind,
+        drop_fraction=p.drop_fraction,
     )
+    planned.check(pruner)
+    return planned
+
+
+def check_pruning(plan: Plan, adapters: Adapters) -> None:
+    """Check that the initial `adapters` can be pruned as `plan` says.
+
+    Raises:
+        InputError: the structure does not fit a shape, or the masks come before the first step and all scores of a tensor are equal
+            there, so that they choose nothing.
+    """
+    schedule, pruner, sites = plan.pruning, plan.pruner, adapters["sites"]
+    if not isinstance(schedule, Schedule):
+        return
+    pruner.selection.counts(sites, schedule.sparsity_at(plan.num_steps))
+    if schedule.due(0):
+        schedule.check_start(pruner, sites)
 
 
 def _allocation(method: AdaLora, num_steps: int) -> Allocation:

@@ -24,7 +24,7 @@ from jaxpeft.runs.contextual import contextual_sparsity, estimators_of
 from jaxpeft.runs.data import load_data, row_options, training_data, without_packing
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.evaluator import Evaluator
-from jaxpeft.runs.schedule import make_plan
+from jaxpeft.runs.schedule import check_pruning, make_plan, pruner_of
 from jaxpeft.tasks.base import Batch, Task
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import hash_base
@@ -102,6 +102,7 @@ def setup_run(config: RunConfig) -> RunSetup:
     t, m, length = config.training, config.model, config.data.max_length
     with multihost.all_or_none():
         method = build_method(config.adapter)  # first, because it checks the options without loading anything
+        pruner_of(config.pruning, method)  # the same
         parallel = data_parallel()
         parallel.check(t.batch_size, "training.batch_size")
         parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
@@ -147,6 +148,7 @@ def setup_run(config: RunConfig) -> RunSetup:
         dense_share=x.dense_share if contextual else 0.0,
         distributed=config.distributed,
     )
+    check_pruning(plan, adapted.adapters)
     if task.fills_masks and config.evaluation.examples:
         encode(objective, tokenizer, config.evaluation.examples)  # an error must come before the run's directory exists
     rows = row_options(config.data)
@@ -214,6 +216,7 @@ def setup_replica(first: RunSetup, config: RunConfig) -> RunSetup:
         dense_share=config.contextual.dense_share if objective.contextual else 0.0,
         distributed=config.distributed,
     )
+    check_pruning(plan, adapted.adapters)
     return replace(
         first,
         config=config,
@@ -245,13 +248,15 @@ def make_optimizer(
         accumulation_steps=t.accumulation_steps,
         undecayed=method.undecayed if method else (),
         lora_plus=plus,
+        thresholds=method.thresholds if method else {},
     )
 
 
 def state_of(plan: Plan, optimizer: optax.GradientTransformation, adapters: Adapters, rng: jax.Array) -> TrainState:
     """The state before the first step, not yet placed on devices. It has masks if `plan` prunes, and importance if it allocates."""
     allocated = plan.allocation is not None
-    return init_state(adapters, optimizer, rng, pruned=plan.pruning is not None and not allocated, allocated=allocated)
+    pruned = plan.pruning is not None and not allocated
+    return init_state(adapters, optimizer, rng, pruned=pruned, allocated=allocated, remembers=plan.remembers)
 
 
 def log_setup(setup: RunSetup) -> None:

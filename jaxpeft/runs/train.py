@@ -8,9 +8,11 @@ from dataclasses import replace
 
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
+from jaxpeft.pruning import Schedule
 from jaxpeft.report.console import TrainingBar, log, set_quiet
 from jaxpeft.report.metrics_log import MetricsLog
 from jaxpeft.report.results import Results
+from jaxpeft.report.sparsity_log import SparsityLog
 from jaxpeft.runs.compilation_cache import enable_compilation_cache
 from jaxpeft.runs.contextual import save_estimators
 from jaxpeft.runs.directory import RunDirectory
@@ -75,7 +77,7 @@ def run(config: RunConfig) -> Results:
         (outcome,) = fit(
             state,
             setup.frozen,
-            [run_state(setup, state, progress, checkpoints, metrics_log)],
+            [run_state(setup, state, progress, checkpoints, metrics_log, writes=multihost.is_process_0())],
             draw_at=pipeline.draw_at,
             train_steps=train_steps(setup.objective),
             dense_train_steps=train_steps(replace(setup.objective, contextual=None))
@@ -95,9 +97,16 @@ def run(config: RunConfig) -> Results:
 
 
 def run_state(
-    setup: RunSetup, state: TrainState, progress: Progress, checkpoints: Checkpoints, metrics_log: Log
+    setup: RunSetup,
+    state: TrainState,
+    progress: Progress,
+    checkpoints: Checkpoints,
+    metrics_log: Log,
+    *,
+    writes: bool = True,
 ) -> RunState:
-    """The run as the training loop takes it, from `state` and `progress` on."""
+    """The run as the training loop takes it, from `state` and `progress` on. With several processes, only one of them `writes`."""
+    pruned = isinstance(setup.plan.pruning, Schedule)
     return RunState(
         setup.plan,
         progress,
@@ -105,6 +114,7 @@ def run_state(
         validate=lambda state: setup.evaluator.validate(setup.frozen, state.adapters, state.masks),
         checkpoints=checkpoints,
         metrics_log=metrics_log,
+        sparsity_log=SparsityLog(setup.directory.sparsity, progress.step, writes=writes) if pruned else None,
         validate_start=None if progress.step else setup.validate_start,
     )
 

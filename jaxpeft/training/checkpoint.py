@@ -42,7 +42,7 @@ class Progress:
 
 
 # Names in the files. They are older than the names in the code, and old checkpoints must stay readable.
-_ON_DISK = {"step": "update", "best_step": "best_update", "micro_step": "step"}
+_ON_DISK = {"step": "update", "best_step": "best_update", "micro_step": "step", "memory": "importance"}
 
 
 def _to_disk(state: TrainState) -> dict[str, Any]:

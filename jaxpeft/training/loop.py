@@ -16,14 +16,15 @@ import numpy as np
 
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.allocation import Allocation
-from jaxpeft.pruning.masks import keep_counts, sparsity_of
+from jaxpeft.pruning.masks import churn, sparsity_of
+from jaxpeft.pruning.schedules import Schedule
 from jaxpeft.tasks.metrics import score
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.input_pipeline import Draw, Prefetched
 from jaxpeft.training.plan import Plan
 from jaxpeft.training.step import Metrics, TrainState, allocate_step, prune_step
 from jaxpeft.training.throughput import ThroughputMeter, first_bad_step
-from jaxpeft.trees import Params
+from jaxpeft.trees import Layers, Params
 
 
 class Log(Protocol):
@@ -31,6 +32,13 @@ class Log(Protocol):
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Record `metrics` of `split` after `step`."""
+
+
+class SparsityLog(Protocol):
+    """Takes the number of kept entries (`report.sparsity_log.SparsityLog`)."""
+
+    def write(self, step: int, masks: Layers) -> None:
+        """Record how many entries each of `masks` keeps after `step`."""
 
 
 class Bar(Protocol):
@@ -75,6 +83,7 @@ class RunState:
         metrics_log: the run's log of metrics.
         validate_start: measures the initial adapters. It is called after the first event, so that training need not wait for it.
         outcome: the end of the run, or the error that ended it; None while it trains.
+        sparsity_log: the run's log of kept entries, written when its masks change; None: no log.
     """
 
     plan: Plan
@@ -85,6 +94,7 @@ class RunState:
     metrics_log: Log
     validate_start: Callable[[], dict[str, float]] | None = None
     outcome: Outcome | InputError | None = None
+    sparsity_log: SparsityLog | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -146,6 +156,8 @@ def fit(
     assert {run.progress.step for run in runs} == {step}, "runs that train together are at the same step"
     meter, size, started = ThroughputMeter(step), plan.accumulation_steps, time.monotonic()
     before = [run.progress.seconds for run in runs]
+    if step == 0:
+        held = _prune(holding, held, runs, step)
     micro_steps, depth = range(step * size, plan.num_steps * size), 2 * plan.micro_steps_per_dispatch
     dense_train_steps = dense_train_steps or train_steps
     with Prefetched(draw_at, micro_steps, depth=depth) as prefetched:
@@ -162,7 +174,7 @@ def fit(
                 bar=bar,
                 stop_requested=stop_requested,
             )
-            held = holding.prune(held, runs, step)
+            held = _prune(holding, held, runs, step)
             ends = step == plan.num_steps or bool(signal)
             logs, validates = plan.logs_at(step) or ends, plan.validates_at(step) or step == plan.num_steps
             if logs or validates:
@@ -228,9 +240,25 @@ def _prune_alone(state: TrainState, runs: Sequence[RunState], step: int) -> Trai
     sites = state.adapters["sites"]
     if isinstance(schedule, Allocation):
         return allocate_step(state, schedule.budget_at(step, len(sites)), step == schedule.last_step)
-    return prune_step(
-        state, keep_counts(sites, schedule.sparsity_at(step), run.plan.prunable), criterion=run.plan.criterion
-    )
+    pruner = run.plan.pruner
+    counts, numbers = pruner.selection.counts(sites, schedule.sparsity_at(step)), schedule.numbers_at(step)
+    return prune_step(state, counts, numbers, pruner=pruner, change=schedule.change_at(step))
+
+
+def _prune(holding: Holding, held: Any, runs: Sequence[RunState], step: int) -> Any:
+    """Prune the runs whose schedule acts after `step`, and record what changed."""
+    acting = [run.plan.prunes_at(step) and not run.has_ended for run in runs]
+    if not any(acting):
+        return holding.prune(held, runs, step)
+    before = [state.masks for state in holding.states(held, runs)]
+    held = holding.prune(held, runs, step)
+    after = [state.masks for state in holding.states(held, runs)]
+    for run, acts, old, new in zip(runs, acting, before, after, strict=True):
+        if acts and isinstance(run.plan.pruning, Schedule) and run.plan.pruning.changes_masks_at(step):
+            run.metrics_log.write(step, "pruning", {"sparsity": sparsity_of(new), "mask_churn": churn(old, new)})
+            if run.sparsity_log:
+                run.sparsity_log.write(step, new)
+    return held
 
 
 ALONE = Holding(prune=_prune_alone, states=lambda state, runs: [state], has_masks=lambda state: bool(state.masks))

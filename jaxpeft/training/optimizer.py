@@ -6,7 +6,7 @@ pruned entries at zero, after moments and weight decay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -85,6 +85,7 @@ def build_optimizer(
     accumulation_steps: int = 1,
     undecayed: Collection[str] = (),
     lora_plus: LoraPlus | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW over `adapters`; its `update` takes the pruning masks as `masks=` (bool, True = keep; {} is dense).
 
@@ -95,12 +96,14 @@ def build_optimizer(
         accumulation_steps: micro-steps whose gradients are averaged into one step.
         undecayed: names of the parameters at the sites to which weight decay is not applied (`Method.undecayed`).
         lora_plus: factors on the learning rate; None is one rate for all.
+        thresholds: parameters at the sites with a soft threshold after every step (`Method.thresholds`).
     """
     chain = optax.chain(
         optax.clip_by_global_norm(max_grad_norm) if max_grad_norm else optax.identity(),
         optax.adamw(schedule, weight_decay=weight_decay, mask=partial(decayed, undecayed=undecayed)),
         _scale_leaves(lora_plus.factors) if lora_plus else optax.identity(),
         hold_pruned_at_zero(),
+        *([soft_threshold(thresholds)] if thresholds else []),
     )
     if accumulation_steps == 1:
         return chain
@@ -119,6 +122,46 @@ def decayed(adapters: Adapters, *, undecayed: Collection[str] = ()) -> Any:
     """
     spared = {"sites": undecayed, "modules": _UNDECAYED_MODULES}
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in spared[path[0].key], adapters)
+
+
+def soft_threshold(thresholds: Mapping[str, float]) -> optax.GradientTransformation:
+    """The proximal step of λ·‖w‖₁: after the update, w moves by λ towards zero and stops there, for the parameters `thresholds`.
+
+    λ is the threshold itself, not its product with the learning rate.
+    """
+
+    def update(updates: Adapters, params: Any) -> Adapters:
+        assert params is not None, "the threshold needs the parameters"
+
+        def of(name: str, u: jax.Array, w: jax.Array) -> jax.Array:
+            if name not in thresholds:
+                return u
+            moved = w + u
+            return jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - thresholds[name], 0) - w
+
+        sites = {
+            path: {name: of(name, u, params["sites"][path][name]) for name, u in group.items()}
+            for path, group in updates["sites"].items()
+        }
+        return {**updates, "sites": sites}
+
+    return optax.stateless(update)
+
+
+def fresh_moments(opt_state: Any, fresh: Layers) -> Any:
+    """The optimizer's state with Adam's moments at zero for the entries at the sites that `fresh` names (bool, True = fresh).
+
+    Adam's step count stays, because all entries share it.
+    """
+
+    def reset(moments: Adapters) -> Adapters:
+        sites = jax.tree.map(lambda new, moment: jnp.where(new, 0, moment), fresh, moments["sites"])
+        return {**moments, "sites": sites}
+
+    def of(node: Any) -> Any:
+        return node._replace(mu=reset(node.mu), nu=reset(node.nu)) if isinstance(node, optax.ScaleByAdamState) else node
+
+    return jax.tree.map(of, opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
 
 
 def hold_pruned_at_zero() -> optax.GradientTransformationExtraArgs:

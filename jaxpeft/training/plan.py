@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from jaxpeft.pruning import Schedule
 from jaxpeft.pruning.allocation import Allocation
-from jaxpeft.pruning.scores import Criterion, magnitude
+from jaxpeft.pruning.updates import Pruner
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Plan:
         metric: the validation metric that selects the best adapter.
         learning_rate: step → learning rate.
         pruning: the schedule of pruning; None for a dense adapter; an `Allocation` for AdaLoRA.
-        criterion: scores the entries when a `Schedule` prunes. An `Allocation` has its own scores.
-        prunable: names of the parameters that a `Schedule` prunes (`Method.prunable`); None: every matrix.
+        pruner: what a `Schedule` prunes by: criterion, units and scopes. An `Allocation` has its own scores.
         dense_steps: the first steps, which leave no channels of the base out.
         patience: number of validations without improvement after which the run stops; None: never.
         micro_steps_per_dispatch: maximum micro-steps per compiled call.
@@ -39,8 +38,7 @@ class Plan:
     metric: str
     learning_rate: Callable[[int], float]
     pruning: Schedule | Allocation | None = None
-    criterion: Criterion = magnitude
-    prunable: Collection[str] | None = None
+    pruner: Pruner = field(default_factory=Pruner)
     dense_steps: int = 0
     patience: int | None = None
     micro_steps_per_dispatch: int = 1
@@ -51,6 +49,14 @@ class Plan:
         """AdaLoRA's schedule, or None for other methods."""
         return self.pruning if isinstance(self.pruning, Allocation) else None
 
+    @property
+    def remembers(self) -> tuple[str, ...]:
+        """Names of what pruning remembers between steps (`jaxpeft.pruning.memory`). An allocation's importance is not among them."""
+        if not isinstance(self.pruning, Schedule):
+            return ()
+        own = self.pruner.criterion.remembers
+        return (*self.pruning.remembers, *((own,) if own and own not in self.pruning.remembers else ()))
+
     def next_event(self, step: int) -> int:
         """The next step after `step` at which to log, validate, prune or become sparse, or else the last step."""
         following = range(step + 1, self.num_steps)
@@ -60,7 +66,7 @@ class Plan:
         return step == self.dense_steps or self.prunes_at(step) or self.logs_at(step) or self.validates_at(step)
 
     def prunes_at(self, step: int) -> bool:
-        """True if the masks change after `step`."""
+        """True if the schedule of pruning acts after `step`: it changes the masks, or remembers the weights."""
         return self.pruning is not None and self.pruning.due(step)
 
     def logs_at(self, step: int) -> bool:

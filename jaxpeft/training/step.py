@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,11 +14,14 @@ import optax
 from flax import struct
 
 from jaxpeft.pruning.allocation import Allocation, Importance, fresh_importance, keep_important, update_importance
-from jaxpeft.pruning.masks import apply_masks, tighten
-from jaxpeft.pruning.scores import Criterion, magnitude
+from jaxpeft.pruning.masks import apply_masks
+from jaxpeft.pruning.memory import Memory, fresh_memory, gathered, held, sees_pruned
+from jaxpeft.pruning.selection import existing_entries
+from jaxpeft.pruning.updates import Change, Moment, Pruned, Pruner, tightened
 from jaxpeft.tasks.base import Batch
 from jaxpeft.training.dropout import for_drawing
 from jaxpeft.training.objective import Objective
+from jaxpeft.training.optimizer import fresh_moments
 from jaxpeft.trees import Adapters, Layers, Params
 
 
@@ -32,7 +35,7 @@ class TrainState:
         masks: {} or bool, True = keep.
         opt_state: the optimizer's state.
         rng: the run's typed key. Every micro-step folds its own key from it.
-        importance: {} unless ranks are allocated (AdaLoRA).
+        memory: what pruning remembers (`jaxpeft.pruning.memory`); {} if its criterion and its schedule need nothing.
     """
 
     micro_step: jax.Array
@@ -40,7 +43,7 @@ class TrainState:
     masks: Layers
     opt_state: Any
     rng: jax.Array
-    importance: Importance = struct.field(default_factory=dict)
+    memory: Memory = struct.field(default_factory=dict)
 
 
 Metrics = dict[str, jax.Array]
@@ -54,18 +57,20 @@ def init_state(
     *,
     pruned: bool,
     allocated: bool = False,
+    remembers: Collection[str] = (),
 ) -> TrainState:
     """The state before the first step.
 
     With `pruned` it has masks that keep everything, so that the first pruning does not recompile the step. With `allocated`
-    (AdaLoRA) it has masks only for the triplets, and the importance that chooses them. The state holds copies of `adapters` and
+    (AdaLoRA) it has masks only for the triplets, and the importance that chooses them. `remembers` names what pruning
+    remembers besides (`jaxpeft.pruning.memory`). The state holds copies of `adapters` and
     `rng`, because a step consumes its state (donation), and the caller may still need them.
     """
     adapters, rng = jax.tree.map(jnp.copy, (adapters, rng))
     masked = {path: {"e": site["e"]} for path, site in adapters["sites"].items()} if allocated else adapters["sites"]
     masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), masked) if pruned or allocated else {}
-    importance = fresh_importance(adapters["sites"]) if allocated else {}
-    return TrainState(jnp.zeros((), jnp.int32), adapters, masks, optimizer.init(adapters), rng, importance)
+    memory = fresh_importance(adapters["sites"]) if allocated else fresh_memory(remembers, adapters["sites"])
+    return TrainState(jnp.zeros((), jnp.int32), adapters, masks, optimizer.init(adapters), rng, memory)
 
 
 def make_train_step(
@@ -82,7 +87,7 @@ def make_train_step(
         objective: the loss to minimise. It includes the method's penalty, and is reported with it, as in PEFT.
         optimizer: the optimizer of the adapters.
         traces: counts the compiled programs by the shape of `input_ids`.
-        allocation: AdaLoRA's schedule. If it is given, the state's importance is updated.
+        allocation: AdaLoRA's schedule. If it is given, its importance in the state's memory is updated.
         max_grad_norm: the norm to which the optimizer clips (0: no clipping), because the importance is computed from the clipped
             gradients.
     """
@@ -105,22 +110,45 @@ def micro_step(
 ) -> tuple[TrainState, Metrics]:
     """One micro-step, as `make_train_step` compiles it: loss, gradients of the adapters, and the optimizer's update."""
     dropout_rng = for_drawing(jax.random.fold_in(state.rng, state.micro_step))
+    start, masks = _differentiated(state)
 
     def mean_loss(adapters: Adapters) -> jax.Array:
-        logits = objective.logits(frozen, adapters, state.masks, batch, dropout_rng)
+        logits = objective.logits(frozen, adapters, masks, batch, dropout_rng)
         total, weight = objective.loss(logits, batch)
         loss, penalty = total / jnp.maximum(weight, 1.0), objective.penalty(adapters)
         return loss if penalty is None else loss + penalty
 
-    loss, grads = jax.value_and_grad(mean_loss)(state.adapters)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.adapters, masks=state.masks)
+    loss, grads = jax.value_and_grad(mean_loss)(start)
+    memory, grads = _remembered(state, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.adapters, masks=held(state.masks, state.memory))
     adapters = optax.apply_updates(state.adapters, updates)
     tokens = (batch["attention_mask"] > 0).sum(dtype=jnp.int32)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
-    after = replace(state, micro_step=state.micro_step + 1, adapters=adapters, opt_state=opt_state)
+    after = replace(state, micro_step=state.micro_step + 1, adapters=adapters, opt_state=opt_state, memory=memory)
     if allocation is not None:
-        after = replace(after, importance=_importance(state, after, grads, allocation, max_grad_norm))
+        after = replace(after, memory=_importance(state, after, grads, allocation, max_grad_norm))
     return after, metrics
+
+
+def _differentiated(state: TrainState) -> tuple[Adapters, Layers]:
+    """The adapters at which the loss is differentiated, and the masks that act inside the differentiated function.
+
+    If pruned entries need gradients, the masks act before it: a gradient does not pass through a mask.
+    """
+    if not sees_pruned(state.memory):
+        return state.adapters, state.masks
+    return {**state.adapters, "sites": apply_masks(state.adapters["sites"], state.masks)}, {}
+
+
+def _remembered(state: TrainState, grads: Adapters) -> tuple[Memory, Adapters]:
+    """The memory after the gradients `grads`, and the gradients that the optimizer sees: 0 for entries that are held at zero."""
+    if not state.memory:
+        return {}, grads
+    passes = state.opt_state.mini_step if isinstance(state.opt_state, optax.MultiStepsState) else 0
+    memory = gathered(state.memory, state.adapters["sites"], grads["sites"], passes)
+    if sees_pruned(memory):
+        grads = {**grads, "sites": apply_masks(grads["sites"], held(state.masks, memory))}
+    return memory, grads
 
 
 def make_train_steps(
@@ -172,11 +200,11 @@ def _importance(
     if max_grad_norm:
         grads, _ = optax.clip_by_global_norm(max_grad_norm).update(grads, optax.EmptyState())
     updated = update_importance(
-        before.importance, after.adapters["sites"], grads["sites"], beta1=allocation.beta1, beta2=allocation.beta2
+        before.memory, after.adapters["sites"], grads["sites"], beta1=allocation.beta1, beta2=allocation.beta2
     )
     # The last allocation uses the importance from before its step.
     done &= step < allocation.last_step
-    return jax.tree.map(lambda new, old: jnp.where(done, new, old), updated, before.importance)
+    return jax.tree.map(lambda new, old: jnp.where(done, new, old), updated, before.memory)
 
 
 def make_eval_step(objective: Objective, traces: Counter | None = None) -> Callable[..., tuple[dict, jax.Array | None]]:
@@ -190,16 +218,35 @@ def make_eval_step(objective: Objective, traces: Counter | None = None) -> Calla
     return jax.jit(eval_step)
 
 
-@partial(jax.jit, static_argnames="criterion")
-def prune_step(state: TrainState, num_keep: Layers, *, criterion: Criterion = magnitude) -> TrainState:
-    """Tighten the masks to the `num_keep` entries with the highest scores in every tensor, and set the other entries to zero.
+@partial(jax.jit, static_argnames=("pruner", "change"))
+def prune_step(
+    state: TrainState,
+    counts: Layers,
+    numbers: Mapping[str, Any] | None = None,
+    shapes: Mapping[str, Mapping[str, jax.Array]] | None = None,
+    *,
+    pruner: Pruner | None = None,
+    change: Change = tightened,
+) -> TrainState:
+    """The state after a change of the masks. By default the masks tighten, and what they prune is set to zero.
 
-    `criterion` gives the scores.
+    Args:
+        state: the state after a step.
+        counts: units kept in each scope (`Selection.counts`).
+        numbers: numbers that the change reads (`Schedule.numbers_at`).
+        shapes: int32 `[dimensions]` for every array at the sites, if the arrays are padded behind these shapes; None: they are not.
+        pruner: criterion, units and scopes; None: magnitude, entries, tensors.
+        change: what happens (`Schedule.change_at`).
     """
-    masks = tighten(state.masks, criterion(state.adapters["sites"]), num_keep)
-    return replace(
-        state, masks=masks, adapters={**state.adapters, "sites": apply_masks(state.adapters["sites"], masks)}
-    )
+    sites = state.adapters["sites"]
+    existing = None if shapes is None else existing_entries(sites, shapes)
+    # Of the dtype that the state has, so that no value of it changes its type and the train step is not compiled again.
+    given = {name: jnp.asarray(number, jnp.float32) for name, number in (numbers or {}).items()}
+    moment = Moment(counts, given, state.rng, existing)
+    after = change(Pruned(sites, state.masks, state.memory), moment, pruner or Pruner())
+    opt_state = fresh_moments(state.opt_state, after.fresh) if after.fresh else state.opt_state
+    adapters = {**state.adapters, "sites": after.sites}
+    return replace(state, masks=after.masks, adapters=adapters, memory=after.memory, opt_state=opt_state)
 
 
 @jax.jit
@@ -208,7 +255,7 @@ def allocate_step(state: TrainState, budget: int, last: bool) -> TrainState:
 
     They may grow again until the next allocation. The `last` allocation becomes the masks, so they stay zero.
     """
-    chosen = keep_important(state.importance, budget)
+    chosen = keep_important(state.memory, budget)
     masks = jax.tree.map(lambda new, old: jnp.where(last, new, old), chosen, state.masks)
     sites = apply_masks(state.adapters["sites"], chosen)
     return replace(state, masks=masks, adapters={**state.adapters, "sites": sites})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,14 +24,15 @@ from flax import struct
 from jaxpeft.adapters import Method
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.allocation import Allocation
-from jaxpeft.pruning.masks import keep_counts
-from jaxpeft.pruning.scores import Criterion, magnitude
+from jaxpeft.pruning.memory import fresh_memory
+from jaxpeft.pruning.schedules import Schedule
+from jaxpeft.pruning.updates import Change, Pruner, tightened
 from jaxpeft.training.input_pipeline import Data, InputPipeline, in_program
 from jaxpeft.training.loop import Holding, RunState
 from jaxpeft.training.objective import Batch, Objective
 from jaxpeft.training.sharding import DataParallel
 from jaxpeft.training.step import Metrics, TrainState, allocate_step, count_trace, micro_step, prune_step
-from jaxpeft.trees import Params
+from jaxpeft.trees import Layers, Params
 
 Settings = Mapping[str, np.ndarray]
 """The values of each replica that the program reads: "learning_rate" and, if the replicas differ in them, "alpha" and "dropout".
@@ -51,12 +52,15 @@ class Replicas:
 def stack(states: Sequence[TrainState]) -> TrainState:
     """Stack states on a new first axis.
 
-    If ranks differ, or if only some states have masks, then all get masks. They are False on the padding.
+    If ranks differ, or if only some states have masks, then all get masks. They are False on the padding. All remember what any
+    of them remembers (`TrainState.memory`).
 
     Raises:
         InputError: the states belong to different layers or methods.
     """
     states = [_with_masks(state) for state in states] if _need_masks(states) else list(states)
+    names = {name for state in states for name in state.memory}
+    states = [_with_memory(state, names) for state in states]
     structures: list[Any] = [jax.tree.structure(state) for state in states]
     if any(structure != structures[0] for structure in structures):
         raise InputError(
@@ -71,8 +75,8 @@ def unstack(stacked: TrainState, like: Sequence[TrainState]) -> list[TrainState]
 
 
 def _replica(stacked: TrainState, i: int, own: TrainState) -> TrainState:
-    if not own.masks:
-        stacked = replace(stacked, masks={})
+    memory = {name: stacked.memory[name] for name in own.memory}
+    stacked = replace(stacked, masks=stacked.masks if own.masks else {}, memory=memory)
     return jax.tree.map(lambda leaf, shape: leaf[i][tuple(map(slice, shape.shape))], stacked, own)
 
 
@@ -84,6 +88,11 @@ def _need_masks(states: Sequence[TrainState]) -> bool:
 def _with_masks(state: TrainState) -> TrainState:
     sites = state.adapters["sites"]
     return replace(state, masks=state.masks or jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), sites))
+
+
+def _with_memory(state: TrainState, names: Iterable[str]) -> TrainState:
+    missing = set(names) - set(state.memory)
+    return replace(state, memory={**state.memory, **fresh_memory(missing, state.adapters["sites"])})
 
 
 def _stack_leaves(*leaves: jax.Array) -> jax.Array:
@@ -193,10 +202,20 @@ def sweep_input_pipeline(data: Sequence[Data], parallel: DataParallel) -> InputP
     return InputPipeline(draw_at, assemble, parallel.replicate(dict(first.device_data)), parallel.replicate)
 
 
-@partial(jax.jit, static_argnames="criterion")
-def prune_replicas(state: TrainState, num_keep: Any, due: jax.Array, *, criterion: Criterion = magnitude) -> TrainState:
-    """`prune_step` for the replicas that are `due`, `[replicas]` bool; `num_keep` has a first axis `[replicas]`."""
-    return _where_due(due, jax.vmap(partial(prune_step, criterion=criterion))(state, num_keep), state)
+@partial(jax.jit, static_argnames=("pruner", "change"))
+def prune_replicas(
+    state: TrainState,
+    counts: Any,
+    due: jax.Array,
+    numbers: Mapping[str, Any] | None = None,
+    shapes: Any = None,
+    *,
+    pruner: Pruner | None = None,
+    change: Change = tightened,
+) -> TrainState:
+    """`prune_step` for the replicas that are `due`, `[replicas]` bool; the other arrays have a first axis `[replicas]`."""
+    pruned = jax.vmap(partial(prune_step, pruner=pruner, change=change))(state, counts, numbers or {}, shapes)
+    return _where_due(due, pruned, state)
 
 
 @jax.jit
@@ -209,8 +228,11 @@ def _where_due(due: jax.Array, after: TrainState, before: TrainState) -> TrainSt
     def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(due.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-    adapters, masks = jax.tree.map(chosen, (after.adapters, after.masks), (before.adapters, before.masks))
-    return replace(before, adapters=adapters, masks=masks)
+    def changing(state: TrainState) -> tuple:
+        return state.adapters, state.masks, state.memory, state.opt_state
+
+    adapters, masks, memory, opt_state = jax.tree.map(chosen, changing(after), changing(before))
+    return replace(before, adapters=adapters, masks=masks, memory=memory, opt_state=opt_state)
 
 
 def _prune(replicas: Replicas, runs: Sequence[RunState], step: int) -> Replicas:
@@ -223,20 +245,31 @@ def _prune(replicas: Replicas, runs: Sequence[RunState], step: int) -> Replicas:
         budgets = [schedule.budget_at(step, len(state.adapters["sites"])) for schedule in allocations]
         last = [step == schedule.last_step for schedule in allocations]
         return replace(replicas, state=allocate_replicas(state, np.asarray(budgets), np.asarray(last), due))
-    num_keep = [
-        keep_counts(
-            run.state.adapters["sites"],
-            0.0 if isinstance(s := run.plan.pruning, Allocation | None) else s.sparsity_at(step),
-            run.plan.prunable,
-        )
-        for run in runs
-    ]
-    stacked = jax.tree.map(lambda *counts: jnp.asarray(counts), *num_keep)
-    # Runs with different criteria may train together, and each criterion is a program of its own.
-    for criterion in dict.fromkeys(run.plan.criterion for run in runs):
-        own = due & np.asarray([run.plan.criterion is criterion for run in runs])
-        state = prune_replicas(state, stacked, own, criterion=criterion) if own.any() else state
+    shapes = jax.tree.map(
+        lambda *leaves: np.asarray([leaf.shape for leaf in leaves], np.int32),
+        *[run.state.adapters["sites"] for run in runs],
+    )
+    # Runs that prune by other criteria, units or changes may train together, and each combination is a program of its own.
+    kinds: dict[tuple[Pruner, Change], list[int]] = {}
+    for i, schedule in enumerate(schedules):
+        if due[i] and isinstance(schedule, Schedule):
+            kinds.setdefault((runs[i].plan.pruner, schedule.change_at(step)), []).append(i)
+    for (pruner, change), members in kinds.items():
+        wanted = {i: _wanted(runs[i], step) for i in members}
+        # The program computes the other runs too, and drops the result. Any counts will do for them.
+        each = [wanted.get(i, wanted[members[0]]) for i in range(len(runs))]
+        counts, numbers = jax.tree.map(lambda *leaves: np.asarray(leaves), *each)
+        own = np.isin(np.arange(len(runs)), members)
+        state = prune_replicas(state, counts, own, numbers, shapes, pruner=pruner, change=change)
     return replace(replicas, state=state)
+
+
+def _wanted(run: RunState, step: int) -> tuple[Layers, dict[str, np.float32]]:
+    """The counts and the schedule's numbers of a run after `step`."""
+    schedule, sites = run.plan.pruning, run.state.adapters["sites"]
+    assert isinstance(schedule, Schedule)
+    numbers = {name: np.float32(number) for name, number in schedule.numbers_at(step).items()}
+    return run.plan.pruner.selection.counts(sites, schedule.sparsity_at(step)), numbers
 
 
 STACKED = Holding(

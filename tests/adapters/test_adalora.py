@@ -354,8 +354,8 @@ def planned(config, method):
 
 
 def test_a_run_s_plan_prunes_what_its_method_names():
-    assert planned(configured(), method=Lora()).prunable == Lora.prunable == ("a", "b")
-    assert planned(configured(), method=None).prunable is None
+    config = replace(configured(), adapter=AdapterConfig(), pruning=PruningConfig(sparsity=0.5))
+    assert planned(config, method=Lora()).pruner.selection.prunable == Lora.prunable == ("a", "b")
 
 
 def test_a_run_s_plan_has_the_allocation():

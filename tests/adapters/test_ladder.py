@@ -16,7 +16,7 @@ import tiny
 from flax import linen as nn
 from tiers import slow, slow_but
 
-from jaxpeft.adapters import AdaLora, Hira, Ia3, Loha, Lokr, Lora, S2ft, Shira, SuperTuning, Vera
+from jaxpeft.adapters import AdaLora, Hira, Ia3, Loha, Lokr, Lora, S2ft, Shira, Sora, SuperTuning, Vera
 from jaxpeft.adapters.build import init_adapters
 from jaxpeft.inject import apply, discover_sites
 from jaxpeft.merging import merge
@@ -40,6 +40,7 @@ METHODS = {
     "supertuning": SuperTuning(sparsity=0.8, select_top=False),
     "supra": SuperTuning(sparsity=0.9, rank=4, alpha=6.0),
     "s2ft": S2ft(channels=6, heads=2, head_dim=8, attention_modules=["down"]),
+    "sora": Sora(rank=4, alpha=6.0),
 }
 DROPPING = {
     "lora": Lora(rank=4, dropout=0.5),
@@ -49,6 +50,7 @@ DROPPING = {
     "lokr": Lokr(rank=2, rank_dropout=0.5, rank_dropout_scale=True),
     "adalora": AdaLora(init_r=4, target_r=2, dropout=0.5),
     "supra": SuperTuning(rank=4, dropout=0.5),
+    "sora": Sora(rank=4, dropout=0.5),
 }
 BASES = ("fp32", "bf16", "nf4", "nf4-bf16")
 X = jnp.asarray(tiny.normal(0, 8, 32))

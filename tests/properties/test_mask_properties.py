@@ -9,8 +9,9 @@ from hypothesis.extra.numpy import arrays
 
 from jaxpeft.pruning import apply_masks, magnitude, num_kept, prune, sparsity_of, tighten
 from jaxpeft.pruning.allocation import keep_important
-from jaxpeft.pruning.masks import keep_counts, keep_largest
+from jaxpeft.pruning.masks import keep_counts
 from jaxpeft.pruning.schedules import Cubic
+from jaxpeft.pruning.structures import keep_largest
 
 # A few shapes, each compiled once. Whole numbers and few of them, so that there are ties.
 SHAPES = [(1, 1), (1, 7), (5, 3), (4, 8)]

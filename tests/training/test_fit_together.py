@@ -13,7 +13,7 @@ from tiers import slow
 
 from jaxpeft.adapters import Lora
 from jaxpeft.errors import InputError
-from jaxpeft.pruning import Cubic, OneShot, magnitude
+from jaxpeft.pruning import Criterion, Cubic, OneShot, Pruner, magnitude
 from jaxpeft.tasks.masked_lm import MaskedLM
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.loop import Outcome, RunState, fit
@@ -65,7 +65,13 @@ class Trial:
         self.frozen = self.parallel.replicate(starts[0][0])
         self.states = [
             self.parallel.replicate(
-                init_state(adapters, self.optimizer(1e-2), jax.random.key(i), pruned=plan.pruning is not None)
+                init_state(
+                    adapters,
+                    self.optimizer(1e-2),
+                    jax.random.key(i),
+                    pruned=plan.pruning is not None,
+                    remembers=plan.remembers,
+                )
             )
             for i, (plan, (_, adapters)) in enumerate(zip(plans, starts, strict=True))
         ]
@@ -143,6 +149,7 @@ def assert_same_lines(ours, theirs):
             assert own[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
 
 
+@Criterion
 def smallest(sites, **context):
     """Another criterion than magnitude: its opposite."""
     return jax.tree.map(lambda leaf: -abs(leaf), sites)
@@ -154,7 +161,7 @@ def test_every_run_is_what_it_would_be_alone(tmp_path, accumulation_steps, crite
     plans = [
         replace(PLAN, accumulation_steps=accumulation_steps),
         replace(PLAN, accumulation_steps=accumulation_steps, pruning=OneShot(0.5, 3)),
-        replace(PLAN, accumulation_steps=accumulation_steps, pruning=Cubic(0.75, 1, 5, 1), criterion=criterion),
+        replace(PLAN, accumulation_steps=accumulation_steps, pruning=Cubic(0.75, 1, 5, 1), pruner=Pruner(criterion)),
     ]
     trial = Trial(tmp_path, plans, scores=[(0.1, 0.3, 0.2), (0.1, 0.2, 0.3), (0.4, 0.2, 0.1)], rates=[1e-2, 1e-3, 3e-2])
     for i, outcome in enumerate(trial.together()):

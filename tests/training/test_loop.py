@@ -14,7 +14,7 @@ import tiny
 
 from jaxpeft.adapters import Lora
 from jaxpeft.errors import InputError
-from jaxpeft.pruning import Cubic, OneShot
+from jaxpeft.pruning import Criterion, Cubic, OneShot, Pruner, Selection
 from jaxpeft.training import loop
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.plan import Plan
@@ -252,19 +252,22 @@ def test_only_an_adapter_that_is_pruned_to_the_end_may_be_best(tmp_path, schedul
     assert saved_steps(tmp_path) == [6, 8]
 
 
+@Criterion
 def smallest(sites, **context):
     """Another criterion than magnitude: its opposite."""
     return jax.tree.map(lambda leaf: -jnp.abs(leaf), sites)
 
 
 def test_the_plan_s_criterion_chooses_what_is_pruned(tmp_path):
-    plan = replace(PLAN, num_steps=2, eval_every_steps=2, pruning=OneShot(0.5, step=1), criterion=smallest)
+    plan = replace(PLAN, num_steps=2, eval_every_steps=2, pruning=OneShot(0.5, step=1), pruner=Pruner(smallest))
     outcome = scripted(tmp_path, plan, scores=[0.1])
     np.testing.assert_array_equal(outcome.state.adapters["sites"]["layer"]["a"], [[1, 2, 3, 4, 0, 0, 0, 0]])
 
 
 def test_only_the_parameters_that_the_plan_names_are_pruned(tmp_path):
-    plan = replace(PLAN, num_steps=2, eval_every_steps=2, pruning=OneShot(0.5, step=1), prunable=("b",))
+    plan = replace(
+        PLAN, num_steps=2, eval_every_steps=2, pruning=OneShot(0.5, step=1), pruner=Pruner(selection=Selection(("b",)))
+    )
     outcome = scripted(tmp_path, plan, scores=[0.1])
     assert [int(mask.sum()) for mask in outcome.state.masks["layer"].values()] == [8, 2]
 

@@ -103,6 +103,8 @@ def save_adapter(
     sites = apply_masks(adapters["sites"], masks or {})
     if masks and isinstance(method, SiteMethod):
         method, sites = method.without_pruned(sites, masks)
+    if isinstance(method, SiteMethod):
+        method, sites = method.as_saved(sites)
     shared = (frozen or {}).get(SHARED, {})
     form = _format_of(method, sites, shared)
     if start is not None and _is_quantized_at(frozen or {}, sites):

@@ -1,0 +1,99 @@
+"""From flags to a plan: what is refused before anything is loaded, and what a run remembers."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpeft.adapters import Hira, Loha, Lora
+from jaxpeft.config import PruningConfig, TrainingConfig
+from jaxpeft.errors import InputError
+from jaxpeft.pruning import SCORES, Selection
+from jaxpeft.pruning.structures import Groups, Ranks
+from jaxpeft.report.sparsity_log import SparsityLog, read_sparsity
+from jaxpeft.runs.schedule import check_pruning, make_plan
+
+
+def planned(method, **pruning):
+    training = TrainingConfig(num_steps=100, warmup_steps=5)
+    return make_plan(
+        training, PruningConfig(**{"sparsity": 0.5, **pruning}), batches_per_epoch=10, metric="loss", method=method
+    )
+
+
+def test_flags_become_a_pruner():
+    pruner = planned(Lora(), structure="2:4", criterion="snip").pruner
+    assert (pruner.criterion, pruner.selection) == (SCORES["snip"], Selection(("a", "b"), Groups(2, 4)))
+    pruner = planned(Hira(), structure="rank", scope="global").pruner
+    assert pruner.selection == Selection(("a", "b"), Ranks("a", "b"), "global")
+    dense = planned(Lora(), sparsity=0.0, structure="rank", scope="global")
+    assert (dense.pruning, dense.remembers) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ({}, set()),
+        ({"criterion": "snip"}, {"gradient"}),
+        ({"schedule": "rigl", "every_steps": 5, "criterion": "snip"}, {"gradient"}),
+        ({"schedule": "set", "every_steps": 5}, set()),
+        ({"schedule": "straight-through", "criterion": "movement"}, {"soft", "movement"}),
+        ({"schedule": "iterative"}, {"rewound"}),
+    ],
+)
+def test_a_run_remembers_only_what_it_needs(flags, names):
+    remembers = planned(Lora(), **flags).remembers
+    assert len(remembers) == len(names)
+    assert set(remembers) == names
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "message"),
+    [
+        (Lora(), {"scope": "global"}, r"pruning\.scope global compares scores of different tensors"),
+        (
+            Lora(),
+            {"structure": "2:4", "sparsity": 0.6},
+            r"2:4 prunes 0\.5 of the entries, and pruning\.sparsity is 0\.6",
+        ),
+        (Lora(), {"structure": "2:4", "scope": "layer"}, r"pruning\.scope layer has no meaning for n:m"),
+        (Lora(), {"structure": "column"}, r"pruning\.structure is 'column'"),
+        (Lora(), {"schedule": "rigl", "structure": "rank"}, r"rigl grows single entries or blocks"),
+        (Lora(), {"schedule": "at-start", "criterion": "snip"}, r"at-start needs scores without gradients"),
+        (Loha(), {"structure": "rank"}, r"pruning\.structure rank needs a method whose update is a product"),
+        (Loha(), {"criterion": "product"}, r"pruning\.criterion product needs a method whose update is a product"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused(method, flags, message):
+    with pytest.raises(InputError, match=message):
+        planned(method, **flags)
+
+
+def test_the_adapters_are_checked_before_the_run():
+    odd = {"sites": {"x": {"a": jnp.ones((8, 6)), "b": jnp.ones((6, 8))}}, "modules": {}}
+    with pytest.raises(InputError, match=r"2:4 needs an axis that 4 divides, and 'b' of layer x"):
+        check_pruning(planned(Lora(rank=6), structure="2:4"), odd)
+    fresh = {"sites": {"x": {"a": jnp.ones((8, 4)), "b": jnp.zeros((4, 8))}}, "modules": {}}
+    with pytest.raises(InputError, match="finds only scores of 0 in 'a' of layer x"):
+        check_pruning(planned(Lora(rank=4), schedule="at-start", criterion="product"), fresh)
+    for flags in ({"schedule": "at-start"}, {"schedule": "set", "every_steps": 5}, {"sparsity": 0.0}, {}):
+        check_pruning(planned(Lora(rank=4), **flags), fresh)
+
+
+def test_the_log_of_kept_entries_goes_on_behind_the_checkpoint(tmp_path):
+    path = tmp_path / "sparsity.jsonl"
+    masks = {"x/y": {"a": np.array([[True, False, True]]), "b": np.ones((2, 2), bool)}}
+    log = SparsityLog(path, 0)
+    for step in (0, 4, 8):
+        log.write(step, masks)
+    expected = [
+        {"step": 0, "tensor": "x/y/a", "kept": 2, "size": 3},
+        {"step": 0, "tensor": "x/y/b", "kept": 4, "size": 4},
+    ]
+    assert read_sparsity(path)[:2] == expected == [json.loads(line) for line in path.read_text().splitlines()][:2]
+    SparsityLog(path, 4).write(6, masks)
+    assert [row["step"] for row in read_sparsity(path)] == [0, 0, 4, 4, 6, 6]
+    SparsityLog(path, 4, writes=False).write(7, masks)
+    assert len(read_sparsity(path)) == 6
+    assert SparsityLog(path, 0).path.read_text() == ""
