@@ -31,13 +31,12 @@ from jaxpeft.families import family_of, known
 from jaxpeft.interop.peft import FORMATS
 from jaxpeft.interop.peft.format import NO_TARGETS, Format
 from jaxpeft.interop.peft.generic import PREFIX, GenericFormat
+from jaxpeft.interop.peft.weights import CONFIG_FILE, read_tensors, weights_file, write_tensors
 from jaxpeft.models.build import Model
 from jaxpeft.models.weights import to_torch_layout, torch_name
 from jaxpeft.pruning.masks import apply_masks
 from jaxpeft.quantization import is_quantized
 from jaxpeft.trees import SHARED, Adapters, Layers, Params, by_layer, by_leaf, leaf_paths, split
-
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,7 @@ def save_adapter(
     masks: Layers | None = None,
     target_modules: str | Sequence[str] | None = None,
     exclude_modules: str | Sequence[str] | None = None,
+    packed: bool = False,
 ) -> Path:
     """Write an adapter as PEFT does; pruned entries are zeros. Return the weights' file.
 
@@ -91,12 +91,11 @@ def save_adapter(
         masks: bool, True = keep.
         target_modules: written as given; by default the adapted layers' full names.
         exclude_modules: written as given.
+        packed: store a bit mask and the kept values in the place of the zeros (`packed.py`). PEFT cannot read such a file.
 
     Raises:
         InputError: if the initialisation adjusted the base and `start` is not given, or the format cannot hold the method's options.
     """
-    from safetensors.numpy import save_file
-
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     sites = apply_masks(adapters["sites"], masks or {})
@@ -140,27 +139,28 @@ def save_adapter(
     }
     config = form.beside_targets(config, sorted(path.replace("/", ".") for path in sites))
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    return directory / WEIGHTS_FILE
+    return write_tensors(directory, tensors, packed=packed)
 
 
 def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapters, Method | None]:
-    """Read an adapter that PEFT or `save_adapter` wrote, for a model with `params`; return `(frozen, adapters, method)`.
+    """Read an adapter that PEFT or `save_adapter` wrote, packed or not, for a model with `params`; return `(frozen, adapters, method)`.
 
     If the initialisation adjusted the base and the file was not converted (PiSSA, OLoRA, LoftQ), `frozen` is adjusted in the same
     way. PEFT does so at every load, too.
 
     Raises:
-        InputError: if a file is missing or pickled, a method or option is not supported, or the tensors do not fit the model.
+        InputError: if a file is missing, pickled or damaged, a method or option is not supported, or the tensors do not fit the model.
     """
     directory = Path(directory)
     config, form = _read_config(directory)
+    file = weights_file(directory)
     leaves = leaf_paths(params)
     names = {torch_name(path): path for path in leaves if path.rpartition("/")[2] in _LEAVES}
     sites: Layers = {}
     modules: dict[str, jax.Array] = {}
     shared: dict[str, jax.Array] = {}
-    tensors = _read_tensors(directory)
+    # Half-precision files are read too; trained parameters are fp32 here.
+    tensors = {key: tensor.astype(np.float32) for key, tensor in read_tensors(file).items()}
     form = form.with_tensors(tensors)
     tensors = {_without_prefix(key, form): tensor for key, tensor in tensors.items()}
     for name, tensor in tensors.items():
@@ -173,7 +173,7 @@ def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapter
         elif module in names:
             modules[names[module]] = jnp.asarray(_fitting(names[module], tensor, leaves[names[module]], name))
         elif not _is_copy(name, tensor, tensors, leaves):
-            raise InputError(_no_place(directory / WEIGHTS_FILE, name, names))
+            raise InputError(_no_place(file, name, names))
     frozen, _ = split(params, modules.__contains__)
     method: Method | None = form.settled(form.from_config(config), sites)
     if isinstance(method, SiteMethod):
@@ -279,24 +279,6 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Format]:
     return config, form
 
 
-def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        # Half-precision files are read too; trained parameters are fp32 here.
-        return {key: tensor.astype(np.float32) for key, tensor in load_file(directory / WEIGHTS_FILE).items()}
-    except FileNotFoundError as error:
-        if (directory / "adapter_model.bin").is_file():
-            raise InputError(
-                f"{directory / 'adapter_model.bin'} is a pickle, which can run code when loaded; "
-                "load it in torch PEFT and save_pretrained() it again"
-            ) from error
-        raise InputError(f"no {WEIGHTS_FILE} in '{directory}'") from error
-    except SafetensorError as error:
-        raise InputError(f"{directory / WEIGHTS_FILE} cannot be read: {error}") from error
-
-
 def _without_prefix(key: str, form: Format) -> str:
     return key if key in form.shared_keys or key in form.alone_keys else key.removeprefix(form.module_prefix)
 
@@ -384,7 +366,7 @@ def _check_site(
         if name not in group:
             # The generic format knows only the parameters that the file has.
             raise InputError(
-                f"{directory / WEIGHTS_FILE}: {where} has no {keys.get(name, name)}; the file is incomplete"
+                f"{weights_file(directory)}: {where} has no {keys.get(name, name)}; the file is incomplete"
             )
         if name not in shapes:
             raise InputError(f"{directory}: {where} has {keys[name]}, which {CONFIG_FILE} does not ask for")
