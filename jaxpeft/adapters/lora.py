@@ -46,7 +46,9 @@ from jaxpeft.adapters.lora_init import (
     loftq,
     pissa_rounds,
 )
+from jaxpeft.adapters.pruned_ranks import without_pruned_ranks
 from jaxpeft.errors import InputError, check_choice
+from jaxpeft.trees import Layers
 
 Biases = Literal["none", "all", "lora_only"]
 """Which biases of the base train too."""
@@ -230,6 +232,15 @@ class Lora(ModifiesBase):
             return layer.base(x) + delta
         dropped = rng is not None and drops(self.dropout) and not layer.is_embedding
         return dora.forward(x, h if dropped else None, delta, params, self.scaling, layer)
+
+    def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
+        """Without the ranks that `masks` prune as a whole. All of them stay if the base was adjusted for the initial adapter's rank."""
+        if self.modifies_base:
+            return self, sites
+        method, left = without_pruned_ranks(self, sites, masks)
+        # PEFT initialises a layer before it loads it, and the orthogonal initialisation refuses an odd rank.
+        orthogonal = method is not self and self.init_lora_weights == "orthogonal"
+        return (replace(method, init_lora_weights=True) if orthogonal else method), left
 
 
 def _product(params: SiteParams) -> jax.Array:

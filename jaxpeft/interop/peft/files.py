@@ -138,7 +138,8 @@ def save_adapter(
         **form.to_config(Lora() if method is None else form.for_family(method, family_of(base.model_type))),
     }
     config = form.beside_targets(config, sorted(path.replace("/", ".") for path in sites))
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    # Sorted at the top only: of the entries of a pattern, the first that matches wins.
+    (directory / CONFIG_FILE).write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n")
     return write_tensors(directory, tensors, packed=packed)
 
 
