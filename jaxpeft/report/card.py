@@ -90,7 +90,7 @@ def _metadata(run: CardSubject) -> ModelCardData:
         library_name="transformers"
         if config.adapter.method == "full"
         else "peft"
-        if in_peft(config.adapter.method)
+        if in_peft(config.adapter)
         else "jaxpeft",
         pipeline_tag=task.pipeline_tag,
         tags=[
@@ -122,8 +122,9 @@ def _description(run: CardSubject) -> str:
             "The files are a plain transformers model."
             if config.adapter.method == "full"
             else "The files are in PEFT's format."
-            if in_peft(config.adapter.method)
-            else "PEFT does not have this method and cannot load the files; `jaxpeft.load_adapter` can."
+            if in_peft(config.adapter)
+            else f"PEFT does not have {'the option keep_base_zeros' if config.adapter.keep_base_zeros else 'this method'} and cannot load "
+            "the files; `jaxpeft.load_adapter` can."
         )
     )
 
@@ -200,7 +201,7 @@ run = jaxpeft.load_run({str(run.export.parent)!r})
 print(run.predict([{sentence!r}]))
 ```
 """
-    if not in_peft(config.adapter.method):
+    if not in_peft(config.adapter):
         return here
     if config.adapter.method == "prompt-tuning" and run.task.fills_masks:
         return (

@@ -209,8 +209,8 @@ def modules_to_save(modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _format_of(method: Method | None, sites: Layers, shared: Mapping[str, Any]) -> Format:
     if method is None:
         return FORMATS["lora"]()
-    if method.name in FORMATS:
-        return FORMATS[method.name]()
+    if method.name in FORMATS and (form := FORMATS[method.name]()).holds(method):
+        return form
     return GenericFormat(method.name, sorted({name for group in sites.values() for name in group}), shared)
 
 

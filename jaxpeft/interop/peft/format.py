@@ -43,6 +43,10 @@ class Format(ABC):
     names_layers: ClassVar[bool] = True
     unsupported: ClassVar[Mapping[str, Any]] = {}
 
+    def holds(self, method: Any) -> bool:
+        """True if PEFT can compute `method`. If not, its file is jaxpeft's own (`generic.py`)."""
+        return True
+
     @abstractmethod
     def to_config(self, method: Any) -> dict[str, Any]:
         """The keys of `method` in adapter_config.json."""
