@@ -31,6 +31,7 @@ class CardSubject:
         method: the adapter method as configured; None for the baselines.
         results: the run's measurements.
         drawn_base: the directory of the base if the run initialised it at random, because no other place has it; else None.
+        masks: the picture of the masks, beside the exported files; None if the run has no log of them.
     """
 
     export: Path
@@ -40,6 +41,7 @@ class CardSubject:
     method: Method | None
     results: Results
     drawn_base: Path | None = None
+    masks: Path | None = None
 
     @property
     def title(self) -> str:
@@ -63,6 +65,11 @@ def write_card(run: CardSubject) -> None:
         "## Training configuration\n\n" + _table(_configuration(run)),
         "## Parameters\n\n" + _table(_parameters(results)),
         "## Results\n\n" + _results(results),
+        *(
+            [f"## Sparsity\n\n![Pruned entries, changes of the masks, and ranks left]({run.masks.name})"]
+            if run.masks
+            else []
+        ),
         "## Usage\n\n" + _usage(run),
         "## How it was measured\n\n" + _measured(run),
     ]
