@@ -58,7 +58,8 @@ def without_pruned_ranks(
         left[path] = params if rank == own.rank else {**params, **chosen}
     if all(left[path] is params for path, params in sites.items()):
         return method, sites
-    return _with_options(method, options), left
+    smaller: M = _with_options(method, options)
+    return smaller, left
 
 
 def _kept(params: SiteParams, masks: Mapping[str, jax.Array], pair: Pair) -> np.ndarray:
@@ -74,17 +75,15 @@ def _filled(matrix: jax.Array, rank: int, *, axis: int) -> jax.Array:
     return jnp.take(jnp.pad(matrix, width), np.arange(rank), axis=axis)
 
 
-def _with_options(method: M, options: Mapping[str, tuple[int, float | None]]) -> M:
+def _with_options(method: Any, options: Mapping[str, tuple[int, float | None]]) -> Any:
     scaled = hasattr(method, "alpha")
     names = sorted(
         options, key=lambda path: (-len(path), path)
     )  # a name may be the end of a longer one, which must be first
     if len(set(options.values())) == 1:
         rank, alpha = options[names[0]]
-        changed: dict[str, Any] = {"rank": rank, "rank_pattern": {}}
-        return replace(method, **changed, **({"alpha": alpha, "alpha_pattern": {}} if scaled else {}))
+        return replace(method, rank=rank, rank_pattern={}, **({"alpha": alpha, "alpha_pattern": {}} if scaled else {}))
     dotted = {path.replace("/", "."): options[path] for path in names}
-    changed = {"rank_pattern": {name: rank for name, (rank, _) in dotted.items()}}
-    if scaled:
-        changed["alpha_pattern"] = {name: alpha for name, (_, alpha) in dotted.items()}
-    return replace(method, **changed)
+    alphas = {name: alpha for name, (_, alpha) in dotted.items()}
+    ranks = {name: rank for name, (rank, _) in dotted.items()}
+    return replace(method, rank_pattern=ranks, **({"alpha_pattern": alphas} if scaled else {}))
