@@ -328,7 +328,18 @@ print(sorted({"jax", "flax", "transformers", "torch", "datasets", "numpy"} & set
 def test_one_help_for_all_commands(capsys):
     cli.main(["--help"])
     text = capsys.readouterr().out
-    commands = ["train", "evaluate", "predict", "merge", "quantize", "compare", "sparsity-plan", "preflight"]
+    commands = [
+        "train",
+        "evaluate",
+        "predict",
+        "merge",
+        "pack",
+        "unpack",
+        "quantize",
+        "compare",
+        "sparsity-plan",
+        "preflight",
+    ]
     assert re.findall(r"^  (\w[\w-]*) ", text, re.MULTILINE) == commands == list(cli.COMMANDS)
     assert "--version" in text
     cli.main(["--version"])

@@ -24,6 +24,8 @@ from jaxpeft.adapters.base import (
     with_patterns,
 )
 from jaxpeft.adapters.low_rank import Start, init_low_rank
+from jaxpeft.adapters.pruned_ranks import without_pruned_ranks
+from jaxpeft.trees import Layers
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,7 @@ class Hira(SiteMethod):
             # In bf16 1 + A·B would round back to 1 until A·B has grown to 2⁻⁹.
             return layer.base(x) + dropout(x, self.dropout, rng) @ (kernel * factor)
         return layer.plus_bias(x @ (kernel * (jnp.ones((), layer.dtype) + factor)))
+
+    def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
+        """Without the ranks that `masks` prune as a whole."""
+        return without_pruned_ranks(self, sites, masks)

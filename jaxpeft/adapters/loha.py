@@ -18,13 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteParams, kaiming
 from jaxpeft.adapters.lycoris import Lycoris
+from jaxpeft.adapters.pruned_ranks import without_pruned_ranks
+from jaxpeft.trees import Layers
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class Loha(Lycoris):
             # Recompute the update in the backward pass, as PEFT does: storing it keeps three [d_in, d_out] matrices per layer.
             delta = jax.checkpoint(lambda x, params: layer.times(x, _update(params)))(x, params)
         return layer.base(x) + self.dropped(self.scaling * delta, rng, rescaled=True)
+
+    def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
+        """Without the ranks that `masks` prune as a whole: as many as the fuller of the two products has left."""
+        return without_pruned_ranks(self, sites, masks, (("w1_b", "w1_a"), ("w2_b", "w2_a")))
 
 
 def _update(params: SiteParams) -> jax.Array:

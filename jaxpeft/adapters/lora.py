@@ -8,6 +8,7 @@ kernels, `a: [d_in, r]` and `b: [r, d_out]`: the transposes of PEFT's `lora_A` a
 - `rank_pattern`, `alpha_pattern`: layers of another rank or alpha.
 - `bias`: which biases of the base train too: none, all, or lora_only (those of the adapted layers).
 - `lora_bias`: a bias on B.
+- `keep_base_zeros`: no update where the base's weight is zero (`sparse_base.py`). PEFT does not have this option.
 - `init_lora_weights`: the initialisation of A and B (`lora_init/`). Three of the initialisations have options: `loftq_config`,
   `eva_config` and `lora_ga_config`, mappings with PEFT's keys and PEFT's defaults.
 """
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.adapters import dora
+from jaxpeft.adapters import dora, sparse_base
 from jaxpeft.adapters.base import (
     Description,
     FrozenLayer,
@@ -46,7 +47,9 @@ from jaxpeft.adapters.lora_init import (
     loftq,
     pissa_rounds,
 )
+from jaxpeft.adapters.pruned_ranks import without_pruned_ranks
 from jaxpeft.errors import InputError, check_choice
+from jaxpeft.trees import Layers
 
 Biases = Literal["none", "all", "lora_only"]
 """Which biases of the base train too."""
@@ -86,6 +89,7 @@ class Lora(ModifiesBase):
     loftq_config: Options | None = None
     eva_config: Options | None = None
     lora_ga_config: Options | None = None
+    keep_base_zeros: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an unknown initialisation, and options that exclude each other."""
@@ -94,6 +98,15 @@ class Lora(ModifiesBase):
         check_choice("bias", self.bias, get_args(Biases))
         if self.lora_bias and self.use_dora:
             raise InputError("lora_bias and use_dora exclude each other, as in PEFT; set one of them to false")
+        if self.keep_base_zeros and self.use_dora:
+            raise InputError(
+                "keep_base_zeros and use_dora exclude each other: DoRA's norms are taken of the unmasked update"
+            )
+        if self.keep_base_zeros and self.modifies_base:
+            raise InputError(
+                f"keep_base_zeros cannot be used with init_lora_weights '{self.init_lora_weights}', which fills the zeros of the base; "
+                "set one of them to null"
+            )
 
     @property
     def scaling(self) -> float:
@@ -217,7 +230,9 @@ class Lora(ModifiesBase):
         return super().at_channels(params, inputs=inputs, outputs=outputs)
 
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
-        """W₀ + s·A·B; for DoRA with its columns at the lengths m."""
+        """W₀ + s·A·B; for DoRA with its columns at the lengths m; with `keep_base_zeros` with the zeros of W₀."""
+        if self.keep_base_zeros:
+            return frozen_kernel + self.scaling * sparse_base.masked_update(frozen_kernel, params)
         kernel = frozen_kernel + self.scaling * (params["a"] @ params["b"])
         return dora.at_magnitude(kernel, params["m"]) if self.use_dora else kernel
 
@@ -236,17 +251,29 @@ class Lora(ModifiesBase):
         return frozen_bias + self.scaling * params["bias"]
 
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
-        """The side path: two thin products, never a `[d_in, d_out]` one."""
+        """The side path: two thin products. Only `keep_base_zeros` builds a `[d_in, d_out]` one."""
         x = layer.cast(x)
         h = x if layer.is_embedding else dropout(x, self.dropout, rng)  # ids cannot be set to zero
+        dropped = rng is not None and drops(self.dropout) and not layer.is_embedding
+        if self.keep_base_zeros:
+            y = sparse_base.forward(x, h if dropped else None, params, self.scaling, layer)
+            return y if "bias" not in params else y + (self.scaling * params["bias"]).astype(layer.dtype)
         delta = layer.times(h, params["a"]) @ params["b"].astype(layer.dtype)
         if "bias" in params:
             delta = delta + params["bias"].astype(layer.dtype)
         delta = in_dtype(self.scaling, delta) * delta
         if not self.use_dora:
             return layer.base(x) + delta
-        dropped = rng is not None and drops(self.dropout) and not layer.is_embedding
         return dora.forward(x, h if dropped else None, delta, params, self.scaling, layer)
+
+    def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
+        """Without the ranks that `masks` prune as a whole. All of them stay if the base was adjusted for the initial adapter's rank."""
+        if self.modifies_base:
+            return self, sites
+        method, left = without_pruned_ranks(self, sites, masks)
+        # PEFT initialises a layer before it loads it, and the orthogonal initialisation refuses an odd rank.
+        orthogonal = method is not self and self.init_lora_weights == "orthogonal"
+        return (replace(method, init_lora_weights=True) if orthogonal else method), left
 
 
 def _product(params: SiteParams) -> jax.Array:

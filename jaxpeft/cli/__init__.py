@@ -14,6 +14,8 @@ COMMANDS = {
     "evaluate": "Measure a run's best adapter on its data.",
     "predict": "Fill masks or classify texts with a run's best adapter.",
     "merge": "Write a plain model with a run's adapter merged in.",
+    "pack": "Write a pruned adapter without its zeros.",
+    "unpack": "Write a packed adapter in PEFT's form again.",
     "quantize": "Write a model with its linear layers in 4 or 8 bits.",
     "compare": "Compare methods at their best learning rates over several seeds.",
     "sparsity-plan": "Propose how much each layer may leave out in training (SparseLoRA).",

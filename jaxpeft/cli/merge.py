@@ -21,12 +21,20 @@ def main(argv: Sequence[str], *, prog: str) -> None:
         default=False,
         help="Quantise the merged weights again, as the run's base is; false: write them in float32.",
     )
+    parser.add_argument(
+        "--keep_sparsity",
+        type=bool,
+        default=False,
+        help="Keep the zeros of a pruned base: drop the update there, and print what that costs.",
+    )
     values = parser.parse_args(list(argv))
     guarded(lambda: merge(**values.as_dict()), prog)
 
 
-def merge(run: str, output: str, requantize: bool) -> None:
+def merge(run: str, output: str, requantize: bool, keep_sparsity: bool) -> None:
     """Merge the run in the directory `run`, and write the model to the new directory `output`: in fp32, or quantised as the base.
+
+    With `keep_sparsity`, the zeros of the base stay, and the cost is printed.
 
     Raises:
         InputError: `output` is not new, there is no finished run, or its adapter cannot be merged.
@@ -36,6 +44,7 @@ def merge(run: str, output: str, requantize: bool) -> None:
     from jaxpeft.quantization import is_quantized
     from jaxpeft.report.console import log
     from jaxpeft.runs.compilation_cache import enable_compilation_cache
+    from jaxpeft.runs.kept_zeros import cost_of_keeping_zeros
     from jaxpeft.runs.load import load_run
     from jaxpeft.trees import leaf_paths
 
@@ -51,9 +60,14 @@ def merge(run: str, output: str, requantize: bool) -> None:
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        params = merge_trees(finished.frozen, finished.adapters, method, requantize=requantize)
+        params = merge_trees(
+            finished.frozen, finished.adapters, method, requantize=requantize, keep_sparsity=keep_sparsity
+        )
     for warning in caught:
         log(f"warning: {warning.message}")
+    if keep_sparsity:
+        for line in cost_of_keeping_zeros(finished, params):
+            log(line)
     weights = save_model(target, model, params, tokenizer=finished.tokenizer, label_names=finished.results.label_names)
     log(
         f"merged model in {target} ({weights.stat().st_size / 1e6:.1f} MB); {model.torch_class}.from_pretrained('{target}') loads it"

@@ -31,6 +31,7 @@ class CardSubject:
         method: the adapter method as configured; None for the baselines.
         results: the run's measurements.
         drawn_base: the directory of the base if the run initialised it at random, because no other place has it; else None.
+        masks: the picture of the masks, beside the exported files; None if the run has no log of them.
     """
 
     export: Path
@@ -40,6 +41,7 @@ class CardSubject:
     method: Method | None
     results: Results
     drawn_base: Path | None = None
+    masks: Path | None = None
 
     @property
     def title(self) -> str:
@@ -63,6 +65,11 @@ def write_card(run: CardSubject) -> None:
         "## Training configuration\n\n" + _table(_configuration(run)),
         "## Parameters\n\n" + _table(_parameters(results)),
         "## Results\n\n" + _results(results),
+        *(
+            [f"## Sparsity\n\n![Pruned entries, changes of the masks, and ranks left]({run.masks.name})"]
+            if run.masks
+            else []
+        ),
         "## Usage\n\n" + _usage(run),
         "## How it was measured\n\n" + _measured(run),
     ]
@@ -90,7 +97,7 @@ def _metadata(run: CardSubject) -> ModelCardData:
         library_name="transformers"
         if config.adapter.method == "full"
         else "peft"
-        if in_peft(config.adapter.method)
+        if in_peft(config.adapter)
         else "jaxpeft",
         pipeline_tag=task.pipeline_tag,
         tags=[
@@ -122,8 +129,9 @@ def _description(run: CardSubject) -> str:
             "The files are a plain transformers model."
             if config.adapter.method == "full"
             else "The files are in PEFT's format."
-            if in_peft(config.adapter.method)
-            else "PEFT does not have this method and cannot load the files; `jaxpeft.load_adapter` can."
+            if in_peft(config.adapter)
+            else f"PEFT does not have {'the option keep_base_zeros' if config.adapter.keep_base_zeros else 'this method'} and cannot load "
+            "the files; `jaxpeft.load_adapter` can."
         )
     )
 
@@ -206,7 +214,7 @@ run = jaxpeft.load_run({str(run.export.parent)!r})
 print(run.predict([{sentence!r}]))
 ```
 """
-    if not in_peft(config.adapter.method):
+    if not in_peft(config.adapter):
         return here
     if config.adapter.method == "prompt-tuning" and run.task.fills_masks:
         return (

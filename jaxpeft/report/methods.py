@@ -86,9 +86,9 @@ def describe(name: str) -> Description:
     return own[name][0] if name in own else METHODS[name].description
 
 
-def in_peft(method: str) -> bool:
+def in_peft(adapter: AdapterConfig) -> bool:
     """True if torch PEFT can load the files of this run's method, or transformers those of full fine-tuning."""
-    return bool(describe(method).peft)
+    return bool(describe(adapter.method).peft) and not adapter.keep_base_zeros
 
 
 def method_name(
@@ -115,6 +115,7 @@ def citations(
     lines = [f"{description.title}: {description.source}" for description in found if description.source]
     lines += [NUMBER_FORMATS[model.quantization].citation] if model.quantization != "none" else []
     chosen = str(adapter.init_lora_weights)
+    lines += ["LoSA: Huang et al. 2025, arXiv 2502.14816"] if adapter.keep_base_zeros else []
     lines += [f"{title}: {source}" for name, (title, source) in _INITIALISATIONS.items() if chosen.startswith(name)]
     return lines
 

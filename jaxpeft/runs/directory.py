@@ -57,6 +57,16 @@ class RunDirectory:
         return self.path / "curves.png"
 
     @property
+    def sparsity(self) -> Path:
+        """The masks of a pruned run, one JSON object (`pruning.record.mask_record`) for each step at which they changed."""
+        return self.path / "sparsity.jsonl"
+
+    @property
+    def sparsity_picture(self) -> Path:
+        """A picture of these masks. The export has a copy, beside the model card that shows it."""
+        return self.path / "sparsity.png"
+
+    @property
     def checkpoints(self) -> Path:
         """Orbax's checkpoints, one directory per step."""
         return self.path / "checkpoints"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from jaxpeft.report.console import before_after_table, log
 from jaxpeft.report.curves import plot_curves
 from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.report.results import Results, measure, read_results, write_results
+from jaxpeft.report.sparsity import plot_sparsity, read_records
 from jaxpeft.runs.contextual import sparse_layers
 from jaxpeft.runs.data import without_packing
+from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.schedule import with_length
 from jaxpeft.runs.setup import RunSetup
 from jaxpeft.training import multihost
@@ -88,7 +91,10 @@ def finalize(
         )
         plot_curves(read_metrics(directory.metrics), directory.curves, setup.config.run_name)
         base = directory.base if _is_drawn(setup) else None
-        write_card(CardSubject(exported.parent, setup.config, setup.task, setup.model, setup.method, results, base))
+        masks = _draw_masks(directory, exported.parent, setup.config.run_name)
+        write_card(
+            CardSubject(exported.parent, setup.config, setup.task, setup.model, setup.method, results, base, masks)
+        )
         write_results(results, directory.results)
         return results
 
@@ -105,7 +111,8 @@ def show(setup: RunSetup, results: Results) -> None:
     shapes = ", ".join(results.compiled_shapes)
     log(f"compiled {len(results.compiled_shapes)} training programs, one for each shape of a batch: {shapes}")
     directory = setup.directory
-    files = (directory.curves, directory.results, directory.metrics, directory.config, directory.checkpoints)
+    masks = (directory.sparsity_picture, directory.sparsity) if directory.sparsity.is_file() else ()
+    files = (directory.curves, *masks, directory.results, directory.metrics, directory.config, directory.checkpoints)
     log(f"\nfiles in {directory}: adapter, model card, {', '.join(path.name for path in files)}")
     log("next:")
     log(f"  python -m jaxpeft predict {directory} {results.sentence()!r}")
@@ -118,6 +125,15 @@ def _best(checkpoints: Checkpoints, outcome: Outcome) -> TrainState:
     if step is None or step == outcome.progress.step:
         return outcome.state
     return checkpoints.restore(outcome.state, step)[0]
+
+
+def _draw_masks(directory: RunDirectory, export: Path, title: str) -> Path | None:
+    """Draw the log of the masks, if the run wrote one; return the copy of the picture in the directory of the exported files."""
+    records = read_records(directory.sparsity)
+    if not records:
+        return None
+    picture = plot_sparsity(records, directory.sparsity_picture, title)
+    return Path(shutil.copy(picture, export / picture.name))
 
 
 def _examples(setup: RunSetup, adapters: Adapters, masks: Layers) -> list | None:

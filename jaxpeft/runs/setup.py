@@ -13,6 +13,7 @@ from jaxpeft.adapters import Method
 from jaxpeft.config import RunConfig, TrainingConfig
 from jaxpeft.data import Splits
 from jaxpeft.errors import InputError
+from jaxpeft.merging import check_has_zeros
 from jaxpeft.models.attention import choose_flash
 from jaxpeft.models.build import Model
 from jaxpeft.report.console import log
@@ -130,6 +131,9 @@ def setup_run(config: RunConfig) -> RunSetup:
             tokenizer_name=m.tokenizer,
             batches=_batches(train_data),
         )
+        if config.adapter.keep_base_zeros:
+            share = check_has_zeros(adapted.frozen, adapted.adapters["sites"], "adapter.keep_base_zeros")
+            log(f"base   {100 * share:.1f} % of the adapted weights are zero; the update leaves them at zero")
         base_hash = hash_base(adapted.frozen)
         directory, x = RunDirectory.of(config), config.contextual
         contextual = contextual_sparsity(x, model)

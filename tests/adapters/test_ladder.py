@@ -28,6 +28,7 @@ METHODS = {
     "rslora": Lora(rank=4, alpha=3.0, use_rslora=True, rank_pattern={"up": 2}, alpha_pattern={"down": 4.0}),
     "lora-bias": Lora(rank=4, alpha=6.0, lora_bias=True),
     "dora": Lora(rank=4, alpha=6.0, use_dora=True),
+    "base-zeros": Lora(rank=4, alpha=6.0, keep_base_zeros=True),  # NF4 rounds some weights to zero
     "hira": Hira(rank=4, rank_pattern={"down": 3}),
     "ia3": Ia3(feedforward_modules=["down"]),
     "ia3-up": Ia3(feedforward_modules="up"),
@@ -44,6 +45,7 @@ METHODS = {
 }
 DROPPING = {
     "lora": Lora(rank=4, dropout=0.5),
+    "base-zeros": Lora(rank=4, dropout=0.5, keep_base_zeros=True),
     "hira": Hira(rank=4, dropout=0.5),
     "vera": Vera(rank=4, dropout=0.5),
     "loha": Loha(rank=4, rank_dropout=0.5, module_dropout=0.5, rank_pattern={"down": 6}),

@@ -74,17 +74,22 @@ def test_an_adapter_that_is_saved_is_the_one_that_is_loaded(base, seed, data):
     chex.assert_trees_all_equal(again, frozen)
 
 
-@given(bases(), st.floats(0, 0.9), st.integers(0, 99))
-def test_what_is_pruned_is_saved_as_zeros(base, sparsity, seed):
+@given(bases(), st.floats(0, 0.9), st.integers(0, 99), st.booleans())
+def test_what_is_pruned_is_saved_as_zeros_and_a_rank_without_entries_not_at_all(base, sparsity, seed, packed):
     params, sites = base
     method = Lora(rank=2, alpha=4.0)
     _, adapters = init_adapters(params, method, sites, rng=jax.random.key(0))
     adapters = drawn(adapters, seed)
     masks = prune(adapters["sites"], sparsity)
     with tempfile.TemporaryDirectory() as directory:
-        save_adapter(directory, adapters, method, base=BASE, masks=masks)
-        _, loaded, _ = load_adapter(directory, params)
-    chex.assert_trees_all_equal(loaded["sites"], apply_masks(adapters["sites"], masks))
+        save_adapter(directory, adapters, method, base=BASE, masks=masks, packed=packed)
+        _, loaded, loaded_method = load_adapter(directory, params)
+    smaller, left = method.without_pruned(apply_masks(adapters["sites"], masks), masks)
+    chex.assert_trees_all_equal(loaded["sites"], left)
+    assert [loaded_method.at(path) for path in sites] == [smaller.at(path) for path in sites]
+    for path, mask in masks.items():
+        if (np.asarray(mask["a"]).any(0) & np.asarray(mask["b"]).any(1)).all():
+            chex.assert_trees_all_equal(loaded["sites"][path], apply_masks(adapters["sites"], masks)[path])
 
 
 @given(bases(), st.data())

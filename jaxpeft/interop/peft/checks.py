@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft.errors import InputError, did_you_mean
-from jaxpeft.interop.peft.format import CONFIG_FILE, WEIGHTS_FILE, Format
+from jaxpeft.interop.peft.format import Format
+from jaxpeft.interop.peft.weights import CONFIG_FILE, weights_file
 
 
 def no_place(file: Path, name: str, known: Mapping[str, str]) -> str:
@@ -42,7 +43,7 @@ def check_site(
         if name not in group:
             # The generic format knows only the parameters that the file has.
             raise InputError(
-                f"{directory / WEIGHTS_FILE}: {where} has no {keys.get(name, name)}; the file is incomplete"
+                f"{weights_file(directory)}: {where} has no {keys.get(name, name)}; the file is incomplete"
             )
         if name not in shapes:
             raise InputError(f"{directory}: {where} has {keys[name]}, which {CONFIG_FILE} does not ask for")

@@ -31,8 +31,9 @@ from jaxpeft.families import family_of, known
 from jaxpeft.interop.peft import FORMATS
 from jaxpeft.interop.peft.checks import check_site, no_place
 from jaxpeft.interop.peft.constants import put_beside, shapes_of, take_apart
-from jaxpeft.interop.peft.format import CONFIG_FILE, NO_TARGETS, WEIGHTS_FILE, Format
+from jaxpeft.interop.peft.format import NO_TARGETS, Format
 from jaxpeft.interop.peft.generic import PREFIX, GenericFormat
+from jaxpeft.interop.peft.weights import CONFIG_FILE, read_tensors, weights_file, write_tensors
 from jaxpeft.models.build import Model
 from jaxpeft.models.weights import to_torch_layout, torch_name
 from jaxpeft.pruning.masks import apply_masks
@@ -74,6 +75,7 @@ def save_adapter(
     masks: Layers | None = None,
     target_modules: str | Sequence[str] | None = None,
     exclude_modules: str | Sequence[str] | None = None,
+    packed: bool = False,
 ) -> Path:
     """Write an adapter as PEFT does; pruned entries are zeros. Return the weights' file.
 
@@ -92,12 +94,11 @@ def save_adapter(
         masks: bool, True = keep.
         target_modules: written as given; by default the adapted layers' full names.
         exclude_modules: written as given.
+        packed: store a bit mask and the kept values in the place of the zeros (`packed.py`). PEFT cannot read such a file.
 
     Raises:
         InputError: if the initialisation adjusted the base and `start` is not given, or the format cannot hold the method's options.
     """
-    from safetensors.numpy import save_file
-
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     sites = apply_masks(adapters["sites"], masks or {})
@@ -144,29 +145,33 @@ def save_adapter(
         **form.to_config(Lora() if method is None else form.for_family(method, family_of(base.model_type))),
     }
     config = form.beside_targets(config, sorted(path.replace("/", ".") for path in sites))
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    return directory / WEIGHTS_FILE
+    # Sorted at the top only: of the entries of a pattern, the first that matches wins.
+    (directory / CONFIG_FILE).write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n")
+    return write_tensors(directory, tensors, packed=packed)
 
 
 def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapters, Method | None]:
-    """Read an adapter that PEFT or `save_adapter` wrote, for a model with `params`; return `(frozen, adapters, method)`.
+    """Read an adapter that PEFT or `save_adapter` wrote, packed or not, for a model with `params`; return `(frozen, adapters, method)`.
 
     If the initialisation adjusted the base and the file was not converted (PiSSA, OLoRA, LoftQ), `frozen` is adjusted in the same
     way. PEFT does so at every load, too.
 
     Raises:
-        InputError: if a file is missing or pickled, a method or option is not supported, or the tensors do not fit the model.
+        InputError: if a file is missing, pickled or damaged, a method or option is not supported, or the tensors do not fit the model.
     """
     directory = Path(directory)
     config, form = _read_config(directory)
+    file = weights_file(directory)
     leaves = leaf_paths(params)
     names = {torch_name(path): path for path in leaves if path.rpartition("/")[2] in _LEAVES}
     sites: Layers = {}
     constants: Layers = {}
     modules: dict[str, jax.Array] = {}
     shared: dict[str, jax.Array] = {}
-    tensors = _read_tensors(directory)
+    # Half-precision files are read too; trained parameters are fp32 here. Indices stay whole numbers.
+    tensors = {
+        key: t if np.issubdtype(t.dtype, np.integer) else t.astype(np.float32) for key, t in read_tensors(file).items()
+    }
     form = form.with_tensors(tensors)
     tensors = {_without_prefix(key, form): tensor for key, tensor in tensors.items()}
     for name, tensor in tensors.items():
@@ -179,7 +184,7 @@ def load_adapter(directory: Path | str, params: Params) -> tuple[Params, Adapter
         elif module in names:
             modules[names[module]] = jnp.asarray(_fitting(names[module], tensor, leaves[names[module]], name))
         elif not _is_copy(name, tensor, tensors, leaves):
-            raise InputError(no_place(directory / WEIGHTS_FILE, name, names))
+            raise InputError(no_place(file, name, names))
     frozen, _ = split(params, modules.__contains__)
     method: Method | None = form.settled(form.from_config(config), sites)
     if isinstance(method, SiteMethod):
@@ -217,8 +222,8 @@ def modules_to_save(modules: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _format_of(method: Method | None, sites: Layers, shared: Mapping[str, Any]) -> Format:
     if method is None:
         return FORMATS["lora"]()
-    if method.name in FORMATS:
-        return FORMATS[method.name]()
+    if method.name in FORMATS and (form := FORMATS[method.name]()).holds(method):
+        return form
     return GenericFormat(method.name, sorted({name for group in sites.values() for name in group}), shared)
 
 
@@ -286,25 +291,6 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], Format]:
         raise InputError(f"{file}: peft_type {found!r} is not supported; known: {known}")
     form.check(config, str(file))
     return config, form
-
-
-def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        # Half-precision files are read too; trained parameters are fp32 here. Indices stay whole numbers.
-        tensors = load_file(directory / WEIGHTS_FILE).items()
-        return {key: t if np.issubdtype(t.dtype, np.integer) else t.astype(np.float32) for key, t in tensors}
-    except FileNotFoundError as error:
-        if (directory / "adapter_model.bin").is_file():
-            raise InputError(
-                f"{directory / 'adapter_model.bin'} is a pickle, which can run code when loaded; "
-                "load it in torch PEFT and save_pretrained() it again"
-            ) from error
-        raise InputError(f"no {WEIGHTS_FILE} in '{directory}'") from error
-    except SafetensorError as error:
-        raise InputError(f"{directory / WEIGHTS_FILE} cannot be read: {error}") from error
 
 
 def _without_prefix(key: str, form: Format) -> str:

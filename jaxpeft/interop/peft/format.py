@@ -16,7 +16,6 @@ from jaxpeft.trees import Layers
 Config = Mapping[str, Any]
 """An `adapter_config.json`."""
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 NO_TARGETS = "dummy-target-modules"
 """PEFT's `target_modules` for an adapter of no layer."""
@@ -46,6 +45,10 @@ class Format(ABC):
     module_prefix: ClassVar[str] = "base_model.model."
     names_layers: ClassVar[bool] = True
     unsupported: ClassVar[Mapping[str, Any]] = {}
+
+    def holds(self, method: Any) -> bool:
+        """True if PEFT can compute `method`. If not, its file is jaxpeft's own (`generic.py`)."""
+        return True
 
     @abstractmethod
     def to_config(self, method: Any) -> dict[str, Any]:

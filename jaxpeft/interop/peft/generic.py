@@ -1,4 +1,4 @@
-"""The format of a method that PEFT does not have. The files look like PEFT's, and only jaxpeft loads them.
+"""The format of a method, or of an option of one, that PEFT does not have. The files look like PEFT's, and only jaxpeft loads them.
 
 `adapter_config.json` has the peft_type "JAXPEFT_<NAME>", which PEFT refuses, and the method's options under "jaxpeft_options".
 The tensors have our parameter names: `base_model.model.<layer>.jaxpeft.<parameter>`, and `base_model.jaxpeft.<factor>` for a factor

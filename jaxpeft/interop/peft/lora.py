@@ -36,6 +36,10 @@ class LoraFormat(Format):
         "velora_config": None,
     }
 
+    def holds(self, method: Lora) -> bool:
+        """False for an update that is masked by the base's zeros: PEFT would add all of it."""
+        return not method.keep_base_zeros
+
     def to_config(self, method: Lora) -> dict[str, Any]:
         """The method's keys in adapter_config.json.
 
