@@ -42,11 +42,6 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
-    def sparsity(self) -> Path:
-        """The kept entries of every tensor over time, one JSON object per line. Only pruned runs have it."""
-        return self.path / "sparsity.jsonl"
-
-    @property
     def tensorboard(self) -> Path:
         """The same metrics as TensorBoard events."""
         return self.path / "tensorboard"

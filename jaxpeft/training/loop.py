@@ -35,10 +35,10 @@ class Log(Protocol):
 
 
 class SparsityLog(Protocol):
-    """Takes the number of kept entries (`report.sparsity_log.SparsityLog`)."""
+    """Takes the masks when they change (`report.sparsity_log.SparsityLog`)."""
 
-    def write(self, step: int, masks: Layers) -> None:
-        """Record how many entries each of `masks` keeps after `step`."""
+    def write(self, step: int, masks: Layers, before: Layers) -> None:
+        """Record the `masks` after `step`, and their changes since `before`."""
 
 
 class Bar(Protocol):
@@ -83,7 +83,7 @@ class RunState:
         metrics_log: the run's log of metrics.
         validate_start: measures the initial adapters. It is called after the first event, so that training need not wait for it.
         outcome: the end of the run, or the error that ended it; None while it trains.
-        sparsity_log: the run's log of kept entries, written when its masks change; None: no log.
+        sparsity_log: the run's log of masks, written when its masks change; None: no log.
     """
 
     plan: Plan
@@ -257,7 +257,7 @@ def _prune(holding: Holding, held: Any, runs: Sequence[RunState], step: int) -> 
         if acts and isinstance(run.plan.pruning, Schedule) and run.plan.pruning.changes_masks_at(step):
             run.metrics_log.write(step, "pruning", {"sparsity": sparsity_of(new), "mask_churn": churn(old, new)})
             if run.sparsity_log:
-                run.sparsity_log.write(step, new)
+                run.sparsity_log.write(step, new, old)
     return held
 
 

@@ -1,7 +1,5 @@
 """From flags to a plan: what is refused before anything is loaded, and what a run remembers."""
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +9,8 @@ from jaxpeft.config import PruningConfig, TrainingConfig
 from jaxpeft.errors import InputError
 from jaxpeft.pruning import SCORES, Selection
 from jaxpeft.pruning.structures import Groups, Ranks
-from jaxpeft.report.sparsity_log import SparsityLog, read_sparsity
+from jaxpeft.report.sparsity import read_records
+from jaxpeft.report.sparsity_log import SparsityLog
 from jaxpeft.runs.schedule import check_pruning, make_plan
 
 
@@ -83,17 +82,20 @@ def test_the_adapters_are_checked_before_the_run():
 
 def test_the_log_of_kept_entries_goes_on_behind_the_checkpoint(tmp_path):
     path = tmp_path / "sparsity.jsonl"
-    masks = {"x/y": {"a": np.array([[True, False, True]]), "b": np.ones((2, 2), bool)}}
+    masks = {"x/y": {"a": np.array([[True, True, False]]), "b": np.ones((3, 2), bool)}}
     log = SparsityLog(path, 0)
-    for step in (0, 4, 8):
-        log.write(step, masks)
-    expected = [
-        {"step": 0, "tensor": "x/y/a", "kept": 2, "size": 3},
-        {"step": 0, "tensor": "x/y/b", "kept": 4, "size": 4},
-    ]
-    assert read_sparsity(path)[:2] == expected == [json.loads(line) for line in path.read_text().splitlines()][:2]
-    SparsityLog(path, 4).write(6, masks)
-    assert [row["step"] for row in read_sparsity(path)] == [0, 0, 4, 4, 6, 6]
-    SparsityLog(path, 4, writes=False).write(7, masks)
-    assert len(read_sparsity(path)) == 6
+    for step, before in ((4, {}), (8, masks)):
+        log.write(step, masks, before)
+    first = {
+        "step": 4,
+        "kept": {"x/y:a": 2, "x/y:b": 6},
+        "size": {"x/y:a": 3, "x/y:b": 6},
+        "ranks": {"x/y": 2},
+        "churn": 1 / 9,
+    }
+    assert read_records(path) == [first, {**first, "step": 8, "churn": 0.0}]
+    SparsityLog(path, 4).write(6, masks, masks)
+    assert [row["step"] for row in read_records(path)] == [4, 6]
+    SparsityLog(path, 4, writes=False).write(7, masks, masks)
+    assert len(read_records(path)) == 2
     assert SparsityLog(path, 0).path.read_text() == ""
