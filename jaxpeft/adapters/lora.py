@@ -8,7 +8,7 @@ kernels, `a: [d_in, r]` and `b: [r, d_out]`: the transposes of PEFT's `lora_A` a
 - `rank_pattern`, `alpha_pattern`: layers of another rank or alpha.
 - `bias`: which biases of the base train too: none, all, or lora_only (those of the adapted layers).
 - `lora_bias`: a bias on B.
-- `keep_base_zeros`: no update where the base's weight is zero (`sparse_base.py`). PEFT does not have this option.
+- `keep_base_zeros`: no update for weights of the base that are zero (`sparse_base.py`). PEFT does not have this option.
 - `init_lora_weights`: the initialisation of A and B (`lora_init/`). Three of the initialisations have options: `loftq_config`,
   `eva_config` and `lora_ga_config`, mappings with PEFT's keys and PEFT's defaults.
 """

@@ -5,7 +5,7 @@ trains of a layer is some rows of its kernel, a dense matrix: W₀[rows] + Δ wi
 layer, `rows: [k]` int32.
 
 The authors permute heads and channels in a model's weights, so that the chosen ones are one slice. Here the weights stay as they are,
-and the chosen rows are gathered: the results are the same, and no model has to be permuted back. What makes it fast stays: the gradient
+and the chosen rows are gathered: the results are the same, and no model has to be permuted back. The method stays fast: the gradient
 of delta is one thin product, of the chosen inputs with dy, and nothing but these inputs is kept for it. If only feed-forward
 layers are adapted, the backward pass ends at the first of them.
 

@@ -91,7 +91,7 @@ def sparsity_plan(
         log(
             f"{layer:5}  {'':9}{attention}  {100 * attended:3.0f} %   {'':12}{ffn}  {100 * shares['feed_forward']:3.0f} %"
         )
-    log(f"found on average: {100 * mean_overlap(overlap):.0f} %, where chance finds 50 %")
+    log(f"found on average: {100 * mean_overlap(overlap):.0f} %; chance finds 50 %")
     proposal = {"contextual": {"ffn_sparsity": list(plan.feed_forward), "qkv_sparsity": list(plan.attention)}}
     text = yaml.safe_dump(proposal, sort_keys=False, default_flow_style=None)
     Path(output).write_text(text)

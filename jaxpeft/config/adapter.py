@@ -62,7 +62,7 @@ class AdapterConfig:
     lora_bias: bool | None = None
     """LoRA: a bias on B."""
     keep_base_zeros: bool | None = None
-    """LoRA: no update where the base's weight is zero, so that merging keeps the zeros of a pruned base. Not in PEFT."""
+    """LoRA: no update for weights of the base that are zero, so that merging keeps the zeros of a pruned base. Not in PEFT."""
     init_lora_weights: bool | str | None = None
     """LoRA's initialisation: true, false, gaussian, orthogonal, pissa, pissa_niter_4, olora, loftq, eva, lora_ga."""
     loftq_config: dict[str, int] | None = None

@@ -22,7 +22,7 @@ from jaxpeft.contextual.settings import ContextualSparsity
 from jaxpeft.contextual.tokens import TokensRead
 from jaxpeft.inject import LayerOverride
 from jaxpeft.models.build import Model
-from jaxpeft.pruning.masks import keep_largest, num_kept
+from jaxpeft.pruning.structures import keep_largest, num_kept
 from jaxpeft.quantization import dequantize, is_quantized
 from jaxpeft.trees import Layers, Params, leaf_paths
 

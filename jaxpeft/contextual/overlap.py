@@ -12,7 +12,7 @@ from jaxpeft.calibration.components import record_inputs
 from jaxpeft.contextual.choice import estimated_squares, highest, sampled, true_squares
 from jaxpeft.contextual.estimators import activation_of, projection_paths
 from jaxpeft.models.build import Model
-from jaxpeft.pruning.masks import num_kept
+from jaxpeft.pruning.structures import num_kept
 from jaxpeft.quantization import dequantize, is_quantized
 from jaxpeft.trees import Layers, Params, leaf_paths
 

@@ -20,7 +20,7 @@ from jaxpeft.contextual.settings import ContextualSparsity
 from jaxpeft.errors import InputError
 from jaxpeft.inject import apply
 from jaxpeft.models.build import Model
-from jaxpeft.pruning.masks import num_kept
+from jaxpeft.pruning.structures import num_kept
 from jaxpeft.trees import Layers, Params
 
 LEVELS = (0.5, 0.75, 0.9, 0.95)

@@ -1,4 +1,4 @@
-"""What a run leaves out: a share of the channels for each encoder layer, and how the channels are chosen."""
+"""The settings of contextual sparsity: a share of the channels for each encoder layer, and how channels are chosen."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def move_read_tokens(batch: Mapping[str, Any], places: jax.Array) -> tuple[dict[
         places: the tokens; a place may repeat.
 
     Returns:
-        the batch, with `position_ids` that say where each token was, and the new places, `[rows, n]`.
+        the batch, with `position_ids`, the old place of each token, and the new places, `[rows, n]`.
     """
     rows, length = batch["input_ids"].shape
     row = jnp.arange(rows)[:, None]

@@ -1,4 +1,4 @@
-"""What it costs a finished run that its merged model keeps the zeros of its base: in the update, and in the metrics."""
+"""The cost of a merge that keeps the zeros of its base: in the update, and in the metrics."""
 
 from __future__ import annotations
 

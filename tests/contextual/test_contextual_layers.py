@@ -16,7 +16,7 @@ from jaxpeft.contextual.estimators import make_estimators, projection_paths
 from jaxpeft.contextual.layers import layer_overrides
 from jaxpeft.errors import InputError
 from jaxpeft.inject import apply
-from jaxpeft.pruning.masks import num_kept
+from jaxpeft.pruning.structures import num_kept
 from jaxpeft.quantization import Quantization
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer
