@@ -43,7 +43,9 @@ def activation_of(model: Model) -> Callable[[Any], Any]:
     from transformers.modeling_flax_utils import ACT2FN
 
     paths: Projections = required(model.family, "projections", "contextual sparsity")
-    return ACT2FN[getattr(model.config, paths.activation)]
+    functions: dict[str, Any] = ACT2FN
+    function: Callable[[Any], Any] = functions[getattr(model.config, paths.activation)]
+    return function
 
 
 def make_estimators(model: Model, layers: Iterable[int], *, rank: int = 8) -> Layers:

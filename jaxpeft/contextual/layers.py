@@ -128,7 +128,7 @@ class _EncoderLayer:
             if self._all_read(x):
                 return run(x)
             channels = self._choice("intermediate", share, x)
-            self.intermediate = self.read and run(self.read.take(x))
+            self.intermediate = None if self.read is None else run(self.read.take(x))
             others = self._others(x)
             return run(others) if self.zeroed else run(others, Channels(outputs=channels))
 
@@ -137,7 +137,8 @@ class _EncoderLayer:
                 return run(h)
             channels = self.chosen["intermediate"]
             y = run(h * channels) if self.zeroed else run(h, Channels(inputs=channels))
-            return self._joined(y, lambda _: run(self.activation(self.intermediate)))
+            read = self.intermediate
+            return self._joined(y, lambda _: run(self.activation(jnp.asarray(read))))
 
         return {self.paths["intermediate"]: intermediate, self.paths["output"]: output}
 

@@ -69,7 +69,7 @@ class Objective:
         with `segments` holds several texts per row (`jaxpeft.data.packing`), and has logits for each text.
         """
         room = {"virtual_tokens": self.virtual_tokens} if self.virtual_tokens else {}
-        contextual = self.contextual if dropout_rng is not None else None
+        contextual = None if dropout_rng is None else self.contextual
         batch, read = self._read_tokens(batch, contextual)
         take = self.task.tokens_read(batch, self.virtual_tokens)
         batch, attention = self._attention(dict(batch), training=dropout_rng is not None)
@@ -81,7 +81,7 @@ class Objective:
             input_hooks[self.model.behind_attention], taken = take, True
         inputs = self.model.inputs(batch, **room)
         left_out: dict[str, LayerOverride] = {}
-        if contextual:
+        if contextual and dropout_rng is not None:
             left_out = layer_overrides(
                 self.model,
                 contextual,

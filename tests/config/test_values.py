@@ -7,7 +7,15 @@ import pytest
 
 from jaxpeft.adapters import AdaLora, Lora
 from jaxpeft.comparison.grid import CompareConfig
-from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, PruningConfig, RunConfig, TrainingConfig
+from jaxpeft.config import (
+    AdapterConfig,
+    ContextualConfig,
+    DataConfig,
+    ModelConfig,
+    PruningConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from jaxpeft.config.files import run_config
 from jaxpeft.errors import InputError
 from jaxpeft.models.attention import choose_flash
@@ -21,9 +29,16 @@ UNKNOWN = {
     "attention": (lambda: ModelConfig(attention="flush"), "model.attention is 'flush'; .* auto, dense, flash"),
     "schedule": (lambda: TrainingConfig(schedule="cosin"), "training.schedule is 'cosin'; .* linear, cosine, constant"),
     "bias": (lambda: AdapterConfig(bias="some"), "adapter.bias is 'some'; .* none, all, lora_only, None"),
+    "selection": (lambda: ContextualConfig(selection="best"), "contextual.selection is 'best'; .* svd, oracle, random"),
     "prompt": (lambda: AdapterConfig(prompt_tuning_init="text"), "adapter.prompt_tuning_init is 'text'; .*TEXT"),
 }
-SECTIONS = {ModelConfig: "model", TrainingConfig: "training", AdapterConfig: "adapter", PruningConfig: "pruning"}
+SECTIONS = {
+    ModelConfig: "model",
+    TrainingConfig: "training",
+    AdapterConfig: "adapter",
+    PruningConfig: "pruning",
+    ContextualConfig: "contextual",
+}
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

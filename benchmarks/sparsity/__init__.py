@@ -1,0 +1,1 @@
+"""What sparsity pays: measurements of sparse adapters, and of steps that leave channels of the base out."""
