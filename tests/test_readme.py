@@ -17,8 +17,8 @@ from jaxpeft.config.parsing import parse_file_into, parse_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-STUDY = ROOT / "benchmarks" / "comparison" / "study.yaml"
-COMPARISONS = [*sorted((ROOT / "configs").glob("compare-*.yaml")), STUDY]
+STUDIES = sorted((ROOT / "benchmarks").glob("*/study.yaml"))
+COMPARISONS = [*sorted((ROOT / "configs").glob("compare-*.yaml")), *STUDIES]
 CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {*COMPARISONS})
 
 
@@ -63,11 +63,11 @@ def test_configs_are_valid_and_say_their_command(path):
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=() if "quickstart" in p.stem else slow, id=p.stem) for p in COMPARISONS]
+    "path", [pytest.param(p, marks=() if "quickstart" in p.stem else slow, id=f"{p.parent.name}-{p.stem}") for p in COMPARISONS]
 )
 def test_comparisons_are_valid_and_say_their_command(path):
     config = parse_file_into(CompareConfig, ["--config", str(path)], "jaxpeft compare", description="")()
-    assert config.name == (path.stem if path != STUDY else "comparison")
+    assert config.name == (path.parent.name if path in STUDIES else path.stem)
     for cell in search_cells(config):
         run_of(config, cell)
         cost_run(config, cell.task, cell.method)

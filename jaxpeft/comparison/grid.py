@@ -209,8 +209,8 @@ def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
             "pseudo_perplexity": False,
             "examples": [],
         },
-        # Pruning must also take place within the short run.
-        "pruning": {"begin": 0.05, "end": 0.5},
+        # Pruning must also take place within the short run. Some schedules have no `begin`.
+        "pruning": {"begin": None, "end": 0.5, "every_steps": 2},
     }
     own = {key: value for key, value in config.all_methods[method].items() if key != "learning_rates"}
     if own.get("adapter", {}).get("method") == "adalora":
