@@ -49,9 +49,10 @@ def adapter_bytes(directory):
 def test_a_run_leaves_its_files(everything):
     directory, results = everything
     assert sorted(path.name for path in directory.iterdir()) == [
-        *("adapter", "checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "results.json", "tensorboard")
+        *("adapter", "checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "results.json"),
+        *("sparsity.jsonl", "sparsity.png", "tensorboard"),
     ]
-    adapter = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    adapter = ["README.md", "adapter_config.json", "adapter_model.safetensors", "sparsity.png"]
     assert sorted(path.name for path in (directory / "adapter").iterdir()) == adapter
     assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(int(path.name) for path in (directory / "checkpoints").iterdir()) == [results["best_step"], 6][-1:]

@@ -172,4 +172,4 @@ def test_the_groups_name_parameters_that_exist(name):
 def test_what_the_flags_prune():
     assert [name for name, kind in METHODS.items() if kind.prunable] == ["lora", "hira", "loha", "lokr", "s2ft"]
     assert [name for name, kind in METHODS.items() if kind.allocated] == ["adalora"]
-    assert [name for name, kind in METHODS.items() if kind.loraplus] == ["lora"]
+    assert [name for name, kind in METHODS.items() if kind.loraplus] == ["lora", "sora"]

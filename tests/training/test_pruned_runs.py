@@ -61,7 +61,7 @@ class Counts:
     def __init__(self):
         self.lines = []
 
-    def write(self, step, masks):
+    def write(self, step, masks, before):
         self.lines.append((step, {path: {k: int(m.sum()) for k, m in g.items()} for path, g in masks.items()}))
 
 
