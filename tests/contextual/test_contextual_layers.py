@@ -106,7 +106,6 @@ def test_a_sparsity_of_zero_changes_no_bit(tiny_models):
     ("kind", "name", "stored"),
     [
         ("bert", "lora", None),
-        ("bert", "dora", "nf4"),
         ("bert", "lokr", None),
         *(
             pytest.param(kind, name, stored, marks=slow)
@@ -114,7 +113,7 @@ def test_a_sparsity_of_zero_changes_no_bit(tiny_models):
                 *(("bert", name, stored) for name in METHODS for stored in (None, "nf4")),
                 *(("distilbert", name, None) for name in METHODS),
             ]
-            if (kind, name, stored) not in [("bert", "lora", None), ("bert", "dora", "nf4"), ("bert", "lokr", None)]
+            if (kind, name, stored) not in [("bert", "lora", None), ("bert", "lokr", None)]
         ),
     ],
 )
@@ -209,6 +208,7 @@ def test_evaluation_is_dense_and_training_is_not(tiny_models, selection):
     assert (np.abs(trained - again).max() > 1e-3) == (selection == "random")
 
 
+@slow
 def test_packed_rows_and_classifiers(tiny_models):
     """Rows of several texts cannot be reordered: their first tokens are computed twice, and equal the dense ones."""
     model, method = without_dropout(tiny_models, "bert", "classification"), Lora(rank=2)
@@ -237,6 +237,7 @@ def test_packed_rows_and_classifiers(tiny_models):
         chex.assert_trees_all_close(last, logits[0], rtol=1e-5, atol=2e-6)
 
 
+@slow
 def test_four_devices_choose_what_one_would_and_accumulation_works(tiny_models):
     model, method = without_dropout(tiny_models, "bert"), Lora(rank=2)
     frozen, adapters = tiny.adapted(model, method)
