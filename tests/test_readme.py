@@ -63,7 +63,11 @@ def test_configs_are_valid_and_say_their_command(path):
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=() if "quickstart" in p.stem else slow, id=f"{p.parent.name}-{p.stem}") for p in COMPARISONS]
+    "path",
+    [
+        pytest.param(p, marks=() if "quickstart" in p.stem else slow, id=f"{p.parent.name}-{p.stem}")
+        for p in COMPARISONS
+    ],
 )
 def test_comparisons_are_valid_and_say_their_command(path):
     config = parse_file_into(CompareConfig, ["--config", str(path)], "jaxpeft compare", description="")()
