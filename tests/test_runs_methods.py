@@ -102,7 +102,7 @@ def test_a_pruned_run_logs_what_it_keeps_and_exports_it(name, root, monkeypatch,
     rows = [json.loads(line) for line in (directory / "sparsity.jsonl").read_text().splitlines()]
     assert {row["step"] for row in rows} == changes.keys()
     for step, change in changes.items():
-        kept, size = (sum(row[key] for row in rows if row["step"] == step) for key in ("kept", "size"))
+        kept, size = (sum(sum(row[key].values()) for row in rows if row["step"] == step) for key in ("kept", "size"))
         assert change["sparsity"] == pytest.approx(1 - kept / size)
     assert results["sparsity"] == changes[max(changes)]["sparsity"]
     assert results["sparsity"] == pytest.approx(0.5 if name != "start" else 0.25, abs=0.01)

@@ -52,11 +52,11 @@ def in_encoder(model, kind):
     ]
 
 
-def assert_equal_to_six_digits(found, expected):
-    """No entry differs by more than 1e-6 of its tensor's largest one, or than 1e-6."""
+def assert_equal_to_six_digits(found, expected, *, within=1e-6):
+    """No entry differs by more than `within` of its tensor's largest one, or than `within`."""
     chex.assert_trees_all_equal_shapes(found, expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert np.abs(a - b).max(initial=0) <= 1e-6 * max(1.0, np.abs(b).max(initial=0))
+        assert np.abs(a - b).max(initial=0) <= within * max(1.0, np.abs(b).max(initial=0))
 
 
 def without_dropout(tiny_models, kind, task="masked-lm", **options):
@@ -87,7 +87,8 @@ def test_layers_that_keep_every_channel_are_the_dense_ones(tiny_models, kind, de
         return of(plain), of(replace(plain, contextual=all_of_them))
 
     expected, found = both(adapters)
-    assert_equal_to_six_digits(found, expected)
+    # Sums over tokens are in another order if these were moved, and fp32 rounds to 6e-8 a term.
+    assert_equal_to_six_digits(found, expected, within=3e-6 if dense_tokens else 1e-6)
 
 
 def test_a_sparsity_of_zero_changes_no_bit(tiny_models):
