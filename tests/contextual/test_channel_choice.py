@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiers import slow
 
+from jaxpeft.adapters import HasConstants, Lokr, Lora, Vera
 from jaxpeft.contextual import ContextualSparsity
 from jaxpeft.contextual.choice import estimated_squares, highest, sampled, true_squares
 from jaxpeft.contextual.estimators import estimate_kernel, estimator_shapes, make_estimators
@@ -165,3 +166,22 @@ def test_the_estimates_find_seventy_per_cent_of_the_largest_channels_of_real_wei
     overlap = channel_overlap(model, model.params, estimators, rows.train_batch(0), layers=range(6))
     assert mean_overlap(overlap) >= 0.75
     assert min(share for groups in overlap.values() for share in groups.values()) > 0.55
+
+
+def test_which_methods_are_cut_to_channels():
+    """A method that does not say how its parameters belong to channels is computed whole, and so is DoRA at inputs: its norms are."""
+    params = {"a": tiny.normal(0, 4, 2), "b": tiny.normal(1, 2, 6), "m": tiny.normal(2, 6)}
+    some = jnp.array([3, 0])
+    cut = Lora(rank=2, use_dora=True).at_channels(params, inputs=None, outputs=some)
+    np.testing.assert_array_equal(cut["b"], params["b"][:, [3, 0]])
+    np.testing.assert_array_equal(cut["m"], params["m"][[3, 0]])
+    assert Lora(rank=2, use_dora=True).at_channels(params, inputs=some, outputs=None) is None
+    np.testing.assert_array_equal(Lora(rank=2).at_channels(params, inputs=some, outputs=None)["a"], params["a"][[3, 0]])
+    assert Lokr().at_channels({}, inputs=None, outputs=some) is None
+
+
+def test_what_a_method_need_not_say():
+    """Constants may depend on the seed, and nothing is cut off at export, unless a method says otherwise."""
+    assert HasConstants.depends_on_seed({})
+    vera, sites = Vera(), {"x": {"lambda_b": np.ones(2)}}
+    assert vera.without_pruned(sites, {}) == (vera, sites)
