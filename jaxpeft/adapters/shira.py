@@ -14,6 +14,7 @@ as in PEFT's files: multiply the values to scale the update.
 from __future__ import annotations
 
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -44,13 +45,13 @@ class SparseDelta(HasConstants):
     constants: ClassVar[tuple[str, ...]] = ("indices",)
     default_role: ClassVar[str | None] = "attention_qv"
 
+    @abstractmethod
     def num_entries(self, site: Site) -> int:
         """How many entries of `site`'s kernel train.
 
         Raises:
             InputError: if that is no number from 1 to all of them.
         """
-        raise NotImplementedError
 
     def check_constants(self, site: Site, constants: SiteParams) -> None:
         """Raise InputError if an index is outside the kernel or is there twice."""

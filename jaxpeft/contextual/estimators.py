@@ -38,6 +38,13 @@ def projection_paths(model: Model, number: int) -> dict[str, str]:
     }
 
 
+def dense_weights(leaves: Mapping[str, Any], path: str) -> tuple[jax.Array, jax.Array | None]:
+    """The kernel `[d_in, d_out]` of the layer `path` in float32, dequantised if it is stored quantised, and its bias or None."""
+    leaf = leaves[f"{path}/kernel"]
+    kernel = dequantize(leaf) if is_quantized(leaf) else jnp.asarray(leaf, jnp.float32)
+    return kernel, leaves.get(f"{path}/bias")
+
+
 def activation_of(model: Model) -> Callable[[Any], Any]:
     """The function between the two feed-forward layers of `model`."""
     from transformers.modeling_flax_utils import ACT2FN
@@ -59,11 +66,9 @@ def make_estimators(model: Model, layers: Iterable[int], *, rank: int = 8) -> La
     for number in layers:
         paths = projection_paths(model, number)
         for name in ESTIMATED:
-            leaf = leaves[f"{paths[name]}/kernel"]
-            dense = dequantize(leaf) if is_quantized(leaf) else leaf
+            dense, _ = dense_weights(leaves, paths[name])
             found[paths[name]] = {
-                key: jnp.asarray(value)
-                for key, value in estimate_kernel(np.asarray(dense, np.float32), rank=rank).items()
+                key: jnp.asarray(value) for key, value in estimate_kernel(np.asarray(dense), rank=rank).items()
             }
     return found
 

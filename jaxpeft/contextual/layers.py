@@ -17,13 +17,12 @@ import jax.numpy as jnp
 
 from jaxpeft.adapters.channels import Channels, spread, take
 from jaxpeft.contextual.choice import estimated_squares, highest, sampled, true_squares
-from jaxpeft.contextual.estimators import activation_of, projection_paths
+from jaxpeft.contextual.estimators import activation_of, dense_weights, projection_paths
 from jaxpeft.contextual.settings import ContextualSparsity
 from jaxpeft.contextual.tokens import TokensRead
 from jaxpeft.inject import LayerOverride
 from jaxpeft.models.build import Model
 from jaxpeft.pruning.structures import keep_largest, num_kept
-from jaxpeft.quantization import dequantize, is_quantized
 from jaxpeft.trees import Layers, Params, leaf_paths
 
 Run = Callable[..., jax.Array]
@@ -185,8 +184,7 @@ class _EncoderLayer:
 
     def _squares(self, name: str, x: jax.Array, weights: jax.Array) -> jax.Array:
         path = self.paths[name]
-        leaf, bias = self.leaves[f"{path}/kernel"], self.leaves.get(f"{path}/bias")
-        kernel = dequantize(leaf) if is_quantized(leaf) else leaf.astype(jnp.float32)
+        kernel, bias = dense_weights(self.leaves, path)
         activation = self.activation if name == "intermediate" else None
         if self.selection == "oracle":
             return true_squares(x, weights, kernel, bias, activation)

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 
 from jaxpeft.calibration.components import record_inputs
 from jaxpeft.contextual.choice import estimated_squares, highest, sampled, true_squares
-from jaxpeft.contextual.estimators import activation_of, projection_paths
+from jaxpeft.contextual.estimators import activation_of, dense_weights, projection_paths
 from jaxpeft.models.build import Model
 from jaxpeft.pruning.structures import num_kept
-from jaxpeft.quantization import dequantize, is_quantized
 from jaxpeft.trees import Layers, Params, leaf_paths
 
 Overlap = dict[int, dict[str, float]]
@@ -90,8 +89,7 @@ def _scores(
 ) -> tuple[jax.Array, jax.Array]:
     """The estimated and the true squares of one projection's outputs."""
     path = paths[name]
-    leaf, bias = leaves[f"{path}/kernel"], leaves.get(f"{path}/bias")
-    kernel = dequantize(leaf) if is_quantized(leaf) else leaf.astype(jnp.float32)
+    kernel, bias = dense_weights(leaves, path)
     x = inputs[paths["intermediate" if name == "intermediate" else "query"]]
     activation = activation_of(model) if name == "intermediate" else None
     estimated = estimated_squares(*sampled(x, weights), estimators[path], kernel, bias, activation)

@@ -37,9 +37,10 @@ class ContextualSparsity:
                 raise InputError(f"a sparsity is {share}; it must be at least 0 and below 1")
 
     @property
-    def is_dense(self) -> bool:
-        """True if nothing is left out."""
-        return not any((*self.feed_forward, *self.attention))
+    def sparse_layers(self) -> list[int]:
+        """The encoder layers that leave channels out, by number."""
+        shares = zip(self.attention, self.feed_forward, strict=True)
+        return [number for number, pair in enumerate(shares) if any(pair)]
 
 
 def per_layer(value: float | Sequence[float], num_layers: int, option: str) -> tuple[float, ...]:

@@ -46,20 +46,14 @@ def estimators_of(settings: ContextualSparsity | None, model: Model, *, rank: in
         return {}
     if kept is not None and kept.is_file():
         return _read(kept, model, settings, rank)
-    return make_estimators(model, sparse_layers(settings), rank=rank)
+    return make_estimators(model, settings.sparse_layers, rank=rank)
 
 
 def estimator_shapes_of(settings: ContextualSparsity | None, model: Model, *, rank: int) -> Layers:
     """The shapes of `estimators_of`, as `jax.ShapeDtypeStruct`."""
     if settings is None or settings.selection != "svd":
         return {}
-    return estimator_shapes(model, sparse_layers(settings), rank=rank)
-
-
-def sparse_layers(settings: ContextualSparsity) -> list[int]:
-    """The encoder layers that leave channels out."""
-    shares = zip(settings.attention, settings.feed_forward, strict=True)
-    return [number for number, pair in enumerate(shares) if any(pair)]
+    return estimator_shapes(model, settings.sparse_layers, rank=rank)
 
 
 def save_estimators(estimators: Layers, directory: RunDirectory) -> None:
@@ -79,7 +73,7 @@ def _read(file: Path, model: Model, settings: ContextualSparsity, rank: int) -> 
         arrays = load_file(file)
     except SafetensorError as error:
         raise InputError(f"{file} cannot be read ({error}); remove it, and it is computed again") from error
-    wanted = estimator_shapes(model, sparse_layers(settings), rank=rank)
+    wanted = estimator_shapes(model, settings.sparse_layers, rank=rank)
     found: Layers = {}
     for path, group in wanted.items():
         for name, shape in group.items():

@@ -18,7 +18,6 @@ from jaxpeft.report.curves import plot_curves
 from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.report.results import Results, measure, read_results, write_results
 from jaxpeft.report.sparsity import plot_sparsity, read_records
-from jaxpeft.runs.contextual import sparse_layers
 from jaxpeft.runs.data import without_packing
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.schedule import with_length
@@ -109,7 +108,9 @@ def show(setup: RunSetup, results: Results) -> None:
     for text, was, now in results.example_rows():
         log(f"{text}\n    before: {was}\n    after:  {now}")
     shapes = ", ".join(results.compiled_shapes)
-    log(f"compiled {len(results.compiled_shapes)} training programs, one for each shape of a batch: {shapes}")
+    dense = setup.plan.dense_steps
+    first = f"; the first {dense} steps, which are dense, have programs of their own" if dense else ""
+    log(f"compiled {len(results.compiled_shapes)} training programs, one for each shape of a batch: {shapes}{first}")
     directory = setup.directory
     masks = (directory.sparsity_picture, directory.sparsity) if directory.sparsity.is_file() else ()
     files = (directory.curves, *masks, directory.results, directory.metrics, directory.config, directory.checkpoints)
@@ -147,7 +148,7 @@ def _channel_overlap(setup: RunSetup, estimators: Layers) -> Overlap:
     if not estimators or setup.objective.contextual is None:
         return {}
     batch = without_packing(setup.train_data).train_batch(0)
-    layers = sparse_layers(setup.objective.contextual)
+    layers = setup.objective.contextual.sparse_layers
     return channel_overlap(setup.model, setup.model.params, estimators, batch, layers=layers)
 
 

@@ -148,7 +148,7 @@ def test_settings_are_checked():
         ContextualSparsity((1.0,), (0.0,))
     with pytest.raises(InputError, match="selection is 'best'"):
         ContextualSparsity((0.0,), (0.0,), "best")
-    assert ContextualSparsity((0.0,), (0.0,)).is_dense
+    assert ContextualSparsity((0.0, 0.5, 0.0), (0.0, 0.0, 0.5)).sparse_layers == [1, 2]
 
 
 @slow
