@@ -16,6 +16,9 @@ _MARKERS = "os^DvPX*<>hp"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2, 1, 2)))
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**", "||")
 _SIZE = (6.4, 4.4)
+_WIDE = (9.6, 5.4)
+_MANY = 8
+"""Methods from which the legend stands beside the picture, because inside it would hide points."""
 
 
 def draw(rows: Sequence[Row], directory: Path, task: str) -> dict[str, Path]:
@@ -24,8 +27,8 @@ def draw(rows: Sequence[Row], directory: Path, task: str) -> dict[str, Path]:
     metric = rows[0].kind.reported_metrics[0]
     name = get_metric(metric).title
     pictures: dict[str, Callable[[Any], bool]] = {
-        f"{task}: {name} against trained parameters": lambda axes: _against(
-            axes, rows, metric, lambda row: row.any.parameters_trainable, "trained parameters (log scale)"
+        f"{task}: {name} against kept parameters": lambda axes: _against(
+            axes, rows, metric, lambda row: row.kept_parameters, "trained parameters that pruning kept (log scale)"
         ),
         f"{task}: {name} against training time": lambda axes: _against(
             axes, rows, metric, lambda row: row.training_seconds, "training time of one run (s, log scale)"
@@ -52,6 +55,7 @@ def _draw(onto: Callable[[Any], bool], caption: str, path: Path) -> bool:
         axes = figure.subplots()
         if not onto(axes):
             return False
+        _legend(axes)
         axes.set_title(textwrap.fill(caption, 60), fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
@@ -83,7 +87,6 @@ def _against(axes: Any, rows: Sequence[Row], metric: str, x_of: Callable[[Row], 
         _plain_numbers(axes.xaxis, subs=(1, 2, 3, 4, 5, 6, 8))
     _scale(axes, metric, [row.quality(metric).mean for _, row, _ in shown])
     axes.grid(color="0.92")
-    _legend(axes)
     return bool(shown)
 
 
@@ -106,7 +109,6 @@ def _curves(axes: Any, rows: Sequence[Row], metric: str) -> bool:
     axes.set(xlabel="step", ylabel=_label(metric, "validation"))
     _scale(axes, metric, values)
     axes.grid(color="0.92")
-    _legend(axes)
     return bool(values)
 
 
@@ -145,7 +147,11 @@ def _label(metric: str, split: str) -> str:
 
 
 def _legend(axes: Any) -> None:
-    if axes.get_legend_handles_labels()[1]:
+    number = len(axes.get_legend_handles_labels()[1])
+    if number > _MANY:
+        axes.figure.set_size_inches(_WIDE)
+        axes.figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    elif number:
         axes.legend(frameon=False, fontsize=9)
 
 

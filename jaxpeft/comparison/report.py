@@ -77,6 +77,7 @@ def cells(row: Row, baseline: str) -> list[Column]:
         Column("seeds", str(len(row.runs)), len(row.runs)),
         Column("against the baseline", _difference(row, baseline), row.difference.mean if row.difference else None),
         Column("trained", f"{results.parameters_trainable:,}", results.parameters_trainable),
+        Column("kept", f"{row.kept_parameters:,.0f}", row.kept_parameters),
         Column("of parameters", f"{results.parameters_total:,}", results.parameters_total),
         Column("file (MB)", f"{results.export_bytes / 1e6:.2f}", results.export_bytes),
         Column(f"peak memory{of} (GB)", memory, cost.peak_memory_bytes if cost else None),
@@ -120,6 +121,8 @@ correction for the number of comparisons.
 Tokens/s, peak memory and compile time are measured in a separate run of {cost_steps} steps, in a process of its own and without
 cached programs. Tokens/s count real tokens, over log intervals after the first in which nothing was compiled. Peak memory includes
 evaluation at evaluation.batch_size. Compile time is the total for all programs of the process.
+
+Trained parameters less those that pruning set to zero are kept. In classification both include the new head.
 
 Training time is only a run's steps, at that speed. Wall time is the time a run took in the grid from its first step to its last,
 including compiling and validations. Runs that trained in one program share its time equally. Programs came from a cache if

@@ -72,6 +72,13 @@ class Row:
         return Spread(tuple(record.results.test[metric] for record in self.runs.values() if record.results))
 
     @property
+    def kept_parameters(self) -> float:
+        """Trained parameters less those that pruning set to zero, the mean over the seeds."""
+        found = [record.results for record in self.runs.values() if record.results]
+        pruned = [r.adapter_entries - r.adapter_entries_kept if r.sparsity else 0 for r in found]
+        return found[0].parameters_trainable - fmean(pruned)
+
+    @property
     def forgetting(self) -> tuple[float, Spread] | None:
         """Perplexity of general text: before, and after over the seeds. None if it was not measured."""
         found = [record.forgetting for record in self.runs.values() if record.forgetting]
