@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from tiers import slow
 
 from jaxpeft.comparison.grid import CompareConfig, cost_run, run_of, search_cells
@@ -78,6 +79,19 @@ def test_comparisons_are_valid_and_say_their_command(path):
     for task, method in dict.fromkeys((cell.task, cell.method) for cell in cells):
         cost_run(config, task, method)
     assert f"#   python -m jaxpeft compare --config {path.relative_to(ROOT)}\n" in path.read_text()
+
+
+def test_the_four_methods_are_the_same_on_every_model():
+    paths = [*(ROOT / "configs").glob("compare-four-methods-*.yaml"), ROOT / "benchmarks/four_methods/study.yaml"]
+    files = [yaml.safe_load(path.read_text()) for path in paths]
+    assert len(files) == 3
+    assert all((file["methods"], file["seeds"]) == (files[0]["methods"], files[0]["seeds"]) for file in files)
+    targets = {"distilbert/distilbert-base-uncased": ["q_lin", "v_lin"]}
+    for file in files:
+        assert all("target_modules" not in method.get("adapter", {}) for method in file["methods"].values())
+        assert file["base"]["adapter"]["target_modules"] == targets.get(
+            file["base"]["model"]["name"], ["query", "value"]
+        )
 
 
 def test_there_is_a_config_for_every_method_model_and_task():
