@@ -2,8 +2,8 @@
 
 BERT-base with random weights, LoRA of rank 8 on query and value, dropout 0.1, fp32. All cases take turns in one process, one step at a
 time, and each time is divided by that of LoRA in the same round. Also XLA's count of the operations of the compiled step, its temporary
-memory, and the cost of the choice itself: a step that estimates, less one that draws the channels at random. Writes
-`benchmarks/sparsity/contextual_step.json`.
+memory, and the time of the choice itself: a program that only chooses the channels of "upper half", which takes its turn as the steps do.
+Writes `benchmarks/sparsity/contextual_step.json`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,23 @@ from benchmarks.speed.machine import describe, measured_now
 from jaxpeft.adapters import Lora
 from jaxpeft.adapters.build import init_adapters
 from jaxpeft.contextual import ContextualSparsity
-from jaxpeft.contextual.estimators import make_estimators
-from jaxpeft.models.build import load_model
+from jaxpeft.contextual.choice import estimated_squares, highest, sampled
+from jaxpeft.contextual.estimators import activation_of, dense_weights, make_estimators, projection_paths
+from jaxpeft.models.build import Model, load_model
+from jaxpeft.pruning.structures import num_kept
 from jaxpeft.targets import match_targets
 from jaxpeft.tasks import task_for
 from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import build_optimizer, learning_rate_schedule
 from jaxpeft.training.step import init_state, make_train_step
-from jaxpeft.trees import ESTIMATORS
+from jaxpeft.trees import ESTIMATORS, Layers, leaf_paths
 
 BERT_BASE = {
     **{"model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12},
     **{"num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512, "type_vocab_size": 2},
 }
-LAYERS, MASKED = 12, 19
+HIDDEN, LAYERS, MASKED = 768, 12, 19
 UPPER = ContextualSparsity((0.0,) * 6 + (0.9,) * 6, (0.0,) * 6 + (0.5,) * 6)
 ALL_BUT_TWO = ContextualSparsity((0.0,) * 2 + (0.95,) * 10, (0.0,) * 2 + (0.75,) * 10)
 SETTINGS = {
@@ -51,6 +54,9 @@ SETTINGS = {
     "all but two, every token sparse": replace(ALL_BUT_TWO, dense_tokens=False),
 }
 """Case → what its steps leave out. Upper half: feed-forward 0.9, attention 0.5; all but the first two layers: 0.95 and 0.75."""
+
+
+CHOICE = "the choice alone"
 
 
 def batch_of(task: str, rows: int, length: int) -> dict[str, jax.Array]:
@@ -67,6 +73,26 @@ def batch_of(task: str, rows: int, length: int) -> dict[str, jax.Array]:
     return {**{name: jnp.asarray(array, jnp.int32) for name, array in batch.items()}, "weights": weights}
 
 
+def choose_channels(model: Model, settings: ContextualSparsity, estimators: Layers, x: jax.Array) -> list[jax.Array]:
+    """The channels that a step with `settings` chooses, if the input of every layer is `x: [rows, length, d]`."""
+    leaves, activation = leaf_paths(model.params), activation_of(model)
+    tokens, weights = sampled(x, jnp.ones(x.shape[:2]))
+    chosen = []
+    for number, (attention, feed_forward) in enumerate(zip(settings.attention, settings.feed_forward, strict=True)):
+        paths = projection_paths(model, number)
+
+        def squares(name: str, f: Any = None, paths: Mapping[str, str] = paths) -> jax.Array:
+            return estimated_squares(tokens, weights, estimators[paths[name]], *dense_weights(leaves, paths[name]), f)
+
+        if attention:
+            for scores in (squares("query") * squares("key"), squares("value")):
+                chosen.append(highest(scores, num_kept(scores.size, attention)))
+        if feed_forward:
+            scores = squares("intermediate", activation)
+            chosen.append(highest(scores, num_kept(scores.size, feed_forward)))
+    return chosen
+
+
 @dataclass
 class Step:
     """A compiled step on one batch, and the state that it changes."""
@@ -74,7 +100,7 @@ class Step:
     program: Any
     state: Any
     frozen: Any
-    batch: dict[str, jax.Array]
+    batch: Any
 
     def run(self) -> float:
         """Take one step; return its seconds."""
@@ -103,6 +129,16 @@ def compiled_steps(task_name: str, rows: int, length: int, cases: list[str]) -> 
         state = init_state(adapters, optimizer, dropout_key(0), pruned=False)
         beside = {**frozen, ESTIMATORS: estimators} if settings else frozen
         steps[name] = Step(step.lower(state, beside, batch).compile(), state, beside, batch)
+    x = jax.random.normal(jax.random.key(1), (rows, length, HIDDEN))
+
+    @jax.jit
+    def choose(state: None, frozen: Any, batch: jax.Array) -> tuple[None, list[jax.Array]]:
+        del state
+        with_weights = replace(model, params=frozen["params"])
+        return None, choose_channels(with_weights, UPPER, frozen[ESTIMATORS], batch)
+
+    beside = {"params": model.params, ESTIMATORS: estimators}
+    steps[CHOICE] = Step(choose.lower(None, beside, x).compile(), None, beside, x)
     return steps
 
 
@@ -136,9 +172,9 @@ def main() -> None:
         "lora_seconds": statistics.median(seconds["lora"]),
         "cases": {
             name: {
-                "operations": round(flops[name] / flops["lora"], 3),
-                "time": round(statistics.median(ratios[name]), 3),
-                "spread": [round(min(ratios[name]), 3), round(max(ratios[name]), 3)],
+                "operations": round(flops[name] / flops["lora"], 4),
+                "time": round(statistics.median(ratios[name]), 4),
+                "spread": [round(min(ratios[name]), 4), round(max(ratios[name]), 4)],
                 "temporary_bytes": steps[name].program.memory_analysis().temp_size_in_bytes,
             }
             for name in steps
