@@ -6,6 +6,7 @@ Writes it between the README's marks, from `report.md` beside this file.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.readme import write_part
@@ -40,11 +41,11 @@ def tasks(report: str) -> dict[str, list[list[str]]]:
     return found
 
 
-def quoted(rows: list[list[str]]) -> list[str]:
-    """The lines of a table with only the quoted columns that have values."""
+def quoted(rows: list[list[str]], heads: Mapping[str, str] = QUOTED) -> list[str]:
+    """The lines of a table with only the columns of `heads` that have values."""
     head, *body = rows
-    columns = [i for i, name in enumerate(head) if name in QUOTED and any(row[i] != "–" for row in body)]
-    lines = [[QUOTED[head[i]] for i in columns], ["---"] + ["---:"] * (len(columns) - 1)]
+    columns = [i for i, name in enumerate(head) if name in heads and any(row[i] != "–" for row in body)]
+    lines = [[heads[head[i]] for i in columns], ["---"] + ["---:"] * (len(columns) - 1)]
     lines += [[row[i] for i in columns] for row in body]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
