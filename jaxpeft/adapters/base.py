@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import jax
 import jax.numpy as jnp
 
+from jaxpeft.adapters.entry_effects import EntryEffects
 from jaxpeft.errors import InputError
 from jaxpeft.trees import Layers, pattern_value
 
@@ -117,8 +118,11 @@ class Method(ABC):
     description: ClassVar[Description]
     prunable: ClassVar[tuple[str, ...]] = ()
     """Parameters that pruning may set to zero, by name: the matrices, if a zero in them means "no change"."""
-    factors: ClassVar[tuple[str, str] | None] = None
-    """Names of A `[d_in, r]` and B `[r, d_out]` if the update depends on their product A·B alone, so that pruning may take whole ranks."""
+    products: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """The low-rank products L·R in the update, as names of L `[n, r]` and R `[r, m]`: pruning may take whole ranks of them. A layer may
+    lack some. If there is one, the update depends on it alone."""
+    entry_effects: ClassVar[EntryEffects | None] = None
+    """How much the update changes if an entry is set to zero (`adapters.entry_effects`), for the criterion "product"; None: not known."""
     allocated: ClassVar[tuple[str, ...]] = ()
     """Parameters that the method prunes by a budget of its own (AdaLoRA)."""
     undecayed: ClassVar[tuple[str, ...]] = ()

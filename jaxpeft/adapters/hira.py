@@ -23,6 +23,7 @@ from jaxpeft.adapters.base import (
     drops,
     with_patterns,
 )
+from jaxpeft.adapters.entry_effects import EntryEffects, of_product
 from jaxpeft.adapters.low_rank import Start, init_low_rank
 from jaxpeft.adapters.pruned_ranks import without_pruned_ranks
 from jaxpeft.trees import Layers
@@ -41,7 +42,8 @@ class Hira(SiteMethod):
         peft="`HIRA`",
     )
     prunable: ClassVar[tuple[str, ...]] = ("a", "b")
-    factors: ClassVar[tuple[str, str] | None] = ("a", "b")
+    products: ClassVar[tuple[tuple[str, str], ...]] = (("a", "b"),)
+    entry_effects: ClassVar[EntryEffects | None] = staticmethod(of_product)
     default_role: ClassVar[str | None] = "attention_qv"
     shareable: ClassVar[tuple[str, ...]] = ("init_weights", "dropout", "rank")
     embeddings: ClassVar[bool] = True

@@ -18,15 +18,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteParams, kaiming
+from jaxpeft.adapters.entry_effects import EntryEffects, of_entries
 from jaxpeft.adapters.lycoris import Lycoris
 from jaxpeft.adapters.pruned_ranks import without_pruned_ranks
 from jaxpeft.trees import Layers
+
+
+def entry_effects(params: SiteParams) -> SiteParams:
+    """How much the update (B₁·A₁) ⊙ (B₂·A₂) changes if an entry is set to zero (`adapters.entry_effects`).
+
+    With P₂ = B₂·A₂, ∂ΔW/∂B₁[i, k] is row k of A₁ times row i of P₂, in row i; ∂ΔW/∂A₁[k, j] is column k of B₁ times column j of P₂. So
+
+        effect of B₁[i, k] = |B₁[i, k]|·√(P₂²·(A₁²)ᵀ)[i, k],   effect of A₁[k, j] = |A₁[k, j]|·√((B₁²)ᵀ·P₂²)[k, j]
+
+    with squares entry by entry, and likewise for B₂ and A₂ with P₁. The largest array is P₂ or P₁, `[d_in, d_out]`.
+    """
+    times = partial(jnp.matmul, precision="highest")
+    effects = of_entries(params)
+    for one, other in (("w1", "w2"), ("w2", "w1")):
+        across = jnp.square(times(params[f"{other}_b"], params[f"{other}_a"]))
+        b, a = jnp.square(params[f"{one}_b"]), jnp.square(params[f"{one}_a"])
+        effects[f"{one}_b"] *= jnp.sqrt(times(across, a.T))
+        effects[f"{one}_a"] *= jnp.sqrt(times(b.T, across))
+    return effects
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,8 @@ class Loha(Lycoris):
         peft="`LOHA`",
     )
     prunable: ClassVar[tuple[str, ...]] = ("w1_a", "w1_b", "w2_a", "w2_b")
+    products: ClassVar[tuple[tuple[str, str], ...]] = (("w1_b", "w1_a"), ("w2_b", "w2_a"))
+    entry_effects: ClassVar[EntryEffects | None] = staticmethod(entry_effects)
     default_role: ClassVar[str | None] = "attention_qv"
     input_axes: ClassVar[Mapping[str, int]] = {"w1_b": 0, "w2_b": 0}
     output_axes: ClassVar[Mapping[str, int]] = {"w1_a": 1, "w2_a": 1}
@@ -76,7 +99,7 @@ class Loha(Lycoris):
 
     def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
         """Without the ranks that `masks` prune as a whole: as many as the fuller of the two products has left."""
-        return without_pruned_ranks(self, sites, masks, (("w1_b", "w1_a"), ("w2_b", "w2_a")))
+        return without_pruned_ranks(self, sites, masks)
 
 
 def _update(params: SiteParams) -> jax.Array:

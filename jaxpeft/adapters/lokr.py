@@ -13,14 +13,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteParams, kaiming
+from jaxpeft.adapters.entry_effects import EntryEffects, of_entries, of_factors
 from jaxpeft.adapters.lycoris import Lycoris
+from jaxpeft.adapters.pruned_ranks import without_pruned_ranks
 from jaxpeft.errors import InputError
+from jaxpeft.trees import Layers
+
+
+def entry_effects(params: SiteParams) -> SiteParams:
+    """How much the update W₁ ⊗ W₂ changes if an entry is set to zero (`adapters.entry_effects`).
+
+    The update's blocks are W₁[i, p]·W₂. So ∂ΔW/∂W₁[i, p] is W₂ in block (i, p), with norm ‖W₂‖, and ∂ΔW/∂W₂[j, q] is W₁ spread over
+    the blocks, with norm ‖W₁‖. An entry of W₁ has the effect |W₁[i, p]|·‖W₂‖. If W₁ = B₁·A₁, entries of B₁ and A₁ have their effects on
+    that product, times ‖W₂‖. The same holds for W₂ with ‖W₁‖. No array is larger than W₁ or W₂.
+    """
+    effects = of_entries(params)
+    for one, other in (("w1", "w2"), ("w2", "w1")):
+        norm = jnp.linalg.norm(_factor(params, other))
+        if one in params:
+            effects[one] *= norm
+        else:
+            b, a = of_factors(params[f"{one}_b"], params[f"{one}_a"])
+            effects |= {f"{one}_b": b * norm, f"{one}_a": a * norm}
+    return effects
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,8 @@ class Lokr(Lycoris):
         peft="`LOKR`",
     )
     prunable: ClassVar[tuple[str, ...]] = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")
+    products: ClassVar[tuple[tuple[str, str], ...]] = (("w1_b", "w1_a"), ("w2_b", "w2_a"))
+    entry_effects: ClassVar[EntryEffects | None] = staticmethod(entry_effects)
     default_role: ClassVar[str | None] = "attention_qv"
     decompose_both: bool = False
     decompose_factor: int = -1
@@ -73,8 +96,7 @@ class Lokr(Lycoris):
 
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
         """W₀ + s·(W₁ ⊗ W₂)."""
-        w1, w2 = (params[w] if w in params else params[f"{w}_b"] @ params[f"{w}_a"] for w in ("w1", "w2"))
-        return frozen_kernel + self.scaling * jnp.kron(w1, w2)
+        return frozen_kernel + self.scaling * jnp.kron(_factor(params, "w1"), _factor(params, "w2"))
 
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
         """With x as an [m, n] matrix X the update is W₁ᵀ·X·W₂, computed from the small factors."""
@@ -84,6 +106,20 @@ class Lokr(Lycoris):
         h = _times_factor(jnp.swapaxes(h, -1, -2), params, "w1", layer)
         delta = jnp.swapaxes(h, -1, -2).reshape(*x.shape[:-1], -1)
         return layer.base(x) + self.dropped(self.scaling * delta, rng, rescaled=self.rank_dropout_scale)
+
+    def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
+        """Without the ranks that `masks` prune as a whole, as far as the rank still gives the layer the same parameters."""
+        return without_pruned_ranks(self, sites, masks, fewest=self._fewest_ranks)
+
+    def _fewest_ranks(self, params: SiteParams) -> int:
+        """The smallest rank for which `init` decomposes no factor that is whole in `params`."""
+        whole = [name for name in (("w1", "w2") if self.decompose_both else ("w2",)) if name in params]
+        return max([1, *(-(-max(params[name].shape) // 2) for name in whole)])
+
+
+def _factor(params: SiteParams, name: str) -> jax.Array:
+    """W₁ or W₂, multiplied out if it is decomposed."""
+    return params[name] if name in params else params[f"{name}_b"] @ params[f"{name}_a"]
 
 
 def _times_factor(x: jax.Array, params: SiteParams, name: str, layer: FrozenLayer) -> jax.Array:

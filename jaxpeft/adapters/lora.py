@@ -39,6 +39,7 @@ from jaxpeft.adapters.base import (
     kaiming,
     with_patterns,
 )
+from jaxpeft.adapters.entry_effects import EntryEffects, of_product
 from jaxpeft.adapters.lora_init import (
     Options,
     check_start,
@@ -68,7 +69,8 @@ class Lora(ModifiesBase):
         peft="`LORA`",
     )
     prunable: ClassVar[tuple[str, ...]] = ("a", "b")
-    factors: ClassVar[tuple[str, str] | None] = ("a", "b")
+    products: ClassVar[tuple[tuple[str, str], ...]] = (("a", "b"),)
+    entry_effects: ClassVar[EntryEffects | None] = staticmethod(of_product)
     undecayed: ClassVar[tuple[str, ...]] = ("bias",)
     loraplus: ClassVar[tuple[str, ...]] = ("b",)
     default_role: ClassVar[str | None] = "attention_qv"

@@ -9,7 +9,7 @@ The scaling must stay s = alpha/r, or alpha/√r for rank-stabilised LoRA. So a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ Pair = tuple[str, str]
 
 
 def without_pruned_ranks(
-    method: M, sites: Layers, masks: Layers, pairs: Sequence[Pair] = (("a", "b"),)
+    method: M, sites: Layers, masks: Layers, *, fewest: Callable[[SiteParams], int] = lambda params: 1
 ) -> tuple[M, Layers]:
     """`method` and `sites` with only the ranks that `masks` keep; as they are if no layer loses a rank.
 
@@ -35,17 +35,21 @@ def without_pruned_ranks(
     name every layer. The patterns that the method had are in them.
 
     Args:
-        method: a method with a rank, `rank_pattern` and, if it is scaled, `alpha` and `alpha_pattern`.
+        method: a method with `products`, whose ranks its rank counts, `rank_pattern` and, if it is scaled, `alpha` and
+            `alpha_pattern`. The update is zero if one product of a layer is. A layer has as many ranks as its fullest product, and
+            the others are filled with ranks of zeros.
         sites: the parameters, with zeros in the place of pruned entries.
         masks: bool, True = keep. A parameter without a mask is dense.
-        pairs: the products whose ranks the method's rank counts. The update is zero if one of them is.
+        fewest: from the parameters of a layer to the smallest rank that it may get.
     """
     left: Layers = {}
     options: dict[str, tuple[int, float | None]] = {}
     for path, params in sites.items():
         own: Any = method.at(path)
+        pairs = [pair for pair in method.products if pair[0] in params]
         kept = [_kept(params, masks.get(path, {}), pair) for pair in pairs]
-        rank = max(map(len, kept)) if all(map(len, kept)) else 1
+        fullest = max(map(len, kept), default=own.rank) if all(map(len, kept)) else 0
+        rank = max(fullest, fewest(params))
         alpha = None
         if hasattr(own, "alpha"):
             # Where nothing is pruned, alpha must not change by rounding.

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import Description, FrozenLayer, HasConstants, Site, SiteParams, Statistics
+from jaxpeft.adapters.entry_effects import EntryEffects, of_entries
 from jaxpeft.adapters.sparse_indices import largest
 from jaxpeft.errors import InputError, check_choice
 
@@ -55,6 +56,7 @@ class S2ft(HasConstants):
     )
     constants: ClassVar[tuple[str, ...]] = ("rows",)
     prunable: ClassVar[tuple[str, ...]] = ("delta",)
+    entry_effects: ClassVar[EntryEffects | None] = staticmethod(of_entries)
     default_role: ClassVar[str | None] = "output_projections"
     channels: int = 32
     heads: int = 1

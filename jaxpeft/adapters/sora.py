@@ -6,7 +6,7 @@ exported file, which is an ordinary LoRA with g multiplied into A.
 
 As in the authors' code, the threshold is `sparse_lambda` itself and not its product with the learning rate, and g starts as N(0, 1).
 Unlike there, weight decay spares g. Parameters: `a: [d_in, r]`, `g: [1, r]`, `b: [r, d_out]`. `rank` is the largest rank, r_max in the
-paper.
+paper. A and B may be pruned too, but not in whole ranks, because these are the gate's.
 """
 
 from __future__ import annotations
@@ -29,10 +29,20 @@ from jaxpeft.adapters.base import (
     dropout,
     in_dtype,
 )
+from jaxpeft.adapters.entry_effects import EntryEffects, of_product
 from jaxpeft.adapters.lora import Lora
 from jaxpeft.adapters.low_rank import init_low_rank
 from jaxpeft.errors import InputError
 from jaxpeft.trees import Layers
+
+
+def entry_effects(params: SiteParams) -> SiteParams:
+    """How much the update (A ⊙ g)·B changes if an entry is set to zero: |A_ik|·|g_k|·‖B_k·‖ and |B_kj|·|g_k|·‖A_·k‖.
+
+    They are the effects on A·B, times |g_k|. The gate is not pruned, and gets |g_k|.
+    """
+    effects, gate = of_product(params), jnp.abs(params["g"])
+    return {**effects, "a": effects["a"] * gate, "b": effects["b"] * gate.T}
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ class Sora(SiteMethod):
         advice="to let training choose the rank of every layer",
         peft="`LORA` of the ranks that are left",
     )
+    prunable: ClassVar[tuple[str, ...]] = ("a", "b")
+    entry_effects: ClassVar[EntryEffects | None] = staticmethod(entry_effects)
     undecayed: ClassVar[tuple[str, ...]] = ("g",)
     loraplus: ClassVar[tuple[str, ...]] = ("b",)
     default_role: ClassVar[str | None] = "attention_qv"

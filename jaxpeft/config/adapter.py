@@ -157,7 +157,7 @@ class PruningConfig:
     sparsity: float = 0.0
     """Share of the adapter's entries that is pruned, from 0 (dense) to below 1."""
     criterion: CriterionName = "magnitude"
-    """How entries are scored; those with the lowest scores are pruned. magnitude: |w|; product: by how much A·B changes;
+    """How entries are scored; those with the lowest scores are pruned. magnitude: |w|; product: by how much the update changes;
     snip: |w × gradient| of the last step; movement: −Σ w × gradient over all steps; random."""
     scope: Literal["tensor", "layer", "global"] = "tensor"
     """Among which entries the lowest are pruned: those of each matrix, of each layer, or all. |w| can only be compared within a matrix."""

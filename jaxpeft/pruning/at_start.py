@@ -91,8 +91,8 @@ class AtStart(Schedule):
                 pruned = label not in sites[path] or bool((sites[path][label] != 0).any())
                 if pruned and not bool((unit != 0).any()):
                     raise InputError(
-                        f"pruning.schedule at-start finds only scores of 0 in '{label}' of layer {path}, because B is 0 before the first "
-                        "step; set pruning.criterion to random, or prune later (one-shot)"
+                        f"pruning.schedule at-start finds only scores of 0 in '{label}' of layer {path}, because a factor is 0 before the "
+                        "first step; set pruning.criterion to random, or prune later (one-shot)"
                     )
 
     @property

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.pruning import SCORES
+from jaxpeft.pruning.scores import Effects
 from jaxpeft.pruning.selection import Selection
 from jaxpeft.pruning.structures import Combine
 from jaxpeft.trees import Layers
@@ -59,7 +60,8 @@ def prune(
     *,
     criterion: str = "magnitude",
     rng: jax.Array | None = None,
-    factors: tuple[str, str] | None = None,
+    effects: Effects | None = None,
+    prunable: Collection[str] | None = None,
 ) -> Layers:
     """One-shot masks that prune a share `sparsity` of each matrix of `sites`, exactly.
 
@@ -73,14 +75,15 @@ def prune(
         sparsity: share that is pruned, in [0, 1).
         criterion: a name in `jaxpeft.pruning.SCORES`.
         rng: a typed key, for the criterion "random".
-        factors: the names of A and B (`Method.factors`), for the criterion "product".
+        effects: how entries change the update (`Lora.entry_effects`), for the criterion "product".
+        prunable: as in `keep_counts`.
 
     Raises:
         InputError: if there is no such criterion, or if it needs what is not given, such as the gradients of a run.
     """
     scored = SCORES[criterion]
-    scores = scored(sites, rng=rng, factors=factors)
-    return tighten({}, scores, keep_counts(sites, sparsity), combine=scored.combine)
+    scores = scored(sites, rng=rng, effects=effects)
+    return tighten({}, scores, keep_counts(sites, sparsity, prunable), combine=scored.combine)
 
 
 def apply_masks(sites: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Mapping[str, Any]]) -> Layers:

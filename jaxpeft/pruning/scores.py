@@ -19,6 +19,9 @@ from jaxpeft.pruning.memory import Memory
 from jaxpeft.pruning.structures import Combine
 from jaxpeft.trees import Layers
 
+Effects = Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
+"""A layer's parameters, name → array → by how much its update changes if an entry is set to zero (`Method.entry_effects`)."""
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -27,20 +30,20 @@ class Criterion:
     Attributes:
         score: the function. It takes the sites and keywords, of which it names those that it needs and ignores the rest:
             `memory`: what the run has gathered (`jaxpeft.pruning.memory`), `rng`: a typed key, the same at every pruning of a
-            run, `factors`: the names of A and B in the update A·B, or None. It returns scores like the sites (same paths,
-            names and shapes, float32); a higher score is kept longer.
+            run, `effects`: a layer's parameters → by how much the update changes without each entry, or None. It returns scores like the
+            sites (same paths, names and shapes, float32); a higher score is kept longer.
         comparable: True if scores of different tensors have a common unit, so that they may compete (`Selection.scope`).
             (A/c, cB) is the same adapter for every c, so such a score must not change with c.
         remembers: what the score reads from the memory: "gradient", "movement", or None.
         combine: how the entries' scores make the score of a whole rank: "sum", or "norms": ‖a_k‖·‖b_k‖ of the scores.
-        needs_factors: True if the score needs a method whose update is a product A·B.
+        needs_effects: True if the score needs `effects`.
     """
 
     score: Callable[..., Layers]
     comparable: bool = False
     remembers: str | None = None
     combine: Combine = "sum"
-    needs_factors: bool = False
+    needs_effects: bool = False
 
     def __call__(self, sites: Layers, **context: Any) -> Layers:
         """The scores of `sites`: layer path → name → array."""
@@ -51,28 +54,24 @@ class Criterion:
 def magnitude(sites: Layers, **context: Any) -> Layers:
     """Score |w| (Zhu & Gupta 2017, arXiv 1710.01878): small weights change the output least.
 
-    |w| has no common unit between tensors. A whole rank scores ‖a_k‖·‖b_k‖, which has one.
+    |w| has no common unit between tensors. A whole rank scores ‖a_k‖·‖b_k‖, which has one if the
+    update is that product alone.
     """
     return jax.tree.map(jnp.abs, sites)
 
 
-@partial(Criterion, comparable=True, combine="norms", needs_factors=True)
-def product(sites: Layers, *, factors: tuple[str, str] | None = None, **context: Any) -> Layers:
-    """Score |A_jk|·‖B_k·‖ and |B_ki|·‖A_·k‖: by how much an entry changes the update A·B (its Frobenius norm).
+@partial(Criterion, comparable=True, combine="norms", needs_effects=True)
+def product(sites: Layers, *, effects: Effects | None = None, **context: Any) -> Layers:
+    """Score ‖ΔW − ΔW′‖: by how much the update ΔW changes (its Frobenius norm) if the entry is set to zero.
 
-    `A: [d_in, r]`, `B: [r, d_out]`. (A/c, cB) has the same scores, so A and B may compete. Parameters besides A and B, which
-    are not pruned, score |w|.
+    For a product A·B it is |A_jk|·‖B_k·‖ and |B_ki|·‖A_·k‖; each method has its own (`jaxpeft.adapters.entry_effects`). (A/c, cB) has
+    the same scores, so all entries may compete. For a whole rank the norms make the square of what the update loses with it.
     """
-    if factors is None:
-        raise InputError("pruning.criterion product needs a method whose update is a product A·B: LoRA or HiRA")
-    first, second = factors
-
-    def scored(group: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        a, b = jnp.abs(group[first]), jnp.abs(group[second])
-        rows, columns = jnp.linalg.norm(b, axis=1), jnp.linalg.norm(a, axis=0)
-        return {**jax.tree.map(jnp.abs, group), first: a * rows, second: b * columns[:, None]}
-
-    return {path: scored(group) for path, group in sites.items()}
+    if effects is None:
+        raise InputError(
+            "pruning.criterion product needs to know how entries change the update: give effects=, such as Lora.entry_effects"
+        )
+    return {path: effects(group) for path, group in sites.items()}
 
 
 @partial(Criterion, comparable=True, remembers="gradient")

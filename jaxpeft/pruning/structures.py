@@ -3,7 +3,7 @@
 A structure says which pieces ("units") a tensor has, how a unit is scored from the scores of its entries, and which entries
 belong to it. Matrices are stored as Flax kernels, so a product sums over their axis 0: d_in of `a: [d_in, r]`, r of `b: [r, d_out]`.
 
-Units of a layer are a dict label → float scores, of any shape. The label is the parameter's name, or `RANKS` for whole ranks.
+Units of a layer are a dict label → float scores, of any shape. The label is the parameter's name; for whole ranks the product's, `a·b`.
 A unit that does not exist scores -inf. That is padding: a run with a smaller rank that trains together with others.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,8 +24,8 @@ Shape = tuple[int, ...]
 Combine = Literal["sum", "norms"]
 """How the entries' scores make the score of a rank: their sum, or ‖a_k‖·‖b_k‖ of the scores."""
 
-RANKS = "ranks"
-"""The label of a layer's ranks: the columns of A with the rows of B."""
+Pair = tuple[str, str]
+"""The names of the factors of a product L·R: `[n, r]` and `[r, m]`."""
 
 
 def num_kept(size: int, sparsity: float) -> int:
@@ -199,50 +199,67 @@ class Blocks(Structure):
 
 @dataclass(frozen=True)
 class Ranks(Structure):
-    """Whole ranks k of the product A·B: column k of A together with row k of B. Only this makes files and products smaller.
+    """Whole ranks k of low-rank products L·R: column k of L together with row k of R. Only this makes files and products smaller.
 
-    `first` and `second` are the names of A and B. A rank scores the sum of its entries' scores, or ‖a_k‖·‖b_k‖ of the scores,
-    as the criterion says.
+    `products` has their names; a layer may lack some of them, but not all. A rank scores the sum of its entries' scores, or
+    ‖l_k‖·‖r_k‖ of the scores, as the criterion says.
     """
 
-    first: str
-    second: str
+    products: tuple[Pair, ...]
+
+    def count(self, path: str, shapes: Mapping[str, Shape], sparsity: float) -> dict[str, int]:
+        """The ranks that every product keeps.
+
+        Raises:
+            InputError: if the layer has no product.
+        """
+        if not self._products_in(shapes):
+            whole = " and ".join(f"'{name}' {list(shape)}" for name, shape in shapes.items())
+            raise InputError(
+                f"pruning.structure rank needs a low-rank product, and layer {path} has none, because its rank is too large: {whole} are "
+                "whole; lower adapter.rank, leave the layer out of adapter.target_modules, or set pruning.structure to element"
+            )
+        return super().count(path, shapes, sparsity)
+
+    def _products_in(self, names: Container[str]) -> dict[str, Pair]:
+        """Those that a layer with the parameters `names` has, by label."""
+        return {f"{first}·{second}": (first, second) for first, second in self.products if first in names}
 
     def size(self, shapes: Mapping[str, Shape]) -> dict[str, int]:
-        """The layer's rank."""
-        return {RANKS: shapes[self.first][1]}
+        """The rank of every product."""
+        return {label: shapes[first][1] for label, (first, _) in self._products_in(shapes).items()}
 
     def units(
         self, scores: Mapping[str, jax.Array], exists: Mapping[str, jax.Array], combine: Combine
     ) -> dict[str, jax.Array]:
-        """The score of every rank, `[r]`."""
-        present = {name: jnp.where(exists[name], scores[name], 0.0) for name in (self.first, self.second)}
-        if combine == "norms":
-            a, b = (jnp.square(present[name]) for name in (self.first, self.second))
-            score = jnp.sqrt(a.sum(0)) * jnp.sqrt(b.sum(1))
-        else:
-            score = present[self.first].sum(0) + present[self.second].sum(1)
-        there = exists[self.first].any(0) | exists[self.second].any(1)
-        return {RANKS: jnp.where(there, score, -jnp.inf)}
+        """The score of every rank, `[r]`, by product."""
+        found = {}
+        for label, pair in self._products_in(scores).items():
+            left, right = (jnp.where(exists[name], scores[name], 0.0) for name in pair)
+            norms = jnp.linalg.norm(left, axis=0) * jnp.linalg.norm(right, axis=1)
+            score = norms if combine == "norms" else left.sum(0) + right.sum(1)
+            there = exists[pair[0]].any(0) | exists[pair[1]].any(1)
+            found[label] = jnp.where(there, score, -jnp.inf)
+        return found
 
     def expand(self, kept: Mapping[str, jax.Array], shapes: Mapping[str, Shape]) -> dict[str, jax.Array]:
-        """Columns of A and rows of B."""
-        ranks = kept[RANKS]
-        return {
-            self.first: jnp.broadcast_to(ranks, shapes[self.first]),
-            self.second: jnp.broadcast_to(ranks[:, None], shapes[self.second]),
-        }
+        """Columns of L and rows of R. Parameters outside the products keep all entries."""
+        masks = {}
+        for label, (first, second) in self._products_in(shapes).items():
+            masks[first] = jnp.broadcast_to(kept[label], shapes[first])
+            masks[second] = jnp.broadcast_to(kept[label][:, None], shapes[second])
+        return masks
 
 
 ELEMENTS = Elements()
 
 
-def structure_of(text: str, factors: tuple[str, str] | None = None) -> Structure:
+def structure_of(text: str, products: tuple[Pair, ...] = ()) -> Structure:
     """The structure that `--pruning.structure` names: element, rank, `n:m` such as 2:4, or `height x width` such as 8x8.
 
     Args:
         text: the flag's value.
-        factors: names of A and B of the method (`Method.factors`), which whole ranks need; None if its update is no product A·B.
+        products: the low-rank products of the method (`Method.products`), which whole ranks need.
 
     Raises:
         InputError: the text names no structure, or the method has no ranks.
@@ -255,9 +272,12 @@ def structure_of(text: str, factors: tuple[str, str] | None = None) -> Structure
     if match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text):
         return Blocks(*map(int, match.groups()))
     if text == "rank":
-        if factors is None:
-            raise InputError("pruning.structure rank needs a method whose update is a product A·B: LoRA or HiRA")
-        return Ranks(*factors)
+        if not products:
+            raise InputError(
+                "pruning.structure rank needs a method with low-rank products of a fixed rank (LoRA, HiRA, LoHa, LoKr); set it to "
+                "element, or to a block such as 1x8"
+            )
+        return Ranks(products)
     if text != "element":
         check_choice("pruning.structure", text, ["element", "rank", "2:4 (any n:m)", "8x8 (any block)"])
     return ELEMENTS

@@ -15,7 +15,7 @@ import jax
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import apply_masks
 from jaxpeft.pruning.memory import Memory
-from jaxpeft.pruning.scores import Criterion, magnitude
+from jaxpeft.pruning.scores import Criterion, Effects, magnitude
 from jaxpeft.pruning.selection import Selection, Units
 from jaxpeft.pruning.structures import Ranks
 from jaxpeft.trees import Layers
@@ -28,20 +28,24 @@ class Pruner:
     Attributes:
         criterion: scores the entries.
         selection: the pruned parameters, in which units and scopes.
-        factors: names of A and B of the method (`Method.factors`), or None.
+        effects: how entries change the method's update (`Method.entry_effects`), or None.
     """
 
     criterion: Criterion = magnitude
     selection: Selection = field(default_factory=Selection)
-    factors: tuple[str, str] | None = None
+    effects: Effects | None = None
 
     def __post_init__(self) -> None:
         """Refuse a criterion that the method or the scope does not allow."""
-        if self.criterion.needs_factors and self.factors is None:
+        if self.criterion.needs_effects and self.effects is None:
             raise InputError(
-                "pruning.criterion product needs a method whose update is a product A·B (LoRA, HiRA); choose another"
+                "pruning.criterion product needs a method that says how its entries change the update (entry_effects); choose another"
             )
-        ranked_by_norms = isinstance(self.selection.structure, Ranks) and self.criterion.combine == "norms"
+        structure = self.selection.structure
+        # The norms of one product are those of the update. Those of one product among several, or in a larger expression, are not.
+        ranked_by_norms = (
+            isinstance(structure, Ranks) and len(structure.products) == 1 and self.criterion.combine == "norms"
+        )
         if self.selection.scope != "tensor" and not self.criterion.comparable and not ranked_by_norms:
             raise InputError(
                 f"pruning.scope {self.selection.scope} compares scores of different tensors, and this criterion's have no common "
@@ -95,7 +99,7 @@ class Change(Protocol):
 
 def scored_units(before: Pruned, moment: Moment, pruner: Pruner, *, among: Layers | None) -> Units:
     """The scores of the units by the run's criterion; -inf for what has no entry in `among` (None: all)."""
-    context = {"memory": before.memory, "rng": moment.rng, "factors": pruner.factors}
+    context = {"memory": before.memory, "rng": moment.rng, "effects": pruner.effects}
     scores = pruner.criterion(before.sites, **context)
     return pruner.selection.units(scores, pruner.criterion.combine, among=among, existing=moment.existing)
 

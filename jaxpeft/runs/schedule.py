@@ -78,15 +78,14 @@ def pruner_of(p: PruningConfig, method: Method | None) -> Pruner:
     """
     if not p.sparsity:
         return Pruner()
-    factors = method.factors if method else None
-    structure = structure_of(p.structure, factors)
+    structure = structure_of(p.structure, method.products if method else ())
     if isinstance(structure, Groups) and abs(p.sparsity - structure.sparsity) > 1e-9:
         raise InputError(
             f"pruning.structure {p.structure} prunes {structure.sparsity:g} of the entries, and pruning.sparsity is {p.sparsity:g}; "
             "give both the same share"
         )
     selection = Selection(method.prunable if method else None, structure, p.scope)
-    return Pruner(SCORES[p.criterion], selection, factors)
+    return Pruner(SCORES[p.criterion], selection, type(method).entry_effects if method else None)
 
 
 def _pruning(p: PruningConfig, warmup_steps: int, num_steps: int, pruner: Pruner) -> Schedule | None:

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpeft.adapters import Hira, Loha, Lora
-from jaxpeft.pruning import apply_masks
+from jaxpeft.adapters import Hira, Loha, Lokr, Lora, Site
+from jaxpeft.errors import InputError
+from jaxpeft.inject import apply
+from jaxpeft.interop.peft.files import BaseInfo, load_adapter, save_adapter
+from jaxpeft.pruning import Selection, apply_masks, structure_of
 from jaxpeft.trees import pattern_value
 
 WIDTH = 6
@@ -153,3 +156,74 @@ def test_an_odd_rank_is_not_initialised_orthogonally():
     for kept in ([0, 1, 2], [0, 1, 2, 3]):
         smaller, _ = shrunk(method, sites, rank_masks(sites, dict.fromkeys(PATHS, kept), (("a", "b"),)))
         assert smaller.init_lora_weights == ("orthogonal" if len(kept) == 4 else True)
+
+
+KRONECKER = Site("enc/query", 64, 64)  # W₁ and W₂ are 8 × 8
+
+
+@pytest.mark.parametrize(
+    ("method", "kept", "rank"),
+    [
+        (Lokr(rank=3, alpha=6.0), 1, 1),
+        (Lokr(rank=3, alpha=6.0), 0, 1),
+        (Lokr(rank=3, alpha=6.0, decompose_both=True), 2, 2),
+        # W₁ is 2 × 2 and whole, and is decomposed below rank 1; W₂ is 32 × 32.
+        (Lokr(rank=3, alpha=6.0, decompose_both=True, decompose_factor=2), 1, 1),
+        # W₁ is 16 × 16 and W₂ 4 × 4. Rank 3 decomposes W₁ only, and rank 1 would decompose W₂ too.
+        (Lokr(rank=3, alpha=6.0, decompose_both=True, decompose_factor=16), 1, 2),
+        (Lokr(rank=3, alpha=6.0, decompose_both=True, decompose_factor=16), 3, 3),
+    ],
+)
+def test_lokr_keeps_the_ranks_that_its_factors_need(method, kept, rank):
+    """The rank says which factors are decomposed, so a smaller one must not decompose more of them."""
+    sites = {
+        KRONECKER.path: {
+            k: jnp.asarray(tiny.normal(i, *s)) for i, (k, s) in enumerate(method.shapes(KRONECKER).items())
+        }
+    }
+    pairs = [pair for pair in Lokr.products if pair[0] in sites[KRONECKER.path]]
+    masks = rank_masks(sites, {KRONECKER.path: range(kept)}, pairs)
+    smaller, left = shrunk(method, sites, masks)
+    own, params = smaller.at(KRONECKER.path), left[KRONECKER.path]
+    assert own.rank == rank
+    assert own.scaling == pytest.approx(method.scaling, rel=1e-12)
+    assert own.shapes(KRONECKER) == {key: leaf.shape for key, leaf in params.items()}
+    kernel = jnp.asarray(tiny.normal(9, 64, 64))
+    whole = method.kernel(kernel, apply_masks(sites, masks)[KRONECKER.path])
+    np.testing.assert_allclose(own.kernel(kernel, params), whole, rtol=1e-6, atol=1e-6)
+
+
+def test_a_lokr_layer_without_a_product_keeps_its_rank_and_is_refused_by_rank_pruning():
+    """W₁ and W₂ of a layer of 16 × 16 are 4 × 4, too small for rank 3; a second layer is decomposed."""
+    method, small = Lokr(rank=3, alpha=6.0), Site("small", 16, 16)
+    shapes = {site.path: method.shapes(site) for site in (KRONECKER, small)}
+    sites = {path: {k: jnp.asarray(tiny.normal(1, *s)) for k, s in own.items()} for path, own in shapes.items()}
+    pair = ("w2_b", "w2_a")
+    masks = rank_masks({KRONECKER.path: sites[KRONECKER.path]}, {KRONECKER.path: [2]}, [pair])
+    smaller, left = shrunk(method, sites, masks)
+    assert (smaller.at(KRONECKER.path).rank, smaller.at("small").rank) == (1, 3)
+    assert left["small"]["w1"] is sites["small"]["w1"]
+    selection = Selection(Lokr.prunable, structure_of("rank", Lokr.products))
+    assert selection.counts({KRONECKER.path: sites[KRONECKER.path]}, 0.5) == {KRONECKER.path: {"w2_b·w2_a": 2}}
+    with pytest.raises(
+        InputError, match=r"layer small has none, .*'w1' \[4, 4\] and 'w2' \[4, 4\] are whole; lower adapter\.rank"
+    ):
+        selection.counts(sites, 0.5)
+
+
+@pytest.mark.parametrize("method", [Loha(rank=4, alpha=6.0), Lokr(rank=3, alpha=6.0)], ids=["loha", "lokr"])
+def test_the_file_of_a_pruned_adapter_computes_the_same(method, bert, tmp_path):
+    """Layers keep different numbers of ranks; a LoHa's products too, and the fuller one counts."""
+    frozen, adapters = tiny.adapted(bert, method)
+    masks = {}
+    for i, (path, params) in enumerate(adapters["sites"].items()):
+        for j, pair in enumerate(pair for pair in method.products if pair[0] in params):
+            masks.setdefault(path, {}).update(rank_masks({path: params}, {path: range((i + j) % 3)}, [pair])[path])
+    save_adapter(tmp_path, adapters, method, base=BaseInfo.of(bert), masks=masks)
+    loaded, again, smaller = load_adapter(tmp_path, bert.params)
+    assert len({smaller.at(path).rank for path in again["sites"]}) > 1
+    assert max(smaller.at(path).rank for path in again["sites"]) < method.rank
+    inputs = bert.inputs(tiny.batch())
+    expected = apply(bert.module, frozen, adapters, method, masks=masks, **inputs).logits
+    found = apply(bert.module, loaded, again, smaller, **inputs).logits
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())

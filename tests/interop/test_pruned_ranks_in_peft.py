@@ -11,7 +11,7 @@ from tiers import slow_but
 from trained import our_logits
 
 from jaxpeft import BaseInfo, load_adapter, save_adapter
-from jaxpeft.adapters import Hira, Loha, Lora
+from jaxpeft.adapters import Hira, Loha, Lokr, Lora
 
 METHODS = {
     "lora": Lora(rank=4, alpha=6.0),
@@ -20,6 +20,8 @@ METHODS = {
     "orthogonal": Lora(rank=4, init_lora_weights="orthogonal"),
     "hira": Hira(rank=4),
     "loha": Loha(rank=4, alpha=6.0),
+    "lokr": Lokr(rank=3, alpha=6.0),
+    "lokr, W₁ decomposed": Lokr(rank=3, alpha=6.0, decompose_both=True, decompose_factor=8),
 }
 
 

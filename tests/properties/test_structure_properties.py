@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from jaxpeft.adapters.entry_effects import of_product
 from jaxpeft.pruning import Pruner, Selection, apply_masks, num_kept
 from jaxpeft.pruning.rewire import rewired_by_gradient
 from jaxpeft.pruning.scores import magnitude, product
@@ -38,11 +39,11 @@ def compiled(change, pruner):
 
 
 PRUNERS = {
-    "2:4": Pruner(magnitude, Selection(BOTH, Groups(2, 4)), BOTH),
-    "blocks": Pruner(magnitude, Selection(BOTH, Blocks(3, 4)), BOTH),
-    "ranks": Pruner(magnitude, Selection(BOTH, Ranks(*BOTH), "global"), BOTH),
-    "layer": Pruner(product, Selection(BOTH, scope="layer"), BOTH),
-    "global": Pruner(product, Selection(BOTH, scope="global"), BOTH),
+    "2:4": Pruner(magnitude, Selection(BOTH, Groups(2, 4)), of_product),
+    "blocks": Pruner(magnitude, Selection(BOTH, Blocks(3, 4)), of_product),
+    "ranks": Pruner(magnitude, Selection(BOTH, Ranks((BOTH,)), "global"), of_product),
+    "layer": Pruner(product, Selection(BOTH, scope="layer"), of_product),
+    "global": Pruner(product, Selection(BOTH, scope="global"), of_product),
 }
 TIGHTEN = {name: compiled(tightened, pruner) for name, pruner in PRUNERS.items()}
 REWIRE = {name: compiled(rewired_by_gradient, PRUNERS[name]) for name in ("blocks", "global", "layer")}

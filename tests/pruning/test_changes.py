@@ -10,6 +10,7 @@ import optax
 import pytest
 import tiny
 
+from jaxpeft.adapters.entry_effects import of_product
 from jaxpeft.errors import InputError
 from jaxpeft.pruning import SCHEDULES, SCORES, Pruner, Selection
 from jaxpeft.pruning.at_start import AtStart
@@ -96,7 +97,7 @@ def test_schedules_that_do_not_fit_are_refused(name, changed, message):
         SCHEDULES[name].plan(**{**RUN, **changed})
 
 
-@pytest.mark.parametrize("structure", [Ranks("a", "b"), Groups(2, 4)])
+@pytest.mark.parametrize("structure", [Ranks((("a", "b"),)), Groups(2, 4)])
 def test_rigl_and_set_refuse_units_that_cannot_grow(structure):
     with pytest.raises(InputError, match=r"pruning\.schedule rigl grows single entries or blocks"):
         RigL(0.5, 60, 20, 0.3).check(Pruner(selection=Selection(("a", "b"), structure)))
@@ -114,7 +115,7 @@ def test_at_the_start_only_a_is_masked():
 
 def test_at_the_start_whole_ranks_go_at_random():
     sites = {"x": {"a": tiny.normal(0, 8, 4), "b": np.zeros((4, 6), np.float32)}}
-    pruner = Pruner(SCORES["random"], Selection(("a", "b"), Ranks("a", "b"), "global"))
+    pruner = Pruner(SCORES["random"], Selection(("a", "b"), Ranks((("a", "b"),)), "global"))
     AtStart(0.5).check(pruner)
     AtStart(0.5).check_start(pruner, sites)
     masks = after(state_of(sites), AtStart(0.5), 0, pruner).masks["x"]
@@ -125,10 +126,12 @@ def test_at_the_start_whole_ranks_go_at_random():
 def test_at_the_start_scores_that_are_zero_everywhere_are_refused():
     sites = {"x": {"a": tiny.normal(0, 8, 4), "b": np.zeros((4, 6), np.float32)}}
     schedule, both = AtStart(0.5), Selection(("a", "b"))
-    with pytest.raises(InputError, match=r"only scores of 0 in 'a' of layer x, because B is 0 before the first step"):
-        schedule.check_start(Pruner(SCORES["product"], both, ("a", "b")), sites)
-    with pytest.raises(InputError, match=r"only scores of 0 in 'ranks' of layer x"):
-        schedule.check_start(Pruner(selection=Selection(("a", "b"), Ranks("a", "b"))), sites)
+    with pytest.raises(
+        InputError, match=r"only scores of 0 in 'a' of layer x, because a factor is 0 before the first step"
+    ):
+        schedule.check_start(Pruner(SCORES["product"], both, of_product), sites)
+    with pytest.raises(InputError, match=r"only scores of 0 in 'a·b' of layer x"):
+        schedule.check_start(Pruner(selection=Selection(("a", "b"), Ranks((("a", "b"),)))), sites)
     for name in ("snip", "movement"):
         with pytest.raises(InputError, match="at-start needs scores without gradients"):
             schedule.check(Pruner(SCORES[name], both))
@@ -191,7 +194,7 @@ def rewired(schedule, *, gradient=None, pruner=None, rounds=3, sites=None):
 @pytest.mark.parametrize("kind", [RigL, Set])
 @pytest.mark.parametrize("scope", ["tensor", "global"])
 def test_the_count_never_changes(kind, scope):
-    pruner = Pruner(SCORES["product"], Selection(("a", "b"), scope=scope), ("a", "b"))
+    pruner = Pruner(SCORES["product"], Selection(("a", "b"), scope=scope), of_product)
     schedule = kind(0.7, 100, 10, 0.5)
     total = {"tensor": [round(32 * 0.3), round(24 * 0.3)], "global": [round(56 * 0.3)]}[scope]
     for before, new in rewired(schedule, gradient=pair(3) if kind is RigL else None, pruner=pruner):
@@ -265,11 +268,11 @@ def is_adam(node):
 
 
 PADDED = {
-    "entries": (RigL(0.5, 100, 10, 0.5), Pruner(SCORES["product"], Selection(("a", "b"), scope="global"), ("a", "b"))),
+    "entries": (RigL(0.5, 100, 10, 0.5), Pruner(SCORES["product"], Selection(("a", "b"), scope="global"), of_product)),
     "random": (Set(0.5, 100, 10, 0.5), Pruner(SCORES["random"], Selection(("a", "b"), scope="layer"))),
     "blocks": (Set(0.5, 100, 10, 0.5), Pruner(selection=Selection(("a", "b"), Blocks(3, 4)))),
     "groups": (StraightThrough(0.5, 0, 10, 5), Pruner(SCORES["movement"], Selection(("a", "b"), Groups(1, 2)))),
-    "ranks": (StraightThrough(0.5, 0, 10, 5), Pruner(SCORES["movement"], Selection(("a", "b"), Ranks("a", "b")))),
+    "ranks": (StraightThrough(0.5, 0, 10, 5), Pruner(SCORES["movement"], Selection(("a", "b"), Ranks((("a", "b"),))))),
 }
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpeft.adapters import Hira, Loha, Lora
+from jaxpeft.adapters import Hira, Loha, Lora, S2ft
 from jaxpeft.config import PruningConfig, TrainingConfig
 from jaxpeft.errors import InputError
 from jaxpeft.pruning import SCORES, Selection
@@ -25,7 +25,7 @@ def test_flags_become_a_pruner():
     pruner = planned(Lora(), structure="2:4", criterion="snip").pruner
     assert (pruner.criterion, pruner.selection) == (SCORES["snip"], Selection(("a", "b"), Groups(2, 4)))
     pruner = planned(Hira(), structure="rank", scope="global").pruner
-    assert pruner.selection == Selection(("a", "b"), Ranks("a", "b"), "global")
+    assert pruner.selection == Selection(("a", "b"), Ranks((("a", "b"),)), "global")
     dense = planned(Lora(), sparsity=0.0, structure="rank", scope="global")
     assert (dense.pruning, dense.remembers) == (None, ())
 
@@ -60,8 +60,8 @@ def test_a_run_remembers_only_what_it_needs(flags, names):
         (Lora(), {"structure": "column"}, r"pruning\.structure is 'column'"),
         (Lora(), {"schedule": "rigl", "structure": "rank"}, r"rigl grows single entries or blocks"),
         (Lora(), {"schedule": "at-start", "criterion": "snip"}, r"at-start needs scores without gradients"),
-        (Loha(), {"structure": "rank"}, r"pruning\.structure rank needs a method whose update is a product"),
-        (Loha(), {"criterion": "product"}, r"pruning\.criterion product needs a method whose update is a product"),
+        (Loha(), {"structure": "rank", "scope": "layer"}, r"pruning\.scope layer compares scores of different tensors"),
+        (S2ft(), {"structure": "rank"}, r"pruning\.structure rank needs a method with low-rank products"),
     ],
 )
 def test_combinations_without_a_meaning_are_refused(method, flags, message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxpeft.adapters.entry_effects import of_product
 from jaxpeft.errors import InputError
 from jaxpeft.pruning import SCORES, Criterion, prune
 from jaxpeft.pruning.memory import fresh_memory, gathered, held, sees_pruned
@@ -21,7 +22,7 @@ def test_every_criterion_is_one():
 
 def test_product_by_hand():
     """‖B_1‖ = 3, ‖B_2‖ = 7; ‖A_·1‖ = 5, ‖A_·2‖ = 1."""
-    scores = product(SITES, factors=("a", "b"))["x"]
+    scores = product(SITES, effects=of_product)["x"]
     np.testing.assert_allclose(scores["a"], [[9, 7], [12, 0]], rtol=1e-6)
     np.testing.assert_allclose(scores["b"], [[5, 10, 10], [0, 0, 7]], rtol=1e-6)
 
@@ -29,7 +30,7 @@ def test_product_by_hand():
 def test_product_is_the_change_of_the_update():
     """The score of an entry is the Frobenius norm of what A·B loses with it."""
     pair = {"a": jnp.asarray(tiny.normal(0, 5, 3)), "b": jnp.asarray(tiny.normal(1, 3, 4))}
-    scores = product({"x": pair}, factors=("a", "b"))["x"]
+    scores = product({"x": pair}, effects=of_product)["x"]
     for name, index in (("a", (4, 1)), ("b", (2, 3))):
         without = {**pair, name: pair[name].at[index].set(0.0)}
         lost = jnp.linalg.norm(pair["a"] @ pair["b"] - without["a"] @ without["b"])
@@ -40,17 +41,17 @@ def test_product_is_the_change_of_the_update():
 def test_trap_2_a_rescaled_pair_has_the_same_product_scores(c):
     """Also between A and B; raw magnitudes would move from one to the other with c."""
     pair = {"a": jnp.asarray(tiny.normal(0, 8, 4)), "b": jnp.asarray(tiny.normal(1, 4, 6))}
-    scores = product({"x": pair}, factors=("a", "b"))
-    again = product({"x": {"a": pair["a"] / c, "b": pair["b"] * c}}, factors=("a", "b"))
+    scores = product({"x": pair}, effects=of_product)
+    again = product({"x": {"a": pair["a"] / c, "b": pair["b"] * c}}, effects=of_product)
     for name in pair:
         np.testing.assert_allclose(again["x"][name], scores["x"][name], rtol=1e-5)
 
 
 def test_prune_takes_the_criteria_that_need_no_run():
-    masks = prune(SITES, 0.5, criterion="product", factors=("a", "b"))["x"]
+    masks = prune(SITES, 0.5, criterion="product", effects=of_product)["x"]
     np.testing.assert_array_equal(masks["a"], [[True, False], [True, False]])
     assert int(prune(SITES, 0.5, criterion="random", rng=jax.random.key(0))["x"]["b"].sum()) == 3
-    with pytest.raises(InputError, match=r"pruning\.criterion product needs a method"):
+    with pytest.raises(InputError, match=r"pruning\.criterion product needs to know how entries change"):
         prune(SITES, 0.5, criterion="product")
     with pytest.raises(InputError, match="needs a key: give rng="):
         prune(SITES, 0.5, criterion="random")

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpeft.adapters.entry_effects import of_product
 from jaxpeft.errors import InputError
 from jaxpeft.pruning import Pruner, Selection, magnitude, structure_of, tighten
 from jaxpeft.pruning.scores import product, random
@@ -16,7 +17,7 @@ def layer(**tensors):
 
 def masked(sites, sparsity, selection, criterion=magnitude):
     counts = selection.counts(sites, sparsity)
-    masks = tighten({}, criterion(sites, factors=("a", "b")), counts, selection=selection, combine=criterion.combine)
+    masks = tighten({}, criterion(sites, effects=of_product), counts, selection=selection, combine=criterion.combine)
     return {name: np.asarray(mask).astype(int).tolist() for name, mask in masks["x"].items()}
 
 
@@ -28,18 +29,18 @@ def masked(sites, sparsity, selection, criterion=magnitude):
         ("1:16", Groups(1, 16)),
         ("8x8", Blocks(8, 8)),
         ("1x16", Blocks(1, 16)),
-        ("rank", Ranks("a", "b")),
+        ("rank", Ranks((("a", "b"),))),
     ],
 )
 def test_a_flag_names_a_structure(text, expected):
-    assert structure_of(text, ("a", "b")) == expected
+    assert structure_of(text, (("a", "b"),)) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("4:4", r"pruning\.structure '4:4' keeps 4 of 4 entries, which prunes none"),
-        ("rank", r"pruning\.structure rank needs a method whose update is a product A·B"),
+        ("rank", r"pruning\.structure rank needs a method with low-rank products"),
         ("row", r"pruning\.structure is 'row'; it must be one of element, rank, 2:4"),
         ("0:4", r"pruning\.structure is '0:4'"),
         ("0x4", r"pruning\.structure is '0x4'"),
@@ -80,7 +81,7 @@ def test_whole_ranks_by_the_product_of_their_norms():
     """‖a_k‖·‖b_k‖ = 3, 4, 2: the middle one has the smallest column of A and stays all the same."""
     a, b = [[3, 1, 2], [0, 0, 0]], [[1, 0], [0, 4], [1, 0]]
     expected = {"a": [[0, 1, 0]] * 2, "b": [[0, 0], [1, 1], [0, 0]]}
-    selection = Selection(("a", "b"), Ranks("a", "b"))
+    selection = Selection(("a", "b"), Ranks((("a", "b"),)))
     assert masked(layer(a=a, b=b), 0.5, selection) == {
         "a": [[1, 1, 0]] * 2,
         "b": [[1, 1], [1, 1], [0, 0]],
@@ -91,8 +92,8 @@ def test_whole_ranks_by_the_product_of_their_norms():
 
 def test_a_rank_sums_the_scores_of_a_criterion_that_says_so():
     scores = layer(a=[[1, 0, 5], [1, 0, 0]], b=[[0, 0], [4, 4], [0, 0]])
-    units = Selection(("a", "b"), Ranks("a", "b")).units(scores, "sum")
-    np.testing.assert_array_equal(units["x"]["ranks"], [2, 8, 5])
+    units = Selection(("a", "b"), Ranks((("a", "b"),))).units(scores, "sum")
+    np.testing.assert_array_equal(units["x"]["a·b"], [2, 8, 5])
 
 
 SITES = {
@@ -129,10 +130,10 @@ def test_no_tensor_loses_all_of_its_entries():
 def test_magnitudes_of_different_tensors_are_not_compared(scope):
     """(A/c, cB) is the same adapter; c would decide which of the two is pruned."""
     with pytest.raises(InputError, match=rf"pruning\.scope {scope} compares scores of different tensors"):
-        Pruner(magnitude, Selection(("a", "b"), scope=scope), ("a", "b"))
+        Pruner(magnitude, Selection(("a", "b"), scope=scope), of_product)
     for criterion in (product, random):
-        Pruner(criterion, Selection(("a", "b"), scope=scope), ("a", "b"))
-    Pruner(magnitude, Selection(("a", "b"), Ranks("a", "b"), scope), ("a", "b"))  # ‖a_k‖·‖b_k‖ has a unit
+        Pruner(criterion, Selection(("a", "b"), scope=scope), of_product)
+    Pruner(magnitude, Selection(("a", "b"), Ranks((("a", "b"),)), scope), of_product)  # ‖a_k‖·‖b_k‖ has a unit
 
 
 def test_what_does_not_fit_together_is_refused():
@@ -140,5 +141,7 @@ def test_what_does_not_fit_together_is_refused():
         Selection(None, Groups(2, 4), "layer")
     with pytest.raises(InputError, match=r"pruning\.scope is 'model'; it must be one of tensor, layer, global"):
         Selection(None, scope="model")
-    with pytest.raises(InputError, match=r"pruning\.criterion product needs a method whose update is a product"):
+    with pytest.raises(
+        InputError, match=r"pruning\.criterion product needs a method that says how its entries change the update"
+    ):
         Pruner(product)

@@ -14,6 +14,7 @@ from test_loop import Recorder
 from tiers import slow_but
 
 from jaxpeft.adapters import Lora
+from jaxpeft.adapters.entry_effects import of_product
 from jaxpeft.pruning import SCORES, Cubic, OneShot, Pruner, Selection, sparsity_of, structure_of
 from jaxpeft.pruning.at_start import AtStart
 from jaxpeft.pruning.iterative import Iterative
@@ -39,7 +40,7 @@ FACTORS = ("a", "b")
 
 
 def pruner(criterion, *, structure="element", scope="tensor"):
-    return Pruner(SCORES[criterion], Selection(FACTORS, structure_of(structure, FACTORS), scope), FACTORS)
+    return Pruner(SCORES[criterion], Selection(FACTORS, structure_of(structure, METHOD.products), scope), of_product)
 
 
 RUNS = {
