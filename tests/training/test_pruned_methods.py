@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from tiers import slow_but
 
 from jaxpeft.adapters import Loha, Lokr, S2ft, Sora
 from jaxpeft.inject import apply
@@ -19,7 +20,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", slow_but(RUNS, "loha", "lokr"))
 def test_pruned_entries_stay_zero_and_the_smaller_layer_computes_the_same(name):
     """Entries of all layers by the product-aware score, then whole units of every tensor by the same."""
     method, structure = RUNS[name]
@@ -43,7 +44,7 @@ def test_pruned_entries_stay_zero_and_the_smaller_layer_computes_the_same(name):
             assert not value[~mask].any()
             assert mask.any()
             assert mask.all() or key in method.prunable
-    assert sparsity_of({path: {k: own[k] for k in own if k in method.prunable} for path, own in pruned.items()}) > 0.4
+    assert sparsity_of(pruned) > 0.3  # a LoKr's W₁ and a SoRA's gate have no units
     smaller, left = method.without_pruned(apply_masks(sites, state.masks), state.masks)
     if structure == "rank":
         assert {smaller.at(path).rank for path in left} == {method.rank // 2}
