@@ -1,10 +1,12 @@
 """From flags to a plan: what is refused before anything is loaded, and what a run remembers."""
 
+from itertools import product
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpeft.adapters import Hira, Loha, Lora, S2ft
+from jaxpeft.adapters import METHODS, Hira, Loha, Lora, S2ft
 from jaxpeft.config import PruningConfig, TrainingConfig
 from jaxpeft.errors import InputError
 from jaxpeft.pruning import SCORES, Selection
@@ -67,6 +69,19 @@ def test_a_run_remembers_only_what_it_needs(flags, names):
 def test_combinations_without_a_meaning_are_refused(method, flags, message):
     with pytest.raises(InputError, match=message):
         planned(method, **flags)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.prunable])
+def test_every_criterion_and_structure_has_a_meaning_for_every_method(name):
+    """But whole ranks, for a method whose update has no product of a fixed rank."""
+    method = METHODS[name]()
+    for criterion, structure in product(SCORES, ("element", "2:4", "8x8", "rank")):
+        if structure == "rank" and name in ("sora", "s2ft"):
+            with pytest.raises(InputError, match=r"pruning\.structure rank needs a method with low-rank products"):
+                planned(method, criterion=criterion, structure=structure)
+        else:
+            pruner = planned(method, criterion=criterion, structure=structure).pruner
+            assert pruner.selection.prunable == method.prunable
 
 
 def test_the_adapters_are_checked_before_the_run():
