@@ -85,7 +85,8 @@ def apply(
         frozen: its parameters except those in `adapters["modules"]`. Kernels may be quantised.
         adapters: `{"sites": …, "modules": …}`, from `init_adapters`.
         method: the method that the parameters at the sites belong to; None if there are none.
-        masks: by layer, like `adapters["sites"]`; bool, True = keep. Layers without a mask are dense.
+        masks: by layer, like `adapters["sites"]`; bool, True = keep. Layers without a mask are dense. Of a sparse update the int32
+            indices that are in force, if they were redrawn.
         dropout_rng: key for the dropout of base and adapters; None runs without dropout.
         input_hooks: module path → function applied to every positional argument of the module's call.
         module_overrides: module path → function called instead of the module. Its first argument is the module, the others are
@@ -98,7 +99,7 @@ def apply(
     """
     check_masks(method, masks)
     sites = apply_masks(adapters["sites"], masks or {})
-    constants = constants_of(frozen)
+    constants = constants_of(frozen, masks)
     frozen, shared = without_shared(frozen)
     leaves = leaf_paths(join(frozen, adapters["modules"]))
     quantized = {path: leaf for path, leaf in leaves.items() if is_quantized(leaf)}

@@ -42,7 +42,7 @@ def merge(
         InputError: if a merged kernel or a fully trained leaf is not finite, or if the method changes more than weights
             (prompt tuning), or if `keep_sparsity` is set and no adapted matrix of the base has a zero.
     """
-    constants = constants_of(frozen)
+    constants = constants_of(frozen, masks)
     if keep_sparsity:
         check_has_zeros(frozen, adapters["sites"], "keep_sparsity")
     frozen, shared = without_shared(frozen)
@@ -83,13 +83,15 @@ def dropped_updates(
     frozen: Params, adapters: Adapters, method: Method | None = None, *, masks: Layers | None = None
 ) -> dict[str, KeptZeros]:
     """For every adapted layer, the part of its update that `merge` drops with `keep_sparsity`."""
+    constants = constants_of(frozen, masks)
     frozen, shared = without_shared(frozen)
     leaves = leaf_paths(frozen)
     found = {}
     for path, params in apply_masks(adapters["sites"], masks or {}).items():
         assert isinstance(method, SiteMethod), "adapters at sites need the method they belong to"
         dense = _dense(leaves[_matrix(leaves, path)])
-        found[path] = cost_of_zeros(dense, _merged(dense, {**shared, **params}, method.at(path)))
+        own = {**shared, **constants.get(path, {}), **params}
+        found[path] = cost_of_zeros(dense, _merged(dense, own, method.at(path)))
     return found
 
 

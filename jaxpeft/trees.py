@@ -90,10 +90,18 @@ def without_shared(frozen: Params) -> tuple[Params, dict[str, Any]]:
     return own, frozen.get(SHARED, {})
 
 
-def constants_of(frozen: Params) -> Layers:
-    """The constants of the adapted layers, by layer path; {} if the method has none."""
+def constants_of(frozen: Params, masks: Mapping[str, Mapping[str, Any]] | None = None) -> Layers:
+    """The constants of the adapted layers, by layer path; {} if the method has none.
+
+    If `masks` hold a constant, it was redrawn in training (`Method.redrawn`) and takes the place of the first one.
+    """
     constants: Layers = frozen.get(CONSTANTS, {})
-    return constants
+    if not masks:
+        return constants
+    return {
+        path: {name: masks.get(path, {}).get(name, leaf) for name, leaf in group.items()}
+        for path, group in constants.items()
+    }
 
 
 def beside_model(frozen: Params) -> Params:

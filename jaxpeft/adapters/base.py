@@ -125,6 +125,8 @@ class Method(ABC):
     """How much the update changes if an entry is set to zero (`adapters.entry_effects`), for the criterion "product"; None: not known."""
     allocated: ClassVar[tuple[str, ...]] = ()
     """Parameters that the method prunes by a budget of its own (AdaLoRA)."""
+    redrawn: ClassVar[tuple[str, ...]] = ()
+    """Constants that may be redrawn in training. The masks then hold them, under the same names."""
     undecayed: ClassVar[tuple[str, ...]] = ()
     """Parameters at the sites to which weight decay is not applied."""
     loraplus: ClassVar[tuple[str, ...]] = ()
@@ -367,8 +369,10 @@ def at_indices(x: jax.Array, indices: jax.Array, axis: int) -> jax.Array:
 
 
 def check_masks(method: Method | None, masks: Layers | None) -> None:
-    """Raise InputError if there are `masks` and no parameter of `method` can be pruned."""
-    if masks and isinstance(method, SiteMethod) and not (method.prunable or method.allocated):
+    """Raise InputError if there are `masks` and no parameter of `method` can be pruned, unless all of them are redrawn constants."""
+    if not masks or not isinstance(method, SiteMethod) or method.prunable or method.allocated:
+        return
+    if not {name for group in masks.values() for name in group} <= set(method.redrawn):
         raise InputError(
             f"{method.name} cannot be pruned: it trains no matrices in which a zero means 'no change'; set pruning.sparsity to 0"
         )

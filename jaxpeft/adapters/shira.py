@@ -2,7 +2,7 @@
 (arXiv 2607.09287).
 
 Only the values at the chosen entries are parameters, `v: [n]` in fp32; gradients and optimizer state are as small. The entries are
-constants of the layer, `indices: [n]` int32 (`sparse_indices.py`). As in PEFT:
+constants of the layer, `indices: [n]` int32 (`sparse_indices.py`), unless a schedule redraws them in training. As in PEFT:
 
 - SHiRA has r·(d_in + d_out) entries, as many as LoRA of rank r, random ones by default.
 - Super-Tuning has a share 1 − sparsity of the entries, those with the largest |W₀|. With `rank`, a LoRA trains beside them ("Supra").
@@ -35,7 +35,7 @@ from jaxpeft.adapters.base import (
     drops,
     kaiming,
 )
-from jaxpeft.adapters.sparse_indices import check_indices, choose_indices, flat, largest, places
+from jaxpeft.adapters.sparse_indices import check_indices, choose_indices, flat, largest, places, redraw
 from jaxpeft.errors import InputError
 
 
@@ -43,6 +43,7 @@ class SparseDelta(HasConstants):
     """The common part of SHiRA and Super-Tuning: W₀ + S with the values `v: [n]` at the flat `indices: [n]`."""
 
     constants: ClassVar[tuple[str, ...]] = ("indices",)
+    redrawn: ClassVar[tuple[str, ...]] = ("indices",)
     default_role: ClassVar[str | None] = "attention_qv"
 
     @abstractmethod
@@ -60,6 +61,25 @@ class SparseDelta(HasConstants):
     def constant_shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
         """`indices: [n]`."""
         return {"indices": (self.num_entries(site),)}
+
+    def redraw(
+        self, params: SiteParams, constants: SiteParams, scores: jax.Array, share: float | jax.Array
+    ) -> tuple[SiteParams, SiteParams, SiteParams]:
+        """A layer's entries after a redraw (`sparse_indices.redraw`). Pure; `share` may be traced.
+
+        Args:
+            params: the layer's parameters.
+            constants: its `indices: [n]`.
+            scores: of all entries of the kernel, `[d_in, d_out]`, finite. The highest of those that are free are taken up.
+            share: the share of the n entries to give up, those with the smallest |v|, from 0 to 1. Their number is rounded down.
+
+        Returns:
+            the parameters, the constants, and bool like the parameters: True where the optimizer's moments start anew.
+        """
+        number = jnp.floor(share * params["v"].size).astype(jnp.int32)
+        indices, values, kept = redraw(constants["indices"], params["v"], flat(scores), number)
+        fresh = {name: ~kept if name == "v" else jnp.zeros(leaf.shape, bool) for name, leaf in params.items()}
+        return {**params, "v": values}, {**constants, "indices": indices}, fresh
 
     def kernel(self, frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
         """W₀ + S."""

@@ -167,13 +167,14 @@ class PruningConfig:
     schedule: ScheduleName = "one-shot"
     """When to prune. at-start: before the first step; one-shot: once, at begin; cubic: in growing amounts from begin to end
     (Zhu & Gupta 2017); iterative: in rounds, each with a return to early weights; rigl, set: sparse from the start, and rewired
-    until end; straight-through: as cubic, but pruned entries train on and may come back until end."""
+    until end; straight-through: as cubic, but pruned entries train on and may come back until end. For SHiRA and Super-Tuning, which
+    are not pruned: rigl and set redraw the entries that train until end, at sparsity 0."""
     begin: float | None = None
     """Share of all steps after which pruning starts; null: 0.1, but not before the warm-up ends."""
     end: float = 0.6
     """Share of all steps at which the masks are final. Not for at-start and one-shot."""
     every_steps: int = 50
-    """Steps between two changes of the masks (cubic, straight-through, rigl, set)."""
+    """Steps between two changes of the masks or entries (cubic, straight-through, rigl, set)."""
     rounds: int = 3
     """iterative: the number of prunings."""
     rewind: float = 0.05
@@ -185,3 +186,14 @@ class PruningConfig:
         """Refuse names that are in no table."""
         SCORES.check(self.criterion)
         SCHEDULES.check(self.schedule)
+
+
+def redraws_entries(adapter: AdapterConfig, pruning: PruningConfig) -> bool:
+    """True if the run redraws the entries of a sparse update while it trains: RigL or SET over SHiRA's or Super-Tuning's.
+
+    The number of these entries is an option of the method, so the sparsity is 0.
+    """
+    # Both names are looked up only if the schedule was chosen, because a method's file loads jax.
+    if pruning.sparsity or pruning.schedule == PruningConfig.schedule or adapter.method not in METHODS:
+        return False
+    return bool(METHODS[adapter.method].redrawn and SCHEDULES[pruning.schedule].redraws)

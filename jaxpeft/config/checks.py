@@ -7,12 +7,13 @@ import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxpeft.adapters import METHODS
-from jaxpeft.config.adapter import AdapterConfig, PruningConfig
+from jaxpeft.config.adapter import AdapterConfig, PruningConfig, redraws_entries
 from jaxpeft.config.contextual import ContextualConfig
 from jaxpeft.config.data import DataConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
 from jaxpeft.errors import InputError, check_choice
+from jaxpeft.pruning import SCHEDULES
 from jaxpeft.tasks import TASKS
 
 # The registries of these names check them, and may have more names than the flags had when this process began.
@@ -148,6 +149,7 @@ def check_combinations(
             f"pruning.sparsity {pruning.sparsity} needs adapter.method to be one of {_those_with('prunable')}, not "
             f"'{adapter.method}'; set it to 0"
         )
+    _check_redraw(adapter, pruning)
     if training.loraplus_lr_ratio and not _has("loraplus", adapter.method):
         raise InputError(
             f"training.loraplus_lr_ratio {training.loraplus_lr_ratio:g} needs adapter.method to be one of "
@@ -178,9 +180,34 @@ def check_combinations(
             )
 
 
+def _check_redraw(adapter: AdapterConfig, pruning: PruningConfig) -> None:
+    """Raise InputError for options that exclude a redraw of the entries of a sparse update, or have no meaning for it."""
+    p, method = pruning, adapter.method
+    chosen = p.schedule != PruningConfig.schedule and not p.sparsity  # a method is imported only then
+    if chosen and SCHEDULES[p.schedule].redraws and _has("constants", method) and not _has("redrawn", method):
+        raise InputError(
+            f"pruning.schedule {p.schedule} redraws the entries of {_those_with('redrawn')}, but what '{method}' trains is chosen once; "
+            "set it to one-shot, or prune with pruning.sparsity"
+        )
+    if not redraws_entries(adapter, pruning):
+        return
+    for name in ("criterion", "scope", "structure"):
+        value, default = getattr(p, name), getattr(PruningConfig, name)
+        if value != default:
+            raise InputError(
+                f"pruning.{name} {value} has no meaning for pruning.schedule {p.schedule} with '{method}', which exchanges the entries of "
+                f"each layer that have the smallest values; set it to {default}"
+            )
+    if adapter.save_precomputed_indices is False:
+        raise InputError(
+            f"adapter.save_precomputed_indices false cannot be used with pruning.schedule {p.schedule}: the base's weights do not "
+            "say which entries were redrawn; set it to true"
+        )
+
+
 def _has(group: str, method: str) -> bool:
     """True if `method` declares anything in its field `group`. The baselines are not in the table and declare nothing."""
-    return method in METHODS and bool(getattr(METHODS[method], group))
+    return method in METHODS and bool(getattr(METHODS[method], group, ()))
 
 
 def _those_with(group: str) -> str:

@@ -35,7 +35,7 @@ from jaxpeft.training.objective import Objective
 from jaxpeft.training.plan import Plan
 from jaxpeft.training.sharding import DataParallel
 from jaxpeft.training.step import TrainState, make_eval_step, make_train_step, make_train_steps
-from jaxpeft.trees import ESTIMATORS, size_bytes
+from jaxpeft.trees import ESTIMATORS, beside_model, size_bytes
 
 # Batches per epoch. The real number is in the data, which may not be read; warm-up and pruning must fit in any case.
 _MANY_BATCHES = 1_000_000
@@ -133,7 +133,14 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
     )
     optimizer = make_optimizer(t, method, model, plan.learning_rate)
     rng = dropout_key(config.seed, platform=parallel.device.platform, num_devices=parallel.mesh.size)
-    state = jax.eval_shape(lambda adapters, rng: state_of(plan, optimizer, adapters, rng), adapted.adapters, rng)
+    state = jax.eval_shape(
+        lambda frozen, adapters, rng: state_of(
+            plan, optimizer, replace(adapted, frozen=frozen, adapters=adapters), rng
+        ),
+        beside_model(adapted.frozen),
+        adapted.adapters,
+        rng,
+    )
 
     def dummies(batch_size: int) -> Any:
         return task.dummy_data(rows, batch_size, vocab_size=model.config.vocab_size, seed=config.seed)

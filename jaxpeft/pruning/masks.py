@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxpeft.pruning import SCORES
 from jaxpeft.pruning.scores import Effects
@@ -95,17 +96,22 @@ def apply_masks(sites: Mapping[str, Mapping[str, Any]], masks: Mapping[str, Mapp
     }
 
 
+def num_changed(before: jax.Array | np.ndarray, after: jax.Array | np.ndarray) -> int:
+    """Entries whose mask differs between `before` and `after`. Of the indices of a sparse update: those that are new, in any order."""
+    if after.dtype == bool:
+        return int((before != after).sum())
+    return int(np.isin(np.asarray(after), np.asarray(before), invert=True).sum())
+
+
 def churn(before: Layers, after: Layers) -> float:
-    """Share of entries whose mask differs between `before` and `after`; 0 if there are no masks."""
-    changed = [
-        int((old != new).sum()) for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    ]
+    """Share of entries whose mask differs between `before` and `after`, or of a sparse update's that are new; 0 without masks."""
+    changed = [num_changed(*pair) for pair in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
     size = sum(mask.size for mask in jax.tree.leaves(after))
     return sum(changed) / size if size else 0.0
 
 
 def sparsity_of(masks: Layers) -> float:
-    """Share of pruned entries over all masks; 0 if there are no masks."""
-    leaves = jax.tree.leaves(masks)
+    """Share of pruned entries over all masks; 0 if there are none. The indices of a sparse update are no mask."""
+    leaves = [mask for mask in jax.tree.leaves(masks) if mask.dtype == bool]
     kept, size = sum(int(m.sum()) for m in leaves), sum(m.size for m in leaves)
     return 1 - kept / size if size else 0.0

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ class Set(Schedule):
     """Masks of `sparsity` from the first step on; every `every_steps` steps up to `end_step` the share `drop_fraction` moves."""
 
     name: ClassVar[str] = "set"
+    redraws: ClassVar[Literal["gradient", "random"] | None] = "random"
     sparsity: float
     end_step: int
     every_steps: int
@@ -94,7 +95,7 @@ class Set(Schedule):
     def numbers_at(self, step: int) -> dict[str, float]:
         """`fraction`: f_t, and `step`, by which SET draws."""
         return {
-            "fraction": self.drop_fraction / 2 * (1 + math.cos(math.pi * step / self.end_step)),
+            "fraction": moving_share(self.drop_fraction, step, self.end_step),
             "step": float(step),
         }
 
@@ -122,9 +123,15 @@ class RigL(Set):
 
     name: ClassVar[str] = "rigl"
     remembers: ClassVar[tuple[str, ...]] = ("gradient",)
+    redraws: ClassVar[Literal["gradient", "random"] | None] = "gradient"
 
     def _rewired(self) -> Change:
         return rewired_by_gradient
+
+
+def moving_share(drop_fraction: float, step: int, end_step: int) -> float:
+    """f_t: the share of the kept entries that moves after `step`; f at step 0, and 0 at `end_step`."""
+    return drop_fraction / 2 * (1 + math.cos(math.pi * step / end_step))
 
 
 def drawn(before: Pruned, moment: Moment, pruner: Pruner) -> Pruned:

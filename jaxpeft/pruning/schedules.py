@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.updates import Change, Pruner, tightened
@@ -19,9 +19,12 @@ class Schedule(ABC):
 
     Attributes:
         remembers: names in the memory (`jaxpeft.pruning.memory`) that the schedule's changes read or write.
+        redraws: by what the schedule grows the entries of a sparse update that it redraws (`jaxpeft.pruning.redraw`); None: it only
+            prunes.
     """
 
     remembers: ClassVar[tuple[str, ...]] = ()
+    redraws: ClassVar[Literal["gradient", "random"] | None] = None
 
     @classmethod
     @abstractmethod

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from jaxpeft.adapters import Method
 from jaxpeft.config import ContextualConfig, RunConfig
+from jaxpeft.config.adapter import redraws_entries
 from jaxpeft.models.build import Model
 from jaxpeft.quantization import NUMBER_FORMATS
 from jaxpeft.report.methods import citations, in_peft, method_name, options
@@ -151,6 +152,10 @@ def _configuration(run: CardSubject) -> list[tuple[str, str]]:
         pieces = "" if p.structure == "element" else f", in pieces {p.structure}"
         rows.append(
             ("sparsity", f"{100 * p.sparsity:g} %, {p.criterion}-based, {_SCOPES[p.scope]}{pieces}, {p.schedule}")
+        )
+    if redraws_entries(a, p):
+        rows.append(
+            ("entries redrawn", f"{p.schedule}, every {p.every_steps} steps, {100 * p.drop_fraction:g} % at first")
         )
     return [
         *rows,

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxpeft.adapters import METHODS, Description, Method, dora
 from jaxpeft.config import AdapterConfig, ContextualConfig, ModelConfig, PruningConfig
+from jaxpeft.config.adapter import redraws_entries
 from jaxpeft.quantization import NUMBER_FORMATS
 
 # Combinations of LoRA, in the order of the table and behind LoRA; each with the file that holds it.
@@ -96,6 +97,7 @@ def method_name(
 ) -> str:
     """A run's method in words: `Sparse LoRA`, `QLoRA`, `DoRA on an int8 base`, `LoRA with contextual sparsity`, …"""
     name = describe("dora" if adapter.use_dora else adapter.method).title
+    name = f"{name} redrawn by {_redraw(pruning)[0]}" if redraws_entries(adapter, pruning) else name
     if model.quantization != "none":
         qlora = name == "LoRA" and model.quantization == "nf4"
         name = "QLoRA" if qlora else f"{name} on an {NUMBER_FORMATS[model.quantization].title} base"
@@ -114,10 +116,20 @@ def citations(
     found = [describe(key) for key in keys]
     lines = [f"{description.title}: {description.source}" for description in found if description.source]
     lines += [NUMBER_FORMATS[model.quantization].citation] if model.quantization != "none" else []
+    lines += [": ".join(filter(None, _redraw(pruning)))] if redraws_entries(adapter, pruning) else []
     chosen = str(adapter.init_lora_weights)
     lines += ["LoSA: Huang et al. 2025, arXiv 2502.14816"] if adapter.keep_base_zeros else []
     lines += [f"{title}: {source}" for name, (title, source) in _INITIALISATIONS.items() if chosen.startswith(name)]
     return lines
+
+
+def _redraw(pruning: PruningConfig) -> tuple[str, str]:
+    """Title and source of a schedule that redraws entries. One that was added has only its name."""
+    known = {
+        "rigl": ("RigL", "Evci et al. 2020, arXiv 1911.11134"),
+        "set": ("SET", "Mocanu et al. 2018, arXiv 1707.04780"),
+    }
+    return known.get(pruning.schedule, (pruning.schedule, ""))
 
 
 _INITIALISATIONS = {

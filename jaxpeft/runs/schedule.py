@@ -10,12 +10,13 @@ from jaxpeft.config import PruningConfig, TrainingConfig
 from jaxpeft.errors import InputError
 from jaxpeft.pruning import SCHEDULES, SCORES, Schedule
 from jaxpeft.pruning.allocation import Allocation
+from jaxpeft.pruning.redraw import Redraw
 from jaxpeft.pruning.selection import Selection
 from jaxpeft.pruning.structures import Groups, structure_of
 from jaxpeft.pruning.updates import Pruner
 from jaxpeft.training.optimizer import learning_rate_schedule
 from jaxpeft.training.plan import Plan
-from jaxpeft.trees import Adapters
+from jaxpeft.trees import Adapters, Params, constants_of, leaf_paths, without_shared
 
 # A preempted machine is switched off about 30 seconds after its signal, and a dispatch cannot be interrupted.
 _SECONDS_PER_DISPATCH = 20.0
@@ -60,7 +61,7 @@ def make_plan(
         learning_rate=learning_rate_schedule(t.learning_rate, num_steps, t.warmup_steps, t.schedule),
         pruning=_allocation(method, num_steps)
         if isinstance(method, AdaLora)
-        else _pruning(pruning, t.warmup_steps, num_steps, pruner_of(pruning, method)),
+        else _pruning(pruning, method, t.warmup_steps, num_steps, pruner_of(pruning, method)),
         pruner=pruner_of(pruning, method),
         dense_steps=math.ceil(dense_share * num_steps),
         patience=t.early_stopping_patience,
@@ -88,11 +89,14 @@ def pruner_of(p: PruningConfig, method: Method | None) -> Pruner:
     return Pruner(SCORES[p.criterion], selection, type(method).entry_effects if method else None)
 
 
-def _pruning(p: PruningConfig, warmup_steps: int, num_steps: int, pruner: Pruner) -> Schedule | None:
-    if not p.sparsity:
-        return None
+def _pruning(
+    p: PruningConfig, method: Method | None, warmup_steps: int, num_steps: int, pruner: Pruner
+) -> Schedule | None:
     schedule: type[Schedule] = SCHEDULES[p.schedule]
-    planned = schedule.plan(
+    redraws = method is not None and method.redrawn and schedule.redraws
+    if not p.sparsity and not redraws:
+        return None
+    planned = (Redraw if redraws else schedule).plan(
         sparsity=p.sparsity,
         num_steps=num_steps,
         warmup_steps=warmup_steps,
@@ -102,6 +106,7 @@ def _pruning(p: PruningConfig, warmup_steps: int, num_steps: int, pruner: Pruner
         rounds=p.rounds,
         rewind=p.rewind,
         drop_fraction=p.drop_fraction,
+        growth=schedule.redraws,
     )
     planned.check(pruner)
     return planned
@@ -120,6 +125,24 @@ def check_pruning(plan: Plan, adapters: Adapters) -> None:
     pruner.selection.counts(sites, schedule.sparsity_at(plan.num_steps))
     if schedule.due(0):
         schedule.check_start(pruner, sites)
+
+
+def check_redraw(plan: Plan, frozen: Params) -> None:
+    """Check that there are entries to take up, if `plan` redraws those of a sparse update. `frozen` has the initial ones.
+
+    Raises:
+        InputError: if all entries of a layer train.
+    """
+    if not isinstance(plan.pruning, Redraw):
+        return
+    leaves = leaf_paths(without_shared(frozen)[0])
+    for path, group in constants_of(frozen).items():
+        number = max(leaf.size for leaf in group.values())
+        if number >= leaves[f"{path}/kernel"].size:
+            raise InputError(
+                f"all {number} entries of layer {path} train, so there are none to redraw; train fewer (adapter.rank, adapter.sparsity), "
+                "or set pruning.schedule to one-shot"
+            )
 
 
 def _allocation(method: AdaLora, num_steps: int) -> Allocation:

@@ -16,6 +16,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.merging import check_has_zeros
 from jaxpeft.models.attention import choose_flash
 from jaxpeft.models.build import Model
+from jaxpeft.pruning.redraw import Redraw
 from jaxpeft.report.console import log
 from jaxpeft.report.methods import method_name, options
 from jaxpeft.report.results import describe_devices
@@ -25,7 +26,7 @@ from jaxpeft.runs.contextual import contextual_sparsity, estimators_of
 from jaxpeft.runs.data import load_data, row_options, training_data, without_packing
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.evaluator import Evaluator
-from jaxpeft.runs.schedule import check_pruning, make_plan, pruner_of
+from jaxpeft.runs.schedule import check_pruning, check_redraw, make_plan, pruner_of
 from jaxpeft.tasks.base import Batch, Task
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import hash_base
@@ -36,7 +37,7 @@ from jaxpeft.training.plan import Plan
 from jaxpeft.training.prediction import encode
 from jaxpeft.training.sharding import DataParallel, data_parallel
 from jaxpeft.training.step import TrainState, init_state
-from jaxpeft.trees import ESTIMATORS, Adapters, Params, leaf_paths, nest
+from jaxpeft.trees import ESTIMATORS, Params, constants_of, leaf_paths, nest
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class RunSetup:
     def initial_state(self) -> TrainState:
         """The state before the first step, on all devices."""
         rng = dropout_key(self.config.seed, platform=self.parallel.device.platform, num_devices=self.parallel.mesh.size)
-        return self.parallel.replicate(state_of(self.plan, self.optimizer, self.adapted.adapters, rng))
+        return self.parallel.replicate(state_of(self.plan, self.optimizer, self.adapted, rng))
 
     def validate_start(self) -> dict[str, float]:
         """Validation metrics of the initial adapters."""
@@ -153,6 +154,7 @@ def setup_run(config: RunConfig) -> RunSetup:
         distributed=config.distributed,
     )
     check_pruning(plan, adapted.adapters)
+    check_redraw(plan, adapted.frozen)
     if task.fills_masks and config.evaluation.examples:
         encode(objective, tokenizer, config.evaluation.examples)  # an error must come before the run's directory exists
     rows = row_options(config.data)
@@ -256,11 +258,21 @@ def make_optimizer(
     )
 
 
-def state_of(plan: Plan, optimizer: optax.GradientTransformation, adapters: Adapters, rng: jax.Array) -> TrainState:
-    """The state before the first step, not yet placed on devices. It has masks if `plan` prunes, and importance if it allocates."""
-    allocated = plan.allocation is not None
-    pruned = plan.pruning is not None and not allocated
-    return init_state(adapters, optimizer, rng, pruned=pruned, allocated=allocated, remembers=plan.remembers)
+def state_of(plan: Plan, optimizer: optax.GradientTransformation, adapted: Adapted, rng: jax.Array) -> TrainState:
+    """The state before the first step, not yet placed on devices.
+
+    It has masks if `plan` prunes, importance if it allocates, and the indices of a sparse update if it redraws them.
+    """
+    allocated, redraws = plan.allocation is not None, isinstance(plan.pruning, Redraw)
+    return init_state(
+        adapted.adapters,
+        optimizer,
+        rng,
+        pruned=plan.pruning is not None and not allocated and not redraws,
+        allocated=allocated,
+        remembers=plan.remembers,
+        redrawn=constants_of(adapted.frozen) if redraws else None,
+    )
 
 
 def log_setup(setup: RunSetup) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.pruning import Schedule
+from jaxpeft.pruning.redraw import Redraw
 from jaxpeft.report.console import TrainingBar, log, set_quiet
 from jaxpeft.report.metrics_log import MetricsLog
 from jaxpeft.report.results import Results
@@ -20,10 +21,11 @@ from jaxpeft.runs.export import finalize, show
 from jaxpeft.runs.setup import RunSetup, log_setup, setup_run
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import Checkpoints, Progress
-from jaxpeft.training.input_pipeline import TrainSteps, make_input_pipeline
+from jaxpeft.training.input_pipeline import InputPipeline, TrainSteps, make_input_pipeline
 from jaxpeft.training.loop import Log, Outcome, RunState, fit
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.preemption import stop_requests
+from jaxpeft.training.redraw import Redrawing, make_redrawing
 from jaxpeft.training.step import TrainState, make_train_step
 from jaxpeft.training.throughput import seconds_compiling
 from jaxpeft.trees import ESTIMATORS
@@ -77,7 +79,17 @@ def run(config: RunConfig) -> Results:
         (outcome,) = fit(
             state,
             setup.frozen,
-            [run_state(setup, state, progress, checkpoints, metrics_log, writes=multihost.is_process_0())],
+            [
+                run_state(
+                    setup,
+                    state,
+                    progress,
+                    checkpoints,
+                    metrics_log,
+                    redraw=redrawing(setup, pipeline),
+                    writes=multihost.is_process_0(),
+                )
+            ],
             draw_at=pipeline.draw_at,
             train_steps=train_steps(setup.objective),
             dense_train_steps=train_steps(replace(setup.objective, contextual=None))
@@ -103,9 +115,13 @@ def run_state(
     checkpoints: Checkpoints,
     metrics_log: Log,
     *,
+    redraw: Redrawing | None = None,
     writes: bool = True,
 ) -> RunState:
-    """The run as the training loop takes it, from `state` and `progress` on. With several processes, only one of them `writes`."""
+    """The run as the training loop takes it, from `state` and `progress` on. With several processes, only one of them `writes`.
+
+    `redraw` is needed if the plan redraws the entries of a sparse update (`redrawing`).
+    """
     pruned = isinstance(setup.plan.pruning, Schedule)
     return RunState(
         setup.plan,
@@ -116,7 +132,17 @@ def run_state(
         metrics_log=metrics_log,
         sparsity_log=SparsityLog(setup.directory.sparsity, progress.step, writes=writes) if pruned else None,
         validate_start=None if progress.step else setup.validate_start,
+        redraw=redraw,
     )
+
+
+def redrawing(setup: RunSetup, pipeline: InputPipeline) -> Redrawing | None:
+    """Redraws the entries of the run's sparse update, if its plan does so; `pipeline` is the source of its batches."""
+    plan = setup.plan
+    if not isinstance(plan.pruning, Redraw):
+        return None
+    size = plan.accumulation_steps
+    return make_redrawing(setup.objective, setup.frozen, pipeline, plan.pruning, accumulation_steps=size)
 
 
 def create_directory(setup: RunSetup) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,10 @@ DEVICE_DATA_LIMIT_BYTES = 2**29
 
 TrainSteps = Callable[[TrainState, Params, list[Draw]], tuple[TrainState, Metrics]]
 """Runs one micro-step for each draw, in one dispatch. Only the first `len(draws)` entries of the metrics are valid."""
+
+
+Summed = Callable[[TrainState, Params, Sequence[int]], Any]
+"""Sums over micro-steps, which it takes by number. The state stays as it is."""
 
 
 class Data(Protocol):
@@ -75,6 +79,29 @@ class InputPipeline:
             return program(state, frozen, self.device_data, self.place(stacked), np.int32(len(draws)))
 
         return run
+
+    def summed(self, function: Callable[[TrainState, Params, Batch, jax.Array], Any]) -> Summed:
+        """A function that sums trees over micro-steps: `function(state, frozen, batch, micro_step)` for the batch of each."""
+
+        @jax.jit
+        def program(state: TrainState, frozen: Params, device_data: Any, draws: Any, micro_step: jax.Array) -> Any:
+            draw = jax.tree.map(lambda stacked: stacked[0], draws)
+            return function(state, frozen, self.assemble(device_data, draw), micro_step)
+
+        def run(state: TrainState, frozen: Params, micro_steps: Sequence[int]) -> Any:
+            total = None
+            for micro_step in micro_steps:
+                draws = self.place({name: np.asarray(array)[None] for name, array in self.draw_at(micro_step).items()})
+                found = program(state, frozen, self.device_data, draws, np.int32(micro_step))
+                total = found if total is None else _add(total, found)
+            return total
+
+        return run
+
+
+@partial(jax.jit, donate_argnums=0)
+def _add(total: Any, more: Any) -> Any:
+    return jax.tree.map(jnp.add, total, more)
 
 
 def make_input_pipeline(

@@ -17,6 +17,7 @@ import numpy as np
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.masks import churn, sparsity_of
+from jaxpeft.pruning.redraw import Redraw
 from jaxpeft.pruning.schedules import Schedule
 from jaxpeft.tasks.metrics import score
 from jaxpeft.training.checkpoint import Checkpoints, Progress
@@ -84,6 +85,7 @@ class RunState:
         validate_start: measures the initial adapters. It is called after the first event, so that training need not wait for it.
         outcome: the end of the run, or the error that ended it; None while it trains.
         sparsity_log: the run's log of masks, written when its masks change; None: no log.
+        redraw: `(state, step) → state`, redraws the entries of a sparse update; needed if its schedule is a `Redraw`.
     """
 
     plan: Plan
@@ -95,6 +97,7 @@ class RunState:
     validate_start: Callable[[], dict[str, float]] | None = None
     outcome: Outcome | InputError | None = None
     sparsity_log: SparsityLog | None = None
+    redraw: Callable[[TrainState, int], TrainState] | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -237,6 +240,9 @@ def _prune_alone(state: TrainState, runs: Sequence[RunState], step: int) -> Trai
     schedule = run.plan.pruning
     if schedule is None or not schedule.due(step):
         return state
+    if isinstance(schedule, Redraw):
+        assert run.redraw is not None, "a run whose entries are redrawn needs the function that does it"
+        return run.redraw(state, step)
     sites = state.adapters["sites"]
     if isinstance(schedule, Allocation):
         return allocate_step(state, schedule.budget_at(step, len(sites)), step == schedule.last_step)
@@ -255,7 +261,7 @@ def _prune(holding: Holding, held: Any, runs: Sequence[RunState], step: int) -> 
     after = [state.masks for state in holding.states(held, runs)]
     for run, acts, old, new in zip(runs, acting, before, after, strict=True):
         if acts and isinstance(run.plan.pruning, Schedule) and run.plan.pruning.changes_masks_at(step):
-            run.metrics_log.write(step, "pruning", {"sparsity": sparsity_of(new), "mask_churn": churn(old, new)})
+            run.metrics_log.write(step, "pruning", {**_sparsity(run, new), "mask_churn": churn(old, new)})
             if run.sparsity_log:
                 run.sparsity_log.write(step, new, old)
     return held
@@ -304,8 +310,12 @@ def _report(runs: Sequence[RunState], meter: ThroughputMeter, step: int, bar: Ba
 
 def _figures(run: RunState, step: int) -> dict[str, float]:
     """The figures of a log line besides the metrics of micro-steps: the learning rate and, if there are masks, the sparsity."""
-    sparsity = {"sparsity": sparsity_of(run.state.masks)} if run.state.masks else {}
-    return {**sparsity, "learning_rate": float(run.plan.learning_rate(step - 1))}
+    return {**_sparsity(run, run.state.masks), "learning_rate": float(run.plan.learning_rate(step - 1))}
+
+
+def _sparsity(run: RunState, masks: Layers) -> dict[str, float]:
+    """The sparsity of a log line; {} if there are no masks, or if they only hold the indices of a sparse update."""
+    return {} if not masks or isinstance(run.plan.pruning, Redraw) else {"sparsity": sparsity_of(masks)}
 
 
 def _validate_starts(runs: Sequence[RunState]) -> None:

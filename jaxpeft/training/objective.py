@@ -133,6 +133,14 @@ class Objective:
         """The sum of the weighted losses and the sum of the weights, in fp32 (`Task.loss`)."""
         return self.task.loss(logits, batch)
 
+    def mean_loss(
+        self, frozen: Params, adapters: Adapters, masks: Layers, batch: Batch, dropout_rng: jax.Array | None = None
+    ) -> jax.Array:
+        """The loss that training minimises: the mean over the batch's weights, and the method's penalty."""
+        total, weight = self.loss(self.logits(frozen, adapters, masks, batch, dropout_rng), batch)
+        loss, penalty = total / jnp.maximum(weight, 1.0), self.penalty(adapters)
+        return loss if penalty is None else loss + penalty
+
     def statistics(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Sums over a batch from which metrics are computed (`Task.statistics`)."""
         return self.task.statistics(logits, batch)

@@ -99,6 +99,7 @@ class Plan:
     def may_be_best(self, step: int) -> bool:
         """True if the adapter of `step` may be the best one, because it has its final sparsity.
 
-        An adapter from before the last pruning is denser than the configuration asks for.
+        An adapter from before the last pruning is denser than the configuration asks for. The entries of a sparse update that is redrawn
+        are final only then.
         """
         return self.pruning is None or step >= self.pruning.last_step

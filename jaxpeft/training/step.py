@@ -32,7 +32,7 @@ class TrainState:
     Attributes:
         micro_step: micro-steps done; a step takes `accumulation_steps` of them.
         adapters: all trained parameters.
-        masks: {} or bool, True = keep.
+        masks: {} or bool, True = keep. If a sparse update is redrawn, they hold its int32 indices (`Method.redrawn`).
         opt_state: the optimizer's state.
         rng: the run's typed key. Every micro-step folds its own key from it.
         memory: what pruning remembers (`jaxpeft.pruning.memory`); {} if its criterion and its schedule need nothing.
@@ -58,17 +58,19 @@ def init_state(
     pruned: bool,
     allocated: bool = False,
     remembers: Collection[str] = (),
+    redrawn: Layers | None = None,
 ) -> TrainState:
     """The state before the first step.
 
     With `pruned` it has masks that keep everything, so that the first pruning does not recompile the step. With `allocated`
     (AdaLoRA) it has masks only for the triplets, and the importance that chooses them. `remembers` names what pruning
-    remembers besides (`jaxpeft.pruning.memory`). The state holds copies of `adapters` and
-    `rng`, because a step consumes its state (donation), and the caller may still need them.
+    remembers besides (`jaxpeft.pruning.memory`). `redrawn` are the constants of each layer that are redrawn in training, as they are
+    at first; they take the place of masks. The state holds copies of all of these, because a step consumes its state (donation),
+    and the caller may still need them.
     """
-    adapters, rng = jax.tree.map(jnp.copy, (adapters, rng))
+    adapters, rng, redrawn = jax.tree.map(jnp.copy, (adapters, rng, redrawn or {}))
     masked = {path: {"e": site["e"]} for path, site in adapters["sites"].items()} if allocated else adapters["sites"]
-    masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), masked) if pruned or allocated else {}
+    masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), masked) if pruned or allocated else redrawn
     memory = fresh_importance(adapters["sites"]) if allocated else fresh_memory(remembers, adapters["sites"])
     return TrainState(jnp.zeros((), jnp.int32), adapters, masks, optimizer.init(adapters), rng, memory)
 
@@ -113,10 +115,7 @@ def micro_step(
     start, masks = _differentiated(state)
 
     def mean_loss(adapters: Adapters) -> jax.Array:
-        logits = objective.logits(frozen, adapters, masks, batch, dropout_rng)
-        total, weight = objective.loss(logits, batch)
-        loss, penalty = total / jnp.maximum(weight, 1.0), objective.penalty(adapters)
-        return loss if penalty is None else loss + penalty
+        return objective.mean_loss(frozen, adapters, masks, batch, dropout_rng)
 
     loss, grads = jax.value_and_grad(mean_loss)(start)
     memory, grads = _remembered(state, grads)

@@ -18,13 +18,13 @@ from jaxpeft.interop.peft.format import Format
 from jaxpeft.trees import Layers, Params, constants_of, leaf_paths, without_shared
 
 
-def put_beside(form: Format, method: HasConstants, sites: Layers, frozen: Params) -> tuple[Any, Layers]:
-    """The method and the sites' tensors as `form` holds them: parameters and constants.
+def put_beside(form: Format, method: HasConstants, sites: Layers, frozen: Params, masks: Layers) -> tuple[Any, Layers]:
+    """The method and the sites' tensors as `form` holds them: parameters and constants, those in `masks` if they were redrawn.
 
     Raises:
         InputError: if `frozen` lacks the constants, or the format cannot hold them.
     """
-    constants = constants_of(frozen)
+    constants = constants_of(frozen, masks)
     if missing := [path for path in sites if path not in constants]:
         raise InputError(
             f"{form.peft_type} keeps the {', '.join(method.constants)} of layer {missing[0]} with the frozen parameters; give them as "
@@ -33,6 +33,11 @@ def put_beside(form: Format, method: HasConstants, sites: Layers, frozen: Params
     leaves = leaf_paths(without_shared(frozen)[0])
     targets = {path: Site(path, *leaves[f"{path}/kernel"].shape) for path in sites}
     if not method.saves_constants:
+        if any(name in masks.get(path, {}) for path in sites for name in method.redrawn):
+            raise InputError(
+                f"the {', '.join(method.redrawn)} of this {method.name} were redrawn in training, so that the base's weights do not say "
+                "what they are; save the adapter with save_precomputed_indices true"
+            )
         for path, site in targets.items():
             method.at(path).check_remade(site, dense_kernel(leaves, site), constants[path])
     return form.with_constants(method, sites, constants, targets)

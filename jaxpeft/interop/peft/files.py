@@ -91,7 +91,7 @@ def save_adapter(
             initialisation, and every load repeats it.
         start: the initial adapter, if the initialisation adjusted the base (PiSSA, OLoRA, LoRA-GA). The file then holds the
             difference to it: a LoRA of twice the rank for the original base.
-        masks: bool, True = keep.
+        masks: bool, True = keep; of a sparse update its indices, if they were redrawn.
         target_modules: written as given; by default the adapted layers' full names.
         exclude_modules: written as given.
         packed: store a bit mask and the kept values in the place of the zeros (`packed.py`). PEFT cannot read such a file.
@@ -113,7 +113,7 @@ def save_adapter(
         # load repeats the adjustment and the rounding instead.
         start = None
     if isinstance(method, HasConstants) and sites:
-        method, sites = put_beside(form, method, sites, frozen or {})
+        method, sites = put_beside(form, method, sites, frozen or {}, masks or {})
     if method is not None:
         method, sites = form.exported(method, sites, None if start is None else start["sites"])
     tensors = {} if method is None else _site_tensors(sites, form)
