@@ -189,7 +189,7 @@ def half_masks(adapters):
 
 def merge_pure(frozen, adapters, method, masks=None):
     """`merge` as the methods define it, without its checks on the host, so that it can be differentiated."""
-    constants = constants_of(frozen)
+    constants = constants_of(frozen, masks)
     frozen, shared = without_shared(frozen)
     leaves = leaf_paths(join(frozen, adapters["modules"]))
     leaves = {k: dequantize(v) if is_quantized(v) else v for k, v in leaves.items()}
@@ -243,8 +243,13 @@ def fit(state, frozen, plan, *, progress, validate, checkpoints, metrics_log, va
 
 def fed(step, parallel, *, batch_at=lambda index: batch(seed=index), most=1):
     """`draw_at` and `train_steps` of `fit`: whole batches for draws, up to `most` passes in a dispatch."""
-    source = InputPipeline(batch_at, lambda device_data, batch: batch, {}, functools.partial(parallel.shard, axis=1))
+    source = whole_batches(parallel, batch_at=batch_at)
     return {"draw_at": source.draw_at, "train_steps": source.train_steps(step, most)}
+
+
+def whole_batches(parallel, *, batch_at=lambda index: batch(seed=index)):
+    """An input pipeline whose draws are whole batches."""
+    return InputPipeline(batch_at, lambda device_data, batch: batch, {}, functools.partial(parallel.shard, axis=1))
 
 
 def copied(tree):

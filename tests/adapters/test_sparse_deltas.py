@@ -15,7 +15,7 @@ from jaxpeft.adapters.shira import sparse_product, with_entries
 from jaxpeft.adapters.sparse_indices import check_indices, choose_indices, places, redraw
 from jaxpeft.errors import InputError
 from jaxpeft.inject import apply
-from jaxpeft.merging import merge
+from jaxpeft.merging import dropped_updates, merge
 from jaxpeft.trees import CONSTANTS, beside_model, constants_of, count, without_shared
 
 RNG = jax.random.key(0)
@@ -110,6 +110,50 @@ def test_redrawing_keeps_the_largest_and_names_no_entry_twice(seed, number):
 
 
 REDRAW = jax.jit(redraw)
+
+
+def test_a_layer_gives_up_a_share_of_its_values_and_nothing_of_its_lora():
+    method = SuperTuning(sparsity=0.5, rank=1)
+    params = {"v": jnp.array([0.1, -3.0, 0.2, 5.0, 4.0, 6.0]), "a": jnp.ones((3, 1)), "b": jnp.ones((1, 4))}
+    constants = {"indices": jnp.array([8, 5, 2, 4, 1, 3])}
+    scores = jnp.zeros((3, 4)).at[2, 3].set(9.0).at[0, 3].set(8.0).at[1, 1].set(7.0)  # 11, 9, and 4, which is in use
+    after, drawn, fresh = method.redraw(params, constants, scores, 0.45)  # of six entries 2.7, so two
+    assert drawn["indices"].tolist() == [11, 5, 9, 4, 1, 3]
+    assert after["v"].tolist() == [0, -3, 0, 5, 4, 6]
+    assert fresh["v"].tolist() == [True, False, True, False, False, False]
+    assert not fresh["a"].any()
+    assert not fresh["b"].any()
+    assert (after["a"], after["b"]) == (params["a"], params["b"])
+
+
+def test_indices_in_the_masks_take_the_place_of_the_first_ones():
+    toy, method = tiny.Toy(), Shira(rank=1)
+    frozen, adapters = tiny.adapted(toy, method)
+    up = (constants_of(frozen)["up"]["indices"] + 7) % (16 * 24)
+    masks = {"up": {"indices": up}}  # "down" keeps its own
+    moved = {**frozen, CONSTANTS: {**frozen[CONSTANTS], "up": {"indices": up}}}
+    merged = merge(frozen, adapters, method, masks=masks)
+    chex.assert_trees_all_equal(merged, merge(moved, adapters, method))
+    assert (merged["up"]["kernel"] != merge(frozen, adapters, method)["up"]["kernel"]).any()
+    ids = jnp.arange(6)[None]
+    found = apply(toy.module, frozen, adapters, method, masks=masks, input_ids=ids).logits
+    np.testing.assert_array_equal(found, apply(toy.module, moved, adapters, method, input_ids=ids).logits)
+    with pytest.raises(InputError, match="shira cannot be pruned"):
+        merge(frozen, adapters, method, masks={"up": {"v": jnp.ones(40, bool), "indices": up}})
+
+
+def test_what_a_merge_that_keeps_the_zeros_costs_at_the_indices_in_force():
+    toy, method = tiny.Toy(), Shira(rank=1)
+    toy.params["up"]["kernel"] = toy.params["up"]["kernel"].at[:, 0].set(0)
+    frozen, adapters = tiny.adapted(toy, method, target_modules=["up"])
+    masks = {"up": {"indices": jnp.arange(40, dtype=jnp.int32)}}  # 16 of them are at the zeros, in column 0
+    cost = dropped_updates(frozen, adapters, method, masks=masks)["up"]
+    v = np.asarray(adapters["sites"]["up"]["v"])
+    assert cost.dropped == pytest.approx(np.linalg.norm(v[:16]) / np.linalg.norm(v), rel=1e-6)
+    own = constants_of(frozen)["up"]["indices"]
+    assert dropped_updates(frozen, adapters, method)["up"].dropped == pytest.approx(
+        np.linalg.norm(v[np.asarray(own) < 16]) / np.linalg.norm(v), rel=1e-6
+    )
 
 
 def test_the_product_and_its_gradients_are_the_dense_ones():

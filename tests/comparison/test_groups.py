@@ -96,6 +96,13 @@ def test_seeds_that_choose_what_trains_stay_apart(options, together):
     assert key(adapter=adapter, training={"learning_rate": 1e-2}) == key(adapter=adapter)
 
 
+def test_entries_that_are_redrawn_are_alone():
+    shira = {**BASE["adapter"], "method": "shira", "random_seed": 3}
+    assert key(adapter=shira, pruning={"schedule": "rigl"}) is None
+    assert key(adapter=shira, pruning={"schedule": "cubic"}) == key(adapter=shira) is not None
+    assert key(pruning={"schedule": "rigl"}) == key()  # a LoRA's entries are pruned, or not
+
+
 def test_full_fine_tuning_is_alone():
     assert key(adapter={"method": "full", "rank": None, "alpha": None}) is None
     assert key(adapter={"method": "head", "rank": None, "alpha": None}) is not None

@@ -3,6 +3,7 @@
 import json
 
 import chex
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -100,6 +101,51 @@ def test_torch_peft_reads_an_s2ft(bases, tmp_path):
     peft = torch_side.load_peft(torch_side.load_torch(base), tmp_path)
     inputs = torch_side.batch("bert")
     ours = apply(model.module, frozen, adapters, method, **model.inputs(inputs)).logits
+    np.testing.assert_allclose(ours, torch_side.torch_logits(peft, inputs), rtol=0, atol=1e-5)
+
+
+def redrawn(frozen, seed=0):
+    """Masks with other indices than `frozen` has, and `frozen` with them."""
+    masks = {
+        path: {"indices": jax.random.permutation(jax.random.key(seed), 32 * 32)[: own["indices"].size].astype(np.int32)}
+        for path, own in constants_of(frozen).items()
+    }
+    return masks, {**frozen, CONSTANTS: masks}
+
+
+@pytest.mark.parametrize("name", ["random", "supra"])
+def test_a_file_has_the_indices_that_were_redrawn(name, bert, tmp_path):
+    method = METHODS[name]
+    frozen, adapters = tiny.adapted(bert, method, target_modules=["query"])
+    masks, final = redrawn(frozen)
+    save_adapter(tmp_path / "masks", adapters, method, base=BASE, frozen=frozen, masks=masks)
+    save_adapter(tmp_path / "plain", adapters, method, base=BASE, frozen=final)
+    chex.assert_trees_all_equal(torch_side.tensors_of(tmp_path / "masks"), torch_side.tensors_of(tmp_path / "plain"))
+    found, loaded, again = load_adapter(tmp_path / "masks", bert.params)
+    assert again == method
+    chex.assert_trees_all_equal((found[CONSTANTS], loaded), (masks, adapters))
+    inputs = bert.inputs(torch_side.batch("bert"))
+    ours = apply(bert.module, frozen, adapters, method, masks=masks, **inputs).logits
+    np.testing.assert_array_equal(apply(bert.module, found, loaded, again, **inputs).logits, ours)
+
+
+def test_redrawn_indices_must_be_in_the_file(bert, tmp_path):
+    frozen, adapters = tiny.adapted(bert, METHODS["unsaved"], target_modules=["query"])
+    masks, _ = redrawn(frozen)
+    with pytest.raises(InputError, match=r"indices of this supertuning were redrawn .* save_precomputed_indices true"):
+        save_adapter(tmp_path, adapters, METHODS["unsaved"], base=BASE, frozen=frozen, masks=masks)
+
+
+@pytest.mark.parametrize("name", ["random", "supra"])
+def test_torch_peft_reads_redrawn_indices(name, bases, tmp_path):
+    base, model = bases("bert", "masked-lm")
+    method = METHODS[name]
+    frozen, adapters = tiny.adapted(model, method, target_modules=["query", "value"])
+    masks, _ = redrawn(frozen)
+    save_adapter(tmp_path, adapters, method, base=BaseInfo.of(model), frozen=frozen, masks=masks)
+    peft = torch_side.load_peft(torch_side.load_torch(base), tmp_path)
+    inputs = torch_side.batch("bert")
+    ours = apply(model.module, frozen, adapters, method, masks=masks, **model.inputs(inputs)).logits
     np.testing.assert_allclose(ours, torch_side.torch_logits(peft, inputs), rtol=0, atol=1e-5)
 
 

@@ -30,6 +30,7 @@ from jaxpeft.tasks.regression import Regression
 from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import init_state
+from jaxpeft.trees import constants_of
 
 
 @pytest.fixture
@@ -63,6 +64,8 @@ def real(config):
     adapted = tiny.prepared(config, model)
     plan = make_plan(config.training, config.pruning, batches_per_epoch=10, metric="loss", method=adapted.method)
     kinds = {"pruned": bool(config.pruning.sparsity), "allocated": config.adapter.method == "adalora"}
+    if config.pruning.schedule == "rigl":
+        kinds["redrawn"] = constants_of(adapted.frozen)
     state = init_state(
         adapted.adapters,
         make_optimizer(config.training, adapted.method, model, plan.learning_rate),
@@ -85,6 +88,7 @@ def real(config):
         pytest.param({"method": "vera"}, marks=slow),
         {"method": "prompt-tuning", "num_virtual_tokens": 4},
         pytest.param({"method": "shira", "rank": 1, "mask_type": "block"}, marks=slow),
+        {"method": "shira", "rank": 1, "pruning": {"schedule": "rigl"}},
         pytest.param({"method": "s2ft", "channels": 4, "model": {"quantization": "nf4"}}, marks=slow),
         pytest.param({"method": "full"}, marks=slow),
     ],

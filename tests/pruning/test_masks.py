@@ -8,7 +8,8 @@ import pytest
 
 from jaxpeft.errors import InputError
 from jaxpeft.pruning import SCORES, Criterion, apply_masks, magnitude, num_kept, prune, sparsity_of, tighten
-from jaxpeft.pruning.masks import keep_counts
+from jaxpeft.pruning.masks import churn, keep_counts
+from jaxpeft.pruning.record import mask_record
 from jaxpeft.pruning.structures import keep_largest
 
 
@@ -115,6 +116,20 @@ def test_apply_masks_zeroes_what_is_pruned_and_leaves_the_rest():
     np.testing.assert_array_equal(out["x"]["b"], [3, 0])  # a NaN is gone too, not multiplied by 0
     assert out["y"]["a"] is tree["y"]["a"]
     assert apply_masks(tree, {}) == tree
+
+
+def test_the_indices_of_a_sparse_update_are_no_mask():
+    before = {"layer": {"indices": np.array([4, 2, 9, 5])}, "other": {"indices": np.array([1])}}
+    after = {"layer": {"indices": np.array([2, 7, 4, 5])}, "other": {"indices": np.array([1])}}
+    assert churn(before, after) == 1 / 5  # 7 is new
+    assert sparsity_of(after) == 0
+    assert mask_record(3, after, before) == {
+        "step": 3,
+        "kept": {"layer:indices": 4, "other:indices": 1},
+        "size": {"layer:indices": 4, "other:indices": 1},
+        "ranks": {},
+        "churn": 1 / 5,
+    }
 
 
 def test_sparsity_of_is_the_share_over_all_masks():
