@@ -11,7 +11,6 @@ import tiny_runs
 import torch_side
 from tiers import slow_but
 
-from jaxpeft import load_run
 from jaxpeft.report.console import TrainingBar
 from jaxpeft.report.sparsity import read_records
 
@@ -32,7 +31,7 @@ def indices(directory):
     return {key: value for key, value in torch_side.tensors_of(directory / "adapter").items() if "indices" in key}
 
 
-@pytest.mark.parametrize("name", slow_but(RUNS, "rigl"))
+@pytest.mark.parametrize("name", slow_but(RUNS, "set"))
 def test_a_run_redraws_its_entries_and_goes_on_after_a_stop(name, tmp_path_factory, monkeypatch, capsys):
     root = tiny_runs.workplace(tmp_path_factory)
     flags = shlex.split(FLAGS + RUNS[name])
@@ -57,7 +56,6 @@ def test_a_run_redraws_its_entries_and_goes_on_after_a_stop(name, tmp_path_facto
     capsys.readouterr()
     tiny_runs.jaxpeft(root, "evaluate", f"runs/redrawn-{name}")
     assert f" {results['test']['loss']:.4f}" in capsys.readouterr().out
-    assert load_run(f"runs/redrawn-{name}").predict(["The [MASK] statement."])
 
     advance = TrainingBar.advance
 

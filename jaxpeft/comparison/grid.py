@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jaxpeft.config import DataConfig, RunConfig
+from jaxpeft.config.adapter import redraws_entries
 from jaxpeft.config.files import run_config
 from jaxpeft.config.old_names import read_old_name
 from jaxpeft.errors import InputError, did_you_mean
@@ -215,9 +216,12 @@ def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
     own = {key: value for key, value in config.all_methods[method].items() if key != "learning_rates"}
     if own.get("adapter", {}).get("method") == "adalora":
         values["adapter"] = {"tinit": 2, "tfinal": 2, "deltaT": 1}  # AdaLoRA's schedule must fit into so few steps
-    return run_config(
+    run = run_config(
         merged(config.base, config.tasks[task], own, values), f"the short run of task '{task}', method '{method}'"
     )
+    if redraws_entries(run.adapter, run.pruning):  # a redraw takes as long as a step, so it must be rarer than pruning
+        run = replace(run, pruning=replace(run.pruning, every_steps=config.cost_steps // 5))
+    return run
 
 
 def head_run(config: CompareConfig) -> RunConfig:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from jaxpeft.adapters import METHODS, HasConstants
-from jaxpeft.config import AdapterConfig, RunConfig
+from jaxpeft.config import AdapterConfig, ModelConfig, PruningConfig, RunConfig
 from jaxpeft.config.adapter import redraws_entries
 from jaxpeft.config.files import flat
 from jaxpeft.errors import InputError
@@ -46,7 +46,7 @@ class SweepKey:
         for key in free:
             section, _, name = key.rpartition(".")
             (values[section] if section else values).pop(name)
-        return cls(_reason_to_train_alone(config), values)
+        return cls(_reason_to_train_alone(a, config.model, config.pruning, distributed=config.distributed), values)
 
     @property
     def text(self) -> str | None:
@@ -81,18 +81,19 @@ def check_shared_key(keys: Mapping[str, SweepKey]) -> None:
             )
 
 
-def _reason_to_train_alone(config: RunConfig) -> str:
-    a = config.adapter
+def _reason_to_train_alone(a: AdapterConfig, model: ModelConfig, pruning: PruningConfig, *, distributed: bool) -> str:
     if a.method == "full":
         return "full fine-tuning freezes nothing that runs could share"
-    if config.distributed:
+    if distributed:
         return "runs that train together use one process"
-    if config.model.attention == "flash":
+    if model.attention == "flash":
         return "flash attention's kernels cannot compute several runs at once (set model.attention to auto or dense)"
     if a.init_lora_weights not in _STARTS_ON_ONE_BASE:
         return f"adapter.init_lora_weights '{a.init_lora_weights}' gives every run a base of its own"
-    if redraws_entries(a, config.pruning):
-        return f"pruning.schedule {config.pruning.schedule} redraws its entries, by gradients that only a run by itself computes"
+    if redraws_entries(a, pruning):
+        return (
+            f"pruning.schedule {pruning.schedule} redraws its entries, by gradients that only a run by itself computes"
+        )
     return ""
 
 

@@ -18,6 +18,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxpeft.adapters.shira import SparseDelta
 from jaxpeft.pruning.redraw import Redraw
@@ -56,8 +57,8 @@ def make_redrawing(
         last = step * accumulation_steps
         by_gradient = schedule.growth == "gradient"
         found = gradients(state, frozen, range(last - accumulation_steps, last)) if by_gradient else None
-        share = jnp.asarray(schedule.share_at(step), jnp.float32)
-        return redraw_step(state, found, share, jnp.asarray(step, jnp.uint32), method=method, shapes=shapes)
+        share = np.float32(schedule.share_at(step))  # numpy's scalars, because several processes may not pass jax's
+        return redraw_step(state, found, share, np.uint32(step), method=method, shapes=shapes)
 
     return redrawn
 
@@ -96,8 +97,8 @@ def kernel_gradients(
 def redraw_step(
     state: TrainState,
     gradients: Mapping[str, jax.Array] | None,
-    share: jax.Array,
-    step: jax.Array,
+    share: jax.Array | np.float32,
+    step: jax.Array | np.uint32,
     *,
     method: SparseDelta,
     shapes: tuple[tuple[str, int, int], ...],

@@ -72,6 +72,9 @@ def test_the_cost_is_of_a_short_run_of_the_same():
         "adalora": {"learning_rates": [1e-3], "adapter": {"method": "adalora", "rank": None, "alpha": None}},
     }
     assert cost_run(compare(methods=ranks), "films", "adalora").adapter.tfinal == 2
+    redrawn = {"adapter": {"method": "shira", "rank": 8, "alpha": None}, "pruning": {"schedule": "rigl"}}
+    methods = {**METHODS, "redrawn": {**redrawn, "learning_rates": [1e-3]}}
+    assert cost_run(compare(methods=methods), "films", "redrawn").pruning.every_steps == 8
 
 
 def test_the_head_for_forgetting_is_trained_on_general_text():

@@ -12,7 +12,7 @@ import optax
 import pytest
 import tiny
 from test_loop import Recorder
-from tiers import slow_but
+from tiers import slow, slow_but
 
 from jaxpeft.adapters import Shira, SuperTuning
 from jaxpeft.adapters.sparse_indices import places
@@ -73,10 +73,14 @@ class Trained:
         return {path: np.abs(np.asarray(grads[path]["kernel"]).T.reshape(-1)) for path in SIZES}
 
 
-@pytest.mark.parametrize(("name", "quantized"), [("shira", False), ("shira", True), ("supra", False)])
+@pytest.mark.parametrize(
+    ("name", "quantized"),
+    [pytest.param("shira", False, marks=slow), ("shira", True), pytest.param("supra", False, marks=slow)],
+)
 def test_rigl_takes_up_the_largest_dense_gradients(name, quantized):
     """Those of the merged model, over the micro-steps of the step, on four devices."""
-    run = Trained(toy(quantized=quantized), METHODS[name])
+    method = METHODS[name] if name == "shira" else replace(METHODS[name], dropout=0.0)
+    run = Trained(toy(quantized=quantized), method)
     after, dense = run.redrawn("gradient"), run.dense([2, 3])
     for path, scores in dense.items():
         old, new = (np.asarray(state.masks[path]["indices"]) for state in (run.state, after))
@@ -124,7 +128,7 @@ def test_set_draws_by_the_run_s_key_and_the_step():
         assert 0 <= indices.min() <= indices.max() < size
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", slow_but([1, 2], 2))
 def test_the_moments_of_new_entries_start_anew(size):
     run = Trained(toy(), METHODS["supra"], accumulation_steps=size)
     step, state = make_train_step(run.objective, run.optimizer), run.state
@@ -152,7 +156,7 @@ def is_adam(node):
     return isinstance(node, optax.ScaleByAdamState)
 
 
-@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("quantized", slow_but([False, True], True))
 def test_the_gradient_at_entries_that_train_is_that_of_their_values(quantized):
     """With the dropout of the training step."""
     run = Trained(toy(quantized=quantized, dropout=0.3), METHODS["supra"])
@@ -247,7 +251,7 @@ class Run(Trained):
         return outcome, recorder, changes
 
 
-@pytest.mark.parametrize("name", slow_but(RUNS, *RUNS))
+@pytest.mark.parametrize("name", slow_but(RUNS, "rigl"))
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path, name):
     """Bit for bit, on a quantised base over four devices, with accumulation, clipping, decay and dropout; no step is compiled twice."""
     run = Run(RUNS[name])
