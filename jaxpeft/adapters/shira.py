@@ -63,7 +63,7 @@ class SparseDelta(HasConstants):
         return {"indices": (self.num_entries(site),)}
 
     def redraw(
-        self, params: SiteParams, constants: SiteParams, scores: jax.Array, share: float | jax.Array
+        self, params: SiteParams, constants: SiteParams, scores: jax.Array, share: float | jax.Array | np.float32
     ) -> tuple[SiteParams, SiteParams, SiteParams]:
         """A layer's entries after a redraw (`sparse_indices.redraw`). Pure; `share` may be traced.
 
