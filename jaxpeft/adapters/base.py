@@ -391,12 +391,3 @@ def check_positive_rank(rank: int) -> None:
     """Raise InputError if `rank` is below 1, for the methods whose rank may exceed the layer's width."""
     if rank < 1:
         raise InputError(f"adapter.rank {rank} must be at least 1")
-
-
-def kaiming(rng: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
-    """U(±1/√fan_in) in fp32: torch's `kaiming_uniform_` with a = √5, which is √(6 / ((1 + 5)·fan_in)).
-
-    PEFT initialises a linear adapter so. Many JAX ports use ±√(6/fan_in), which is 2.45 times as wide.
-    """
-    bound = fan_in**-0.5
-    return jax.random.uniform(rng, shape, jnp.float32, -bound, bound)

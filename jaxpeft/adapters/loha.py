@@ -24,8 +24,9 @@ from typing import ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteParams, kaiming
+from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteParams
 from jaxpeft.adapters.entry_effects import EntryEffects, of_entries
+from jaxpeft.adapters.low_rank import kaiming
 from jaxpeft.adapters.lycoris import Lycoris
 from jaxpeft.adapters.pruned_ranks import without_pruned_ranks
 from jaxpeft.trees import Layers

@@ -36,7 +36,6 @@ from jaxpeft.adapters.base import (
     dropout,
     drops,
     in_dtype,
-    kaiming,
     with_patterns,
 )
 from jaxpeft.adapters.entry_effects import EntryEffects, of_product
@@ -48,6 +47,7 @@ from jaxpeft.adapters.lora_init import (
     loftq,
     pissa_rounds,
 )
+from jaxpeft.adapters.low_rank import kaiming
 from jaxpeft.adapters.pruned_ranks import without_pruned_ranks
 from jaxpeft.errors import InputError, check_choice
 from jaxpeft.trees import Layers

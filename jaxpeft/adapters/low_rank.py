@@ -1,4 +1,4 @@
-"""How two thin matrices are drawn: the initialisation of LoRA and HiRA, and LoRA's orthogonal one."""
+"""How thin matrices are drawn: the initialisation of LoRA and HiRA, LoRA's orthogonal one, and the distribution that others share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import Site, SiteParams, check_rank, kaiming
+from jaxpeft.adapters.base import Site, SiteParams, check_rank
 from jaxpeft.errors import InputError
 
 Start = bool | Literal["gaussian"]
@@ -64,3 +64,12 @@ def orthogonal(rng: jax.Array, site: Site, rank: int) -> SiteParams:
     y = jax.random.normal(key_b, (rank // 2, site.d_out))
     times = partial(jnp.matmul, precision="highest")  # a TPU's default would round A and B, and A·B would not be zero
     return {"a": times(x, q[0::2]) / 10, "b": times(q[1::2].T, y) / 10}
+
+
+def kaiming(rng: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
+    """U(±1/√fan_in) in fp32: torch's `kaiming_uniform_` with a = √5, which is √(6 / ((1 + 5)·fan_in)).
+
+    PEFT initialises a linear adapter so. Many JAX ports use ±√(6/fan_in), which is 2.45 times as wide.
+    """
+    bound = fan_in**-0.5
+    return jax.random.uniform(rng, shape, jnp.float32, -bound, bound)

@@ -33,8 +33,8 @@ from jaxpeft.adapters.base import (
     check_positive_rank,
     dropout,
     drops,
-    kaiming,
 )
+from jaxpeft.adapters.low_rank import kaiming
 from jaxpeft.adapters.sparse_indices import check_indices, choose_indices, flat, largest, places, redraw
 from jaxpeft.errors import InputError
 
