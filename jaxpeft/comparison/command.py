@@ -69,7 +69,8 @@ def run(config: CompareConfig) -> None:
     for cell in search:  # check all runs before the first one starts
         for seed in config.seeds:
             _check_unchanged(Planned.of(run_of(config, Cell(cell.task, cell.method, cell.learning_rate, seed))))
-        cost_run(config, cell.task, cell.method)
+    for task, method in dict.fromkeys((cell.task, cell.method) for cell in search):
+        cost_run(config, task, method)
     _check_forgetting(config, {Planned.of(run_of(config, cell)).base for cell in search})
     config.directory.mkdir(parents=True, exist_ok=True)
     with jobs.alone_in(config.directory):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,11 @@ class CompareConfig:
                 f"two runs would have the name '{twice}'; rename tasks or methods so that run names are unique"
             )
 
+    @cached_property
+    def parsed(self) -> dict[tuple[str, str], RunConfig]:
+        """(task, method) → what its runs share, once it was parsed. Parsing takes 50 times as long as changing a rate or a seed."""
+        return {}
+
     @property
     def directory(self) -> Path:
         """The directory of the comparison's files: output_dir/name."""
@@ -176,52 +182,53 @@ def run_of(config: CompareConfig, cell: Cell) -> RunConfig:
     Raises:
         InputError: as `RunConfig`. The message names the task and the method.
     """
-    method = {key: value for key, value in config.all_methods[cell.method].items() if key != "learning_rates"}
-    ours = {"evaluation": {"before": False}}  # the report does not read it
-    own = {
-        "name": cell.name,
-        "output_dir": str(config.directory / "runs"),
-        "seed": cell.seed,
-        "training": {"learning_rate": cell.learning_rate},
-    }
-    where = f"task '{cell.task}', method '{cell.method}'"
-    return run_config(merged(ours, config.base, config.tasks[cell.task], method, own), where)
+    run = _run_without_cell(config, cell.task, cell.method)
+    return replace(
+        run, name=cell.name, seed=cell.seed, training=replace(run.training, learning_rate=cell.learning_rate)
+    )
 
 
 def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
     """A short run of a method, in a process of its own, to measure speed, memory and compile time."""
-    values: dict[str, Any] = {
-        "name": f"{task}-{method}",
-        "output_dir": str(config.directory / "costs"),
-        "seed": config.seeds[0],
-        "training": {
-            "num_steps": config.cost_steps,
-            "warmup_steps": 2,
-            # Several log intervals, because the first one and those that compile are not counted in the speed.
-            "log_every_steps": max(1, config.cost_steps // 8),
-            "eval_every_steps": config.cost_steps,
-            "early_stopping_patience": None,
-            "learning_rate": _LEARNING_RATE_OF_COSTS,
-        },
-        "evaluation": {
-            "max_batches": 1,
-            "max_test_batches": 1,
-            "before": False,
-            "pseudo_perplexity": False,
-            "examples": [],
-        },
-        # Pruning must also take place within the short run. Some schedules have no `begin`.
-        "pruning": {"begin": None, "end": 0.5, "every_steps": 2},
-    }
-    own = {key: value for key, value in config.all_methods[method].items() if key != "learning_rates"}
-    if own.get("adapter", {}).get("method") == "adalora":
-        values["adapter"] = {"tinit": 2, "tfinal": 2, "deltaT": 1}  # AdaLoRA's schedule must fit into so few steps
-    run = run_config(
-        merged(config.base, config.tasks[task], own, values), f"the short run of task '{task}', method '{method}'"
+    run = _run_without_cell(config, task, method)
+    adapter, redraws = run.adapter, redraws_entries(run.adapter, run.pruning)
+    if adapter.method == "adalora":  # AdaLoRA's schedule must fit into so few steps
+        adapter = replace(adapter, tinit=2, tfinal=2, deltaT=1)
+    training = replace(
+        run.training,
+        num_steps=config.cost_steps,
+        warmup_steps=2,
+        # Several log intervals, because the first one and those that compile are not counted in the speed.
+        log_every_steps=max(1, config.cost_steps // 8),
+        eval_every_steps=config.cost_steps,
+        early_stopping_patience=None,
+        learning_rate=_LEARNING_RATE_OF_COSTS,
     )
-    if redraws_entries(run.adapter, run.pruning):  # a redraw takes as long as a step, so it must be rarer than pruning
-        run = replace(run, pruning=replace(run.pruning, every_steps=config.cost_steps // 5))
-    return run
+    return replace(
+        run,
+        name=f"{task}-{method}",
+        output_dir=str(config.directory / "costs"),
+        seed=config.seeds[0],
+        adapter=adapter,
+        training=training,
+        evaluation=replace(
+            run.evaluation, max_batches=1, max_test_batches=1, before=False, pseudo_perplexity=False, examples=[]
+        ),
+        # Pruning must also take place within the short run. Some schedules have no `begin`. A redraw takes as long as a step, so it
+        # must be rarer.
+        pruning=replace(run.pruning, begin=None, end=0.5, every_steps=config.cost_steps // 5 if redraws else 2),
+    )
+
+
+def _run_without_cell(config: CompareConfig, task: str, method: str) -> RunConfig:
+    """What all runs of a method on a task share: everything but the name, the seed and the learning rate."""
+    if (task, method) not in config.parsed:
+        own = {key: value for key, value in config.all_methods[method].items() if key != "learning_rates"}
+        ours = {"evaluation": {"before": False}}  # the report does not read it
+        where = f"task '{task}', method '{method}'"
+        run = run_config(merged(ours, config.base, config.tasks[task], own), where)
+        config.parsed[task, method] = replace(run, output_dir=str(config.directory / "runs"))
+    return config.parsed[task, method]
 
 
 def head_run(config: CompareConfig) -> RunConfig:

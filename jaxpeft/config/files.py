@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from jaxpeft.config.parsing import ValuesParser, build_run, run_parser
+from jaxpeft.config.parsing import build_run, run_values_parser
 from jaxpeft.config.run import RunConfig
-from jaxpeft.errors import InputError
+from jaxpeft.errors import InputError, fail
 
 
 def read_config(path: Path) -> RunConfig:
@@ -21,8 +21,12 @@ def read_config(path: Path) -> RunConfig:
     """
     if not path.is_file():
         raise InputError(f"no {path.name} in '{path.parent}': it is not a run's directory")
-    parser = run_parser(str(path), None)
-    return build_run(parser, parser.parse_args(["--config", str(path)]))
+    parser = run_values_parser()
+    try:
+        values = parser.parse_args(["--config", str(path)])
+    except InputError as error:
+        fail(str(error), prog=str(path))
+    return build_run(parser, values)
 
 
 def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
@@ -31,9 +35,12 @@ def run_config(values: Mapping[str, Any], where: str) -> RunConfig:
     Raises:
         InputError: a key or a value is invalid. The message names its origin, `where`.
     """
-    parser = ValuesParser(prog=where)
-    parser.add_class_arguments(RunConfig)
-    return build_run(parser, parser.parse_object(dict(values)))
+    parser = run_values_parser()
+    try:
+        parsed = parser.parse_object(dict(values))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return build_run(parser, parsed)
 
 
 def write_config(values: Mapping[str, Any], path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -46,9 +47,9 @@ class ValuesParser(Parser):
     """The same for values that are part of a file. Errors raise InputError."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise InputError with the problem and the nearest key."""
+        """Raise InputError with the problem and the nearest key. The caller, who knows it, adds the origin of the values."""
         text = re.sub(r"\s+", " ", message).strip()
-        raise InputError(f"{self.prog}: {text}{self._suggestion(text)}")
+        raise InputError(f"{text}{self._suggestion(text)}")
 
 
 def parse_run(args: list[str], prog: str, default_config: Path | None = None) -> Callable[[], RunConfig]:
@@ -56,14 +57,14 @@ def parse_run(args: list[str], prog: str, default_config: Path | None = None) ->
 
     An error in syntax, names or types exits with status 2. The returned function raises InputError.
     """
-    return _parse(run_parser(prog, default_config), args, default_config)[1]
+    return _parse(_train_parser(prog, default_config), args, default_config)[1]
 
 
 def parse_run_and(
     args: list[str], prog: str, *, description: str, add_flags: Callable[[Parser], None]
 ) -> tuple[Any, Callable[[], RunConfig]]:
     """As `parse_run`, for a command with further flags. Returns all values, and the function of `parse_run`."""
-    parser = run_parser(prog, None, description)
+    parser = _run_parser(prog, None, description)
     add_flags(parser)
     return _parse(parser, args, None)
 
@@ -126,7 +127,21 @@ def build_run(parser: Parser, values: Any) -> RunConfig:
     return RunConfig(**{field.name: instantiated[field.name] for field in fields(RunConfig)})
 
 
-def run_parser(prog: str, default_config: Path | None, description: str = _TRAINS) -> Parser:
+@cache
+def run_values_parser() -> ValuesParser:
+    """The parser of a run's values. Made once: making it takes longer than parsing, and a comparison parses hundreds of runs."""
+    parser = ValuesParser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+@cache  # for a program that makes several runs
+def _train_parser(prog: str, default_config: Path | None) -> Parser:
+    return _run_parser(prog, default_config)
+
+
+def _run_parser(prog: str, default_config: Path | None, description: str = _TRAINS) -> Parser:
     """The parser for a run's flags. `default_config` is only named in the help."""
     default = f" Without --config: {default_config.parent.name}/{default_config.name}." if default_config else ""
     parser = Parser(
