@@ -59,12 +59,13 @@ def sparsity_plan(
     from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig
     from jaxpeft.contextual.estimators import make_estimators
     from jaxpeft.contextual.overlap import channel_overlap, mean_overlap
-    from jaxpeft.contextual.sensitivity import measure_sensitivity, propose
+    from jaxpeft.contextual.sensitivity import check_reachable, measure_sensitivity, propose
     from jaxpeft.report.console import log
     from jaxpeft.runs.base_model import load_base
     from jaxpeft.runs.compilation_cache import enable_compilation_cache
     from jaxpeft.runs.data import load_data, training_data
 
+    check_reachable(operations)  # before the sweep, which takes minutes
     enable_compilation_cache()
     is_file = Path(data).suffix in (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
     texts = DataConfig(name=None if is_file else data, train_file=data if is_file else None, max_length=max_length)

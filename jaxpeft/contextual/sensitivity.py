@@ -101,6 +101,15 @@ def feed_forward_width(model: Model) -> int:
     return model.sites()[projection_paths(model, 0)["intermediate"]].d_out
 
 
+def check_reachable(operations: float, levels: Sequence[float] = LEVELS) -> None:
+    """Raise InputError if the highest of `levels` everywhere leaves more than a share `operations`. Needs no sweep."""
+    least = 1 - levels[-1]
+    if operations < least:
+        raise InputError(
+            f"a share of {operations:g} of the operations cannot be reached: leaving {levels[-1]:g} out everywhere keeps {least:g}"
+        )
+
+
 def propose(found: Sensitivity, model: Model, *, operations: float) -> ContextualSparsity:
     """The sparsities that keep a share `operations` of the layers' multiplications, with the least error.
 
@@ -115,14 +124,10 @@ def propose(found: Sensitivity, model: Model, *, operations: float) -> Contextua
     Raises:
         InputError: even the highest levels leave more.
     """
+    check_reachable(operations, found.levels)
     number, d = model.config.num_hidden_layers, model.config.hidden_size
     costs = {"attention": 4.0 * d * d, "feed_forward": 2.0 * d * feed_forward_width(model)}
     levels, total = (0.0, *found.levels), number * sum(costs.values())
-    least = 1 - found.levels[-1]
-    if operations < least:
-        raise InputError(
-            f"a share of {operations:g} of the operations cannot be reached: leaving {found.levels[-1]:g} out everywhere keeps {least:g}"
-        )
     squares = {group: np.square(np.pad(errors, ((0, 0), (1, 0)))) for group, errors in found.errors.items()}
     at = {group: [0] * number for group in GROUPS}
     left = total
