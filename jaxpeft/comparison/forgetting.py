@@ -6,6 +6,8 @@ base. Only the trained parameters inside the encoder are used with it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +46,37 @@ def head_for(config: RunConfig) -> Path | None:
     return directory.path
 
 
-def measure(run: Path, data: DataConfig, head: Path | None, max_rows: int) -> dict[str, float]:
-    """Masked-LM perplexity of a finished run's encoder and of its base, on the test rows of `data`.
+@dataclass(frozen=True)
+class Reference:
+    """What the measurements of runs with one base and one seed share.
 
-    If `data` has no test rows, the validation rows are read.
+    Attributes:
+        task: masked language modelling.
+        model: the base.
+        leaves: the base's parameters with the masked-LM head, by path.
+        batches: the rows of general text.
+        perplexity: the base's.
+    """
+
+    task: MaskedLM
+    model: Model
+    leaves: Mapping[str, Any]
+    batches: Sequence[Batch]
+    perplexity: float
+
+
+def reference(config: RunConfig, data: DataConfig, head: Path | None, max_rows: int) -> Reference:
+    """Measure the base of the run that `config` describes on the test rows of `data`, or on its validation rows if it has no test rows.
 
     Args:
-        run: the run's directory.
+        config: a run; only its model, seed and evaluation.batch_size are read.
         data: general text.
         head: a finished masked-LM run with adapter.method head on the same base; None if the checkpoint has a head.
         max_rows: maximum rows of `data.max_length` tokens to read.
 
-    Returns:
-        `before` (the base) and `after` (the run).
-
     Raises:
         InputError: there is no head.
     """
-    finished = load_run(run)
-    config = RunDirectory(run).read_config()
     task, splits = load_data(data, MaskedLM.name)
     # Method head freezes the whole base, so it is loaded as it was before the run.
     frozen, length = AdapterConfig(method="head"), data.max_length
@@ -81,23 +95,28 @@ def measure(run: Path, data: DataConfig, head: Path | None, max_rows: int) -> di
     )
     batches = list(rows.head(max_rows).eval_batches())
     nothing: Adapters = {"sites": {}, "modules": {}}
-    after, adapters = _with_encoder(finished, model, leaves)
-    return {
-        "before": _perplexity(Objective(model, None, task), nest(leaves), nothing, batches),
-        "after": _perplexity(Objective(model, finished.objective.method, task), after, adapters, batches),
-    }
+    before = _perplexity(Objective(model, None, task), nest(leaves), nothing, batches)
+    return Reference(task, model, leaves, batches, before)
 
 
-def _with_encoder(finished: TrainedRun, model: Model, leaves: dict[str, Any]) -> tuple[Params, Adapters]:
+def measure(run: Path, base: Reference) -> dict[str, float]:
+    """Masked-LM perplexity of the base (`before`) and of the encoder of the finished run in the directory `run` (`after`)."""
+    finished = load_run(run)
+    frozen, adapters = _with_encoder(finished, base.model, base.leaves)
+    objective = Objective(base.model, finished.objective.method, base.task)
+    return {"before": base.perplexity, "after": _perplexity(objective, frozen, adapters, base.batches)}
+
+
+def _with_encoder(finished: TrainedRun, model: Model, leaves: Mapping[str, Any]) -> tuple[Params, Adapters]:
     """The masked-LM `leaves` with the encoder of `finished` in them, and its adapters inside the encoder."""
     encoder = [model.base_prefix]
     own = leaf_paths(without_shared(finished.frozen)[0]) | by_leaf(finished.adapters["modules"])
     changed = {path: leaf for path, leaf in own.items() if under(path, encoder) and path in leaves}
     sites = {path: params for path, params in finished.adapters["sites"].items() if path in model.sites()}
-    return {**nest(leaves | changed), **beside_model(finished.frozen)}, {"sites": sites, "modules": {}}
+    return {**nest({**leaves, **changed}), **beside_model(finished.frozen)}, {"sites": sites, "modules": {}}
 
 
-def _perplexity(objective: Objective, frozen: Params, adapters: Adapters, batches: list[Batch]) -> float:
+def _perplexity(objective: Objective, frozen: Params, adapters: Adapters, batches: Sequence[Batch]) -> float:
     parallel = data_parallel()
     frozen, adapters = parallel.replicate(frozen), parallel.replicate(adapters)
     step = make_eval_step(objective)

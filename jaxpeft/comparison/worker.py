@@ -14,7 +14,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,19 +79,38 @@ def _forgetting(runs: list[str], head: dict[str, Any], resume: bool, settings: d
         for run in map(Path, runs):
             RunDirectory(run).forgetting_failure.write_text(f"its masked-LM head, {config.run_name}: {failed}")
         return 0
-    data, trained = DataConfig(**settings["data"]), found[0]
-    for run in map(Path, runs):
-        failed = _attempt(partial(_measure, run, data, trained, settings))
-        if failed:
-            RunDirectory(run).forgetting_failure.write_text(failed)
+    # The base is measured once for all runs that have it and their seed.
+    groups: dict[str, list[RunDirectory]] = {}
+
+    def to_its_group(directory: RunDirectory) -> None:
+        of = directory.read_config()
+        groups.setdefault(json.dumps([asdict(of.model), of.seed, of.evaluation.batch_size]), []).append(directory)
+
+    for directory in map(RunDirectory, map(Path, runs)):
+        if failed := _attempt(partial(to_its_group, directory)):
+            directory.forgetting_failure.write_text(failed)
+    for group in groups.values():
+        _measure_beside_one_base(group, found[0], settings)
     return 0
 
 
-def _measure(run: Path, data: DataConfig, head: Path | None, settings: dict[str, Any]) -> None:
+def _measure_beside_one_base(runs: list[RunDirectory], head: Path | None, settings: dict[str, Any]) -> None:
     from jaxpeft.comparison import forgetting
 
-    values = forgetting.measure(run, data, head, settings["max_rows"])
-    RunDirectory(run).forgetting.write_text(json.dumps({**values, "settings": settings}, indent=2) + "\n")
+    bases: list[forgetting.Reference] = []
+
+    def measure_base() -> None:
+        data = DataConfig(**settings["data"])
+        bases.append(forgetting.reference(runs[0].read_config(), data, head, settings["max_rows"]))
+
+    def measure(run: RunDirectory) -> None:
+        values = forgetting.measure(run.path, bases[0])
+        run.forgetting.write_text(json.dumps({**values, "settings": settings}, indent=2) + "\n")
+
+    failed = _attempt(measure_base)
+    for run in runs:
+        if why := failed or _attempt(partial(measure, run)):
+            run.forgetting_failure.write_text(why)
 
 
 def _attempt(action: Callable[[], None]) -> str | None:
