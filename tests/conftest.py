@@ -8,10 +8,14 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from compiling import COMPILE_FAST
+
 # Before jax is imported: four devices, so that splitting a batch is tested everywhere, and no accelerator, so that
-# equality bit for bit means the same on every machine. Compiling is most of the suite's time, hence level 0.
-FLAGS = ("--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0")
+# equality bit for bit means the same on every machine.
+FLAGS = ("--xla_force_host_platform_device_count=4", COMPILE_FAST)
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+# Where a line of Python stands in a program helps nobody here, and costs a tenth of tracing and compiling.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Not the user's compiled programs, but the session's own: its workers and the processes they start compile nothing twice.
 # Tests about compiling ask for `compiled_afresh`.

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import tiny_runs
+from compiling import COMPILE_FAST
 from tiers import slow_but
 
 from jaxpeft.adapters import Lora
@@ -166,7 +167,7 @@ def test_both_sides_do_the_same_work(tmp_path, monkeypatch):
     """End to end on a tiny BERT: two workers, two rounds; `compare` refuses if first losses or counts differ."""
     pytest.importorskip("peft")
     tiny_runs.package_model()
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", COMPILE_FAST)  # one device
     case = Case("tiny", "tiny", BERT, "masked-lm", rows=4, length=16, steps_per_round=2, methods=("lora",))
     write_workload(case, Path(), tmp_path)
     ours, theirs = Runner("lora"), Runner("lora", "eager-masked")

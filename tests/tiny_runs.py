@@ -13,6 +13,7 @@ from pydoc_data.topics import topics
 
 import pytest
 import tiny
+from compiling import COMPILE_FAST
 
 from jaxpeft import cli
 from jaxpeft.cli import train as train_command
@@ -105,9 +106,8 @@ def jaxpeft(root, *args):
 
 
 def environment(**changes):
-    """The environment of a command as a user has it: one device, and no torch beside jax."""
-    own = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    return {**own, "USE_TORCH": "0", **changes}
+    """The environment of a command as a user has it: one device, and no torch beside jax. It compiles as fast as the suite."""
+    return {**os.environ, "XLA_FLAGS": COMPILE_FAST, "USE_TORCH": "0", **changes}
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
+from compiling import COMPILE_FAST
 from safetensors.numpy import load_file
 
 from jaxpeft.cli import train as train_command
@@ -29,8 +30,9 @@ CLASSES = """
 """
 MASKED = """
 --model.name base --data.train_file train.txt --data.validation_file validation.txt --data.test_file test.txt
---adapter.dropout 0.1 --training.num_steps 80 --training.eval_every_steps 40
+--adapter.dropout 0.1 --training.num_steps 40 --training.eval_every_steps 20
 """
+pytestmark = pytest.mark.xdist_group("multihost")  # which goes early: it would be a long end
 SECONDS = 120  # and not a pod's five minutes: a process that waits for the other for ever fails the test
 
 
@@ -49,7 +51,7 @@ class Hosts:
         command = [sys.executable, "-m", "jaxpeft", "train", *flags, "--distributed", *cluster.split()]
         environment = {
             **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {COMPILE_FAST}",
         }
         options = {"cwd": root, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.running = [subprocess.Popen([*command, "--cluster.process_id", str(i)], **options) for i in range(2)]
@@ -125,7 +127,7 @@ def test_a_signal_to_one_process_stops_all_and_any_number_resumes(root):
     done = hosts.wait()
     assert [status for status, *_ in done] == [128 + signal.SIGTERM] * 2, done
     stopped = max(step for step, _ in losses(run))
-    assert 3 < stopped < 80
+    assert 3 < stopped < 40
     assert [path.name for path in (run / "checkpoints").iterdir()] == [str(stopped)]
     assert f"step {stopped} is saved" in done[0][1]
     assert "--resume --distributed" in done[0][1]
