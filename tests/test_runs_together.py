@@ -133,18 +133,24 @@ def test_interrupted_together_and_resumed_together(root, monkeypatch):
         assert_left_the_same(root, run.name)
 
 
-def test_one_that_fails_is_an_answer_and_the_others_finish(root):
-    failed, fine = together(root, [config("diverges", rate=1e30), config("converges", rate=1e-3)])
+@pytest.fixture(scope="module")
+def one_of_two(root):
+    """The answers of a run that diverges and of one that converges."""
+    return together(root, [config("diverges", rate=1e30), config("converges", rate=1e-3)])
+
+
+def test_one_that_fails_is_an_answer_and_the_others_finish(one_of_two, root):
+    failed, fine = one_of_two
     assert isinstance(failed, InputError)
     assert "the loss is" in str(failed)
     assert fine.name == "converges"
     assert not (root / "runs/diverges/results.json").exists()
 
 
+@pytest.mark.usefixtures("one_of_two")
 def test_a_directory_that_holds_a_run_stops_all_before_anything_is_written(root):
-    together(root, [config("taken")])
-    with pytest.raises(InputError, match="'runs/taken' already holds a run"):
-        together(root, [config("not-begun", seed=1), config("taken", seed=2)])
+    with pytest.raises(InputError, match="'runs/converges' already holds a run"):
+        together(root, [config("not-begun", seed=1), config("converges", seed=2)])
     assert not (root / "runs/not-begun").exists()
 
 

@@ -29,7 +29,7 @@ def test_every_bias_trains_and_nothing_else(tiny_models, model_type):
     "options", [pytest.param({}, marks=slow, id="fp32"), pytest.param({"quantization": Quantization()}, id="nf4")]
 )
 def test_training_changes_the_biases_alone(tiny_models, options):
-    model = tiny_models("distilbert", **options)
+    model = tiny_models("distilbert", config={"n_layers": 1}, **options)
     whole = BitFit().fully_trained(leaf_paths(model.params), ())
     objective, optimizer, frozen, state = tiny.training(model, BitFit(), fully_trained=whole)
     before, base = by_leaf(tiny.snapshot(state.adapters)["modules"]), tiny.snapshot(frozen)

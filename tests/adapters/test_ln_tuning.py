@@ -57,8 +57,8 @@ def test_what_names_no_norm_is_refused(distilbert, method, message):
         trained_by(distilbert, method)
 
 
-def test_training_changes_the_norms_alone(roberta):
-    method = LnTuning()
+def test_training_changes_the_norms_alone(tiny_models):
+    roberta, method = tiny_models("roberta", config={"num_hidden_layers": 1}), LnTuning()
     whole = trained_by(roberta, method)
     objective, optimizer, frozen, state = tiny.training(roberta, method, fully_trained=whole)
     assert state.adapters["sites"] == {}

@@ -32,7 +32,7 @@ def config_of(**adapter):
         model=ModelConfig(name="base"),
         data=DataConfig(train_file="train.txt", validation_file="validation.txt", max_length=16),
         adapter=AdapterConfig(method="toy-rank-one", target_modules=["query", "value"], **adapter),
-        training=TrainingConfig(num_steps=3, batch_size=4, warmup_steps=1, learning_rate=1e-2),
+        training=TrainingConfig(num_steps=3, batch_size=4, warmup_steps=1, learning_rate=1e-2, eval_every_steps=3),
         evaluation=EvaluationConfig(batch_size=8, max_batches=1, max_test_batches=1),
     )
 

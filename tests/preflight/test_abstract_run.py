@@ -35,8 +35,8 @@ from jaxpeft.trees import constants_of
 
 @pytest.fixture
 def config(tmp_path):
-    """A function of adapter options, `model` and `pruning` options: a run on a tiny random BERT."""
-    (tmp_path / "config.json").write_text(json.dumps(tiny.CONFIGS["bert"]))
+    """A function of adapter options, `model` and `pruning` options: a run on a tiny random BERT of one layer."""
+    (tmp_path / "config.json").write_text(json.dumps({**tiny.CONFIGS["bert"], "num_hidden_layers": 1}))
 
     def make(model=(), pruning=(), training=(), **adapter):
         return RunConfig(

@@ -16,17 +16,18 @@ from jaxpeft.pruning import apply_masks, prune
 from jaxpeft.trees import leaf_paths
 
 BASE = BaseInfo("somewhere/base", "BertModel", "bert", None)
-WIDTHS = st.sampled_from([3, 8])  # few, for every shape is compiled
+# Few, for every tree of other shapes is compiled again.
+SIZES = {"query": (8, 3), "key": (3, 8), "value": (8, 8), "dense": (3, 3)}
 RANKS = st.integers(1, 2)
 
 
 @st.composite
 def bases(draw):
     """`(params, sites)` of two to four layers of different sizes; some without a bias."""
-    names = draw(st.lists(st.sampled_from(["query", "key", "value", "dense"]), min_size=2, max_size=4, unique=True))
+    names = draw(st.lists(st.sampled_from([*SIZES]), min_size=2, max_size=4, unique=True))
     params, sites = {}, {}
     for i, name in enumerate(names):
-        d_in, d_out = draw(WIDTHS), draw(WIDTHS)
+        d_in, d_out = SIZES[name]
         params[name] = {"kernel": np.full((d_in, d_out), i + 1, np.float32)}
         if draw(st.booleans()):
             params[name]["bias"] = np.zeros(d_out, np.float32)

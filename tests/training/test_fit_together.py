@@ -163,7 +163,8 @@ def test_every_run_is_what_it_would_be_alone(tmp_path, accumulation_steps, crite
         replace(PLAN, accumulation_steps=accumulation_steps, pruning=OneShot(0.5, 3)),
         replace(PLAN, accumulation_steps=accumulation_steps, pruning=Cubic(0.75, 1, 5, 1), pruner=Pruner(criterion)),
     ]
-    trial = Trial(tmp_path, plans, scores=[(0.1, 0.3, 0.2), (0.1, 0.2, 0.3), (0.4, 0.2, 0.1)], rates=[1e-2, 1e-3, 3e-2])
+    # The two that are pruned have one rate, and so one program when they are alone.
+    trial = Trial(tmp_path, plans, scores=[(0.1, 0.3, 0.2), (0.1, 0.2, 0.3), (0.4, 0.2, 0.1)], rates=[1e-2, 3e-2, 3e-2])
     for i, outcome in enumerate(trial.together()):
         expected, recorder = trial.alone(i)
         assert_same(outcome, expected)

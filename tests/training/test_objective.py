@@ -36,24 +36,29 @@ def test_logits_at_the_masked_positions_are_those_of_the_whole_sequence(tiny_mod
     frozen, adapters = tiny.adapted(model, method)
     batch, objective = tiny.batch(2), Objective(model, method, MaskedLM())
 
-    @jax.jit
     def taken(adapters):
         return objective.logits(frozen, adapters, {}, batch)
 
-    @jax.jit
     def whole(adapters):
         out = apply(model.module, frozen, adapters, method, **model.inputs(batch)).logits
         assert out.shape == (2, tiny.SEQUENCE, tiny.VOCABULARY)
         return take_positions(out, batch["positions"])
 
-    logits = taken(adapters)
+    def all_of(logits_of):
+        """The gradient of the loss, the logits, and the loss as a sum and a weight."""
+
+        def loss(adapters):
+            logits = logits_of(adapters)
+            total, weight = objective.loss(logits, batch)
+            return total, (logits, (total, weight))
+
+        return jax.jit(jax.grad(loss, has_aux=True))(adapters)
+
+    (gradients, (logits, loss)), (expected, (whole_logits, whole_loss)) = all_of(taken), all_of(whole)
     assert logits.shape == (2, 3, tiny.VOCABULARY)
-    chex.assert_trees_all_close(logits, whole(adapters), rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_close(objective.loss(logits, batch), objective.loss(whole(adapters), batch), rtol=1e-5)
-    found, expected = (
-        jax.jit(jax.grad(lambda adapters, f=f: objective.loss(f(adapters), batch)[0]))(adapters) for f in (taken, whole)
-    )
-    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(logits, whole_logits, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(loss, whole_loss, rtol=1e-5)
+    chex.assert_trees_all_close(gradients, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", slow_but(tiny.CONFIGS, "roberta"))

@@ -20,9 +20,17 @@ from jaxpeft.training.step import init_state, make_train_step, prune_step
 
 LORA = Lora(rank=4, alpha=8.0, dropout=0.1)
 MODELS = {
-    "bert-lora-classification": ("bert", "classification", {}, LORA, {"fully_trained": ("classifier/kernel", "classifier/bias")}),
-    "distilbert-hira-nf4-pruned": ("distilbert", "masked-lm", {"quantization": Quantization()}, Hira(rank=4), {"pruned": True}),
-}  # fmt: skip
+    "bert-lora-classification": (
+        ("bert", "classification", {"config": {"num_hidden_layers": 1}}),
+        LORA,
+        {"fully_trained": ("classifier/kernel", "classifier/bias")},
+    ),
+    "distilbert-hira-nf4-pruned": (
+        ("distilbert", "masked-lm", {"config": {"n_layers": 1}, "quantization": Quantization()}),
+        Hira(rank=4),
+        {"pruned": True},
+    ),
+}
 
 
 @functools.cache
@@ -48,7 +56,7 @@ def toy_run(steps, *, seed=7, batches=tiny.batch, **options):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_only_the_adapters_change(tiny_models, name):
-    kind, task, options, method, setup = MODELS[name]
+    (kind, task, options), method, setup = MODELS[name]
     model = tiny_models(kind, task, **options)
     objective, optimizer, frozen, state = tiny.training(model, method, **setup)
     before, base, params = tiny.snapshot(state), tiny.snapshot(frozen), tiny.snapshot(model.params)
