@@ -315,6 +315,7 @@ def resumed_copy(root, name):
     return tiny_runs.train(root, "--resume", "--config", f"runs/{copy.name}/config.yaml", "--name", copy.name)
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(everything, root):
     directory, results = everything
     copy, again = resumed_copy(root, "everything")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tiny_runs
 import torch_side
-from tiers import slow_but
 
 from jaxpeft import load_run
 from jaxpeft.runs import setup
@@ -50,7 +49,8 @@ def _root(tmp_path_factory):
     return tiny_runs.workplace(tmp_path_factory)
 
 
-@pytest.mark.parametrize("name", slow_but(RUNS, "prompt-tuning"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_learns_and_its_adapter_is_what_was_measured(name, root, monkeypatch, capsys):
     method = "lora" if name in LORA else name
     built = []

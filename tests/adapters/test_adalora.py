@@ -120,9 +120,9 @@ def bases(tmp_path_factory):
     return base
 
 
+@slow
 @pytest.mark.parametrize(
-    ("model_type", "max_grad_norm", "accumulation_steps"),
-    [pytest.param("bert", 0.0, 1, marks=slow), ("distilbert", 0.5, 2)],
+    ("model_type", "max_grad_norm", "accumulation_steps"), [("bert", 0.0, 1), ("distilbert", 0.5, 2)]
 )
 def test_a_hundred_updates_of_peft_s_with_reallocation(bases, tmp_path, model_type, max_grad_norm, accumulation_steps):
     """Losses with the penalty, weights, and which triplets are left; from there the files are each other's."""

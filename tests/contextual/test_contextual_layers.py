@@ -42,6 +42,8 @@ METHODS = {
 }
 HALF = ContextualSparsity((0.5, 0.75), (0.5, 0.25))
 
+pytestmark = pytest.mark.xdist_group("contextual-layers")
+
 
 def in_encoder(model, kind):
     prefix = model.base_prefix
@@ -64,18 +66,17 @@ def without_dropout(tiny_models, kind, task="masked-lm", **options):
 
 
 @pytest.mark.parametrize("kind", slow_but(["bert", "distilbert", "roberta"], "distilbert"))
-@pytest.mark.parametrize("dense_tokens", [True, False])
-def test_layers_that_keep_every_channel_are_the_dense_ones(tiny_models, kind, dense_tokens):
-    """The whole machinery at work, with nothing left out: logits and gradients of plain LoRA."""
+def test_layers_that_keep_every_channel_are_the_dense_ones(tiny_models, kind):
+    """The whole machinery at work, with nothing left out: logits and gradients of plain LoRA. With dense tokens, and without."""
     model, method = without_dropout(tiny_models, kind), Lora(rank=2)
     frozen, adapters = tiny.adapted(model, method, target_modules=in_encoder(model, kind))
     frozen = {**frozen, ESTIMATORS: make_estimators(model, range(2))}
     plain = Objective(model, method, tiny.task_of(model))
     # round(32 · (1 − 0.001)) = 32: all channels are chosen, sliced and put back.
-    all_of_them = ContextualSparsity((0.001,) * 2, (0.001,) * 2, dense_tokens=dense_tokens)
+    all_of_them = [ContextualSparsity((0.001,) * 2, (0.001,) * 2, dense_tokens=dense) for dense in (True, False)]
 
     @jax.jit
-    def both(adapters):
+    def all_three(adapters):
         def of(objective):
             def loss(adapters):
                 logits = objective.logits(frozen, adapters, {}, tiny.batch(4), jax.random.key(0))
@@ -84,34 +85,37 @@ def test_layers_that_keep_every_channel_are_the_dense_ones(tiny_models, kind, de
 
             return jax.value_and_grad(loss, has_aux=True)(adapters)
 
-        return of(plain), of(replace(plain, contextual=all_of_them))
+        return of(plain), *(of(replace(plain, contextual=settings)) for settings in all_of_them)
 
-    expected, found = both(adapters)
+    expected, with_dense_tokens, found = all_three(adapters)
     # Sums over tokens are in another order if these were moved, and fp32 rounds to 6e-8 a term.
-    assert_equal_to_six_digits(found, expected, within=3e-6 if dense_tokens else 1e-6)
+    assert_equal_to_six_digits(with_dense_tokens, expected, within=3e-6)
+    assert_equal_to_six_digits(found, expected)
 
 
 def test_a_sparsity_of_zero_changes_no_bit(tiny_models):
+    """The program is the same text."""
     model, method = without_dropout(tiny_models, "bert"), Lora(rank=2)
     frozen, adapters = tiny.adapted(model, method)
     objective = Objective(model, method, tiny.task_of(model))
     zero = replace(objective, contextual=ContextualSparsity((0.0, 0.0), (0.0, 0.0), dense_tokens=False))
     plain, same = (
-        jax.jit(lambda adapters, o=o: o.logits(frozen, adapters, {}, tiny.batch(2), jax.random.key(0)))(adapters)
+        jax.jit(lambda adapters, o=o: o.logits(frozen, adapters, {}, tiny.batch(2), jax.random.key(0)))
+        .lower(adapters)
+        .as_text()
         for o in (objective, zero)
     )
-    np.testing.assert_array_equal(plain, same)
+    assert plain == same
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "stored"),
     [
         ("bert", "lora", None),
-        ("bert", "lokr", None),
         *(
             pytest.param(kind, name, stored, marks=slow)
             for kind, name, stored in [
-                *(("bert", name, None) for name in METHODS if name not in ("lora", "lokr")),
+                *(("bert", name, None) for name in METHODS if name != "lora"),
                 *(("bert", name, "nf4") for name in ("none", "lora", "dora", "ia3")),
                 *(("distilbert", name, None) for name in ("lora", "dora")),
             ]
