@@ -19,7 +19,7 @@ from jaxpeft.runs.data import load_data, row_options
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.load import TrainedRun, load_run
 from jaxpeft.runs.train import run
-from jaxpeft.tasks.base import Batch
+from jaxpeft.tasks.base import Batch, Task
 from jaxpeft.tasks.masked_lm import MaskedLM
 from jaxpeft.training.evaluation import evaluate
 from jaxpeft.training.objective import Objective
@@ -58,7 +58,7 @@ class Reference:
         perplexity: the base's.
     """
 
-    task: MaskedLM
+    task: Task
     model: Model
     leaves: Mapping[str, Any]
     batches: Sequence[Batch]
