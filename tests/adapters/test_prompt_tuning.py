@@ -189,6 +189,7 @@ def test_it_can_start_from_words():
     for n, expected in [(5, [7, 8, 7, 8, 7]), (1, [7])]:
         np.testing.assert_array_equal(init(PromptTuning(n, "TEXT", init_token_ids=(7, 8))).T, TABLE[np.array(expected)])
     assert {leaf.shape for leaf in (init(PromptTuning(5)), init(PromptTuning(5, "SAMPLE_VOCAB")))} == {(32, 5)}
+    assert PromptTuning(5).shapes(WORDS) == {"prompt": (32, 5)}
 
 
 @pytest.mark.parametrize(
