@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.config import AdapterConfig, DataConfig, RunConfig
+from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.models.build import Model
 from jaxpeft.runs.base_model import base_shapes, load_base
@@ -48,7 +48,7 @@ def head_for(config: RunConfig) -> Path | None:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the measurements of runs with one base and one seed share.
+    """The base with which the runs of one seed are compared.
 
     Attributes:
         task: masked language modelling.
@@ -65,14 +65,18 @@ class Reference:
     perplexity: float
 
 
-def reference(config: RunConfig, data: DataConfig, head: Path | None, max_rows: int) -> Reference:
-    """Measure the base of the run that `config` describes on the test rows of `data`, or on its validation rows if it has no test rows.
+def reference(
+    base: ModelConfig, data: DataConfig, head: Path | None, *, max_rows: int, batch_size: int, seed: int
+) -> Reference:
+    """Measure the base of a run on the test rows of `data`, or on its validation rows if it has no test rows.
 
     Args:
-        config: a run; only its model, seed and evaluation.batch_size are read.
+        base: the run's base.
         data: general text.
         head: a finished masked-LM run with adapter.method head on the same base; None if the checkpoint has a head.
         max_rows: maximum rows of `data.max_length` tokens to read.
+        batch_size: rows per batch.
+        seed: the run's seed.
 
     Raises:
         InputError: there is no head.
@@ -80,18 +84,18 @@ def reference(config: RunConfig, data: DataConfig, head: Path | None, max_rows: 
     task, splits = load_data(data, MaskedLM.name)
     # Method head freezes the whole base, so it is loaded as it was before the run.
     frozen, length = AdapterConfig(method="head"), data.max_length
-    model, tokenizer = load_base(config.model, task, None, frozen, max_length=length, seed=config.seed)
+    model, tokenizer = load_base(base, task, None, frozen, max_length=length, seed=seed)
     leaves = leaf_paths(model.params)
     if head is not None:
         leaves |= by_leaf(load_run(head).adapters["modules"])
     elif model.missing:
-        raise InputError(f"the checkpoint of {config.model.name} has no masked-LM head to measure forgetting with")
+        raise InputError(f"the checkpoint of {base.name} has no masked-LM head to measure forgetting with")
     rows = task.make_data(
         splits.test or splits.validation,
         tokenizer,
         row_options(data),
-        batch_size=config.evaluation.batch_size,
-        seed=config.seed,
+        batch_size=batch_size,
+        seed=seed,
     )
     batches = list(rows.head(max_rows).eval_batches())
     nothing: Adapters = {"sites": {}, "modules": {}}

@@ -115,7 +115,7 @@ class CompareConfig:
 
     @cached_property
     def parsed(self) -> dict[tuple[str, str], RunConfig]:
-        """(task, method) → what its runs share, once it was parsed. Parsing takes 50 times as long as changing a rate or a seed."""
+        """(task, method) → the configuration that its runs share, once it was parsed, which takes 50 times as long as changing a seed."""
         return {}
 
     @property
@@ -221,7 +221,7 @@ def cost_run(config: CompareConfig, task: str, method: str) -> RunConfig:
 
 
 def _run_without_cell(config: CompareConfig, task: str, method: str) -> RunConfig:
-    """What all runs of a method on a task share: everything but the name, the seed and the learning rate."""
+    """The configuration that all runs of a method on a task share, but for the name, the seed and the learning rate."""
     if (task, method) not in config.parsed:
         own = {key: value for key, value in config.all_methods[method].items() if key != "learning_rates"}
         ours = {"evaluation": {"before": False}}  # the report does not read it

@@ -100,8 +100,9 @@ def _measure_beside_one_base(runs: list[RunDirectory], head: Path | None, settin
     bases: list[forgetting.Reference] = []
 
     def measure_base() -> None:
-        data = DataConfig(**settings["data"])
-        bases.append(forgetting.reference(runs[0].read_config(), data, head, settings["max_rows"]))
+        data, of = DataConfig(**settings["data"]), runs[0].read_config()
+        sizes = {"max_rows": settings["max_rows"], "batch_size": of.evaluation.batch_size}
+        bases.append(forgetting.reference(of.model, data, head, seed=of.seed, **sizes))
 
     def measure(run: RunDirectory) -> None:
         values = forgetting.measure(run.path, bases[0])

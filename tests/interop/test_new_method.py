@@ -15,6 +15,7 @@ from toy_method import Toy
 from jaxpeft import BaseInfo, InputError, RunConfig, apply, load_adapter, load_run, merge, save_adapter, train
 from jaxpeft.adapters import METHODS
 from jaxpeft.config import AdapterConfig, DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
+from jaxpeft.config.parsing import run_values_parser
 from jaxpeft.report.methods import descriptions, methods_table
 from jaxpeft.runs.adapters import build_method
 
@@ -24,6 +25,9 @@ def toy(monkeypatch):
     """The line in the registry, as if it had stood there when the configuration's file was read."""
     monkeypatch.setitem(METHODS._places, "toy-rank-one", "toy_method:Toy")
     monkeypatch.setattr("jaxpeft.config.adapter.MethodName", Literal[(*METHODS, "full", "head")])
+    run_values_parser.cache_clear()  # made while the line was not there
+    yield
+    run_values_parser.cache_clear()
 
 
 def config_of(**adapter):
