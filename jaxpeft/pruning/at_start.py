@@ -7,14 +7,14 @@ keeps all of its entries, and the sparsity holds for the others (of LoRA: for A)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import apply_masks
-from jaxpeft.pruning.schedules import Schedule, refuse_begin
+from jaxpeft.pruning.schedules import Schedule, ScheduleOptions, refuse_begin
 from jaxpeft.pruning.scores import random
 from jaxpeft.pruning.structures import Ranks
 from jaxpeft.pruning.updates import Change, Moment, Pruned, Pruner, scored_units, tightened
@@ -28,24 +28,14 @@ class AtStart(Schedule):
     sparsity: float
 
     @classmethod
-    def plan(
-        cls,
-        *,
-        sparsity: float,
-        num_steps: int,
-        warmup_steps: int,
-        begin: float | None,
-        end: float,
-        every_steps: int,
-        **options: Any,
-    ) -> Self:
-        """Prune before the first step; `end` and `every_steps` have no meaning here.
+    def plan(cls, options: ScheduleOptions) -> Self:
+        """Prune before the first step.
 
         Raises:
             InputError: if `begin` is set.
         """
-        refuse_begin("at-start", begin)
-        return cls(sparsity)
+        refuse_begin("at-start", options.begin)
+        return cls(options.sparsity)
 
     def sparsity_at(self, step: int) -> float:
         """`sparsity`, of the tensors that are not zero."""

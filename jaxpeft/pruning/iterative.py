@@ -11,14 +11,14 @@ The learning rate and the data go on, as in Renda's fine-tuning, and so do a hea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import apply_masks
-from jaxpeft.pruning.schedules import Schedule, first_step
+from jaxpeft.pruning.schedules import Schedule, ScheduleOptions
 from jaxpeft.pruning.updates import Change, Moment, Pruned, Pruner, tightened
 
 
@@ -32,36 +32,13 @@ class Iterative(Schedule):
     rewind_step: int
 
     @classmethod
-    def plan(
-        cls,
-        *,
-        sparsity: float,
-        num_steps: int,
-        warmup_steps: int,
-        begin: float | None,
-        end: float,
-        every_steps: int,
-        rounds: int = 3,
-        rewind: float = 0.05,
-        **options: Any,
-    ) -> Self:
-        """`rounds` prunings at equal distances, the first at `begin` and the last at `end`; `every_steps` has no meaning here.
-
-        Args:
-            sparsity: as in `Schedule.plan`, like the next five.
-            num_steps: see there.
-            warmup_steps: see there.
-            begin: see there.
-            end: see there; with one round only `begin` counts.
-            every_steps: see there.
-            rounds: the number of prunings.
-            rewind: share of the run's steps to whose weights the adapter goes back; 0: the initial ones.
-            **options: ignored.
+    def plan(cls, options: ScheduleOptions) -> Self:
+        """`rounds` prunings at equal distances, the first at `begin` and the last at `end`. With one round only `begin` counts.
 
         Raises:
             InputError: if the rounds do not fit between `begin` and `end`, or if the weights are from after the first pruning.
         """
-        first, last = first_step(begin, num_steps=num_steps, warmup_steps=warmup_steps), round(end * num_steps)
+        first, last, rounds, num_steps = options.first_step, options.end_step, options.rounds, options.num_steps
         distance = (last - first) / max(rounds - 1, 1)
         steps = tuple(first + round(i * distance) for i in range(rounds))
         if steps[-1] >= num_steps or (rounds > 1 and distance < 1):
@@ -69,12 +46,13 @@ class Iterative(Schedule):
                 f"{rounds} rounds of pruning from step {first} to {last} do not fit into {num_steps} steps; raise pruning.end (below 1), "
                 "or lower pruning.begin or pruning.rounds"
             )
-        rewind_step = round(rewind * num_steps)
+        rewind_step = round(options.rewind * num_steps)
         if rewind_step >= first:
             raise InputError(
-                f"pruning.rewind {rewind:g} is step {rewind_step}, not before the first pruning at {first}; lower it or raise pruning.begin"
+                f"pruning.rewind {options.rewind:g} is step {rewind_step}, not before the first pruning at {first}; "
+                "lower it or raise pruning.begin"
             )
-        return cls(sparsity, steps, rewind_step)
+        return cls(options.sparsity, steps, rewind_step)
 
     def sparsity_at(self, step: int) -> float:
         """1 − (1 − s)^(i/n) after i of n rounds."""

@@ -13,11 +13,11 @@ f_t = f/2·(1 + cos(πt/T)) until step T, as in `rewire.py`. `jaxpeft.training.r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.rewire import moving_share
-from jaxpeft.pruning.schedules import Schedule
+from jaxpeft.pruning.schedules import Schedule, ScheduleOptions
 
 
 @dataclass(frozen=True)
@@ -33,45 +33,23 @@ class Redraw(Schedule):
     drop_fraction: float
 
     @classmethod
-    def plan(
-        cls,
-        *,
-        sparsity: float,
-        num_steps: int,
-        warmup_steps: int,
-        begin: float | None,
-        end: float,
-        every_steps: int,
-        growth: Literal["gradient", "random"] = "gradient",
-        drop_fraction: float = 0.3,
-        **options: Any,
-    ) -> Self:
-        """Redraw until the step of `end`.
-
-        Args:
-            sparsity: 0.
-            num_steps: as in `Schedule.plan`, like the next two.
-            warmup_steps: see there.
-            begin: None, because the entries are there from the start.
-            end: share of the run's steps at which the entries are final.
-            every_steps: steps between two redraws.
-            growth: which entries are taken up.
-            drop_fraction: f, the share of the entries that is exchanged at first.
-            **options: ignored.
+    def plan(cls, options: ScheduleOptions, growth: Literal["gradient", "random"] = "gradient") -> Self:
+        """Redraw until the step of `end`; `growth` says which entries are taken up. The sparsity is 0.
 
         Raises:
-            InputError: if `begin` is set, or if no step is left to redraw.
+            InputError: if `begin` is set, because the entries are there from the start, or if no step is left to redraw.
         """
-        if begin is not None:
+        if options.begin is not None:
             raise InputError(
-                f"pruning.begin {begin:g} has no meaning for a sparse update, whose entries train from the first step on; set it to null"
+                f"pruning.begin {options.begin:g} has no meaning for a sparse update, whose entries train from the first step on; "
+                "set it to null"
             )
-        end_step = round(end * num_steps)
+        every_steps, end_step = options.every_steps, options.end_step
         if every_steps >= end_step:
             raise InputError(
                 f"pruning.every_steps {every_steps} is not below step {end_step}, at which redrawing ends; lower it, or raise pruning.end"
             )
-        return cls(growth, end_step, every_steps, drop_fraction)
+        return cls(growth, end_step, every_steps, options.drop_fraction)
 
     def sparsity_at(self, step: int) -> float:
         """0: nothing is pruned."""

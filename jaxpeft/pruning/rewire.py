@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
 
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.masks import apply_masks
-from jaxpeft.pruning.schedules import Schedule, refuse_begin
+from jaxpeft.pruning.schedules import Schedule, ScheduleOptions, refuse_begin
 from jaxpeft.pruning.scores import random
 from jaxpeft.pruning.selection import Units
 from jaxpeft.pruning.structures import Blocks, Elements
@@ -41,41 +41,20 @@ class Set(Schedule):
     drop_fraction: float
 
     @classmethod
-    def plan(
-        cls,
-        *,
-        sparsity: float,
-        num_steps: int,
-        warmup_steps: int,
-        begin: float | None,
-        end: float,
-        every_steps: int,
-        drop_fraction: float = 0.3,
-        **options: Any,
-    ) -> Self:
-        """Rewire until the step of `end`.
-
-        Args:
-            sparsity: as in `Schedule.plan`, like the next five.
-            num_steps: see there.
-            warmup_steps: see there.
-            begin: None, because the masks are there from the start.
-            end: see there.
-            every_steps: see there.
-            drop_fraction: f, the share of the kept entries that moves at first.
-            **options: ignored.
+    def plan(cls, options: ScheduleOptions) -> Self:
+        """Rewire until the step of `end`. `begin` must be None, because the masks are there from the start.
 
         Raises:
             InputError: if `begin` is set, or if no step is left to rewire.
         """
-        refuse_begin(cls.name, begin)
-        end_step = round(end * num_steps)
+        refuse_begin(cls.name, options.begin)
+        every_steps, end_step = options.every_steps, options.end_step
         if every_steps > end_step:
             raise InputError(
                 f"pruning.every_steps {every_steps} is beyond step {end_step}, the end of pruning.schedule {cls.name}; lower it, or raise "
                 "pruning.end"
             )
-        return cls(sparsity, end_step, every_steps, drop_fraction)
+        return cls(options.sparsity, end_step, every_steps, options.drop_fraction)
 
     def sparsity_at(self, step: int) -> float:
         """`sparsity`, always."""

@@ -7,11 +7,51 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from jaxpeft.errors import InputError
 from jaxpeft.pruning.updates import Change, Pruner, tightened
 from jaxpeft.trees import Layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """What the schedule of a run is planned from: the run's length and its `--pruning.*` flags.
+
+    Attributes:
+        sparsity: share that is pruned at the end, below 1.
+        num_steps: steps of the run.
+        warmup_steps: steps in which the learning rate rises.
+        begin: share of the run's steps at which pruning starts; None: a tenth, but not before the warm-up ends.
+        end: share of the run's steps at which the sparsity is reached.
+        every_steps: steps between two changes of the masks.
+        rounds: number of prunings, if they come in rounds.
+        rewind: share of the run's steps to whose weights the adapter goes back after each round; 0: the initial ones.
+        drop_fraction: share of the kept entries that moves at first, if entries move.
+    """
+
+    sparsity: float
+    num_steps: int
+    warmup_steps: int = 0
+    begin: float | None = None
+    end: float = 0.6
+    every_steps: int = 50
+    rounds: int = 3
+    rewind: float = 0.05
+    drop_fraction: float = 0.3
+
+    @property
+    def first_step(self) -> int:
+        """The step at which pruning starts: that of `begin`, or if it is None a tenth of the run, after the warm-up."""
+        if self.begin:
+            return max(1, round(self.begin * self.num_steps))
+        # Not before the warm-up ends: B starts at zero, and its magnitudes carry no information until it has grown.
+        return max(1, self.warmup_steps, round(0.1 * self.num_steps))
+
+    @property
+    def end_step(self) -> int:
+        """The step of `end`."""
+        return round(self.end * self.num_steps)
 
 
 class Schedule(ABC):
@@ -28,28 +68,8 @@ class Schedule(ABC):
 
     @classmethod
     @abstractmethod
-    def plan(
-        cls,
-        *,
-        sparsity: float,
-        num_steps: int,
-        warmup_steps: int,
-        begin: float | None,
-        end: float,
-        every_steps: int,
-        **options: Any,
-    ) -> Self:
-        """Build the schedule of a run from the run's length and its `--pruning.*` flags.
-
-        Args:
-            sparsity: share that is pruned at the end, above 0 and below 1.
-            num_steps: steps of the run.
-            warmup_steps: steps in which the learning rate rises.
-            begin: share of the run's steps at which pruning starts; None: chosen by `first_step`.
-            end: share of the run's steps at which the sparsity is reached.
-            every_steps: steps between two changes of the masks.
-            **options: the flags that only some schedules have: `rounds`, `rewind`, `drop_fraction`. A schedule names those that
-                it needs and ignores the rest.
+    def plan(cls, options: ScheduleOptions) -> Self:
+        """Build the schedule of a run. It reads those of the `options` that it needs, and ignores the rest.
 
         Raises:
             InputError: if the schedule does not fit into the run.
@@ -105,14 +125,6 @@ def refuse_begin(schedule: str, begin: float | None) -> None:
         )
 
 
-def first_step(begin: float | None, *, num_steps: int, warmup_steps: int) -> int:
-    """The step at which pruning starts: `begin` as a share of `num_steps`, or if None a tenth, after the warm-up."""
-    if begin:
-        return max(1, round(begin * num_steps))
-    # Not before the warm-up ends: B starts at zero, and its magnitudes carry no information until it has grown.
-    return max(1, warmup_steps, round(0.1 * num_steps))
-
-
 @dataclass(frozen=True)
 class OneShot(Schedule):
     """Prune once, to `sparsity`, after `step`."""
@@ -121,26 +133,16 @@ class OneShot(Schedule):
     step: int
 
     @classmethod
-    def plan(
-        cls,
-        *,
-        sparsity: float,
-        num_steps: int,
-        warmup_steps: int,
-        begin: float | None,
-        end: float,
-        every_steps: int,
-        **options: Any,
-    ) -> Self:
-        """Prune at `begin`; `end` and `every_steps` have no meaning here.
+    def plan(cls, options: ScheduleOptions) -> Self:
+        """Prune at `begin`.
 
         Raises:
             InputError: if no step is left after the pruning.
         """
-        step = first_step(begin, num_steps=num_steps, warmup_steps=warmup_steps)
+        step, num_steps = options.first_step, options.num_steps
         if step >= num_steps:
             raise InputError(f"pruning begins at step {step}, not below the run's {num_steps}; lower pruning.begin")
-        return cls(sparsity, step)
+        return cls(options.sparsity, step)
 
     def sparsity_at(self, step: int) -> float:
         """0 until the step of pruning, `sparsity` from there on."""
@@ -169,30 +171,19 @@ class Cubic(Schedule):
     every_steps: int
 
     @classmethod
-    def plan(
-        cls,
-        *,
-        sparsity: float,
-        num_steps: int,
-        warmup_steps: int,
-        begin: float | None,
-        end: float,
-        every_steps: int,
-        **options: Any,
-    ) -> Self:
+    def plan(cls, options: ScheduleOptions) -> Self:
         """Raise the sparsity between the steps of `begin` and `end`.
 
         Raises:
             InputError: if pruning would end before it begins.
         """
-        begin_step = first_step(begin, num_steps=num_steps, warmup_steps=warmup_steps)
-        end_step = round(end * num_steps)
+        begin_step, end_step = options.first_step, options.end_step
         if end_step <= begin_step:
             raise InputError(
-                f"pruning begins at step {begin_step} and ends at {end_step} of {num_steps}; "
+                f"pruning begins at step {begin_step} and ends at {end_step} of {options.num_steps}; "
                 "raise pruning.end or lower pruning.begin"
             )
-        return cls(sparsity, begin_step, end_step, every_steps)
+        return cls(options.sparsity, begin_step, end_step, options.every_steps)
 
     def sparsity_at(self, step: int) -> float:
         """The formula's value, 0 before t₀ and `sparsity` after t₁."""

@@ -11,6 +11,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.pruning import SCHEDULES, SCORES, Schedule
 from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.redraw import Redraw
+from jaxpeft.pruning.schedules import ScheduleOptions
 from jaxpeft.pruning.selection import Selection
 from jaxpeft.pruning.structures import Groups, structure_of
 from jaxpeft.pruning.updates import Pruner
@@ -93,10 +94,10 @@ def _pruning(
     p: PruningConfig, method: Method | None, warmup_steps: int, num_steps: int, pruner: Pruner
 ) -> Schedule | None:
     schedule: type[Schedule] = SCHEDULES[p.schedule]
-    redraws = method is not None and method.redrawn and schedule.redraws
+    redraws = schedule.redraws if method is not None and method.redrawn else None
     if not p.sparsity and not redraws:
         return None
-    planned = (Redraw if redraws else schedule).plan(
+    options = ScheduleOptions(
         sparsity=p.sparsity,
         num_steps=num_steps,
         warmup_steps=warmup_steps,
@@ -106,8 +107,8 @@ def _pruning(
         rounds=p.rounds,
         rewind=p.rewind,
         drop_fraction=p.drop_fraction,
-        growth=schedule.redraws,
     )
+    planned = Redraw.plan(options, redraws) if redraws else schedule.plan(options)
     planned.check(pruner)
     return planned
 

@@ -16,6 +16,7 @@ from jaxpeft.pruning import SCHEDULES, SCORES, Pruner, Selection
 from jaxpeft.pruning.at_start import AtStart
 from jaxpeft.pruning.iterative import Iterative
 from jaxpeft.pruning.rewire import RigL, Set
+from jaxpeft.pruning.schedules import ScheduleOptions
 from jaxpeft.pruning.straight_through import StraightThrough
 from jaxpeft.pruning.structures import Blocks, Groups, Ranks
 from jaxpeft.training.optimizer import build_optimizer, fresh_moments
@@ -51,12 +52,12 @@ def number_kept(state):
 
 
 def test_shares_of_a_run_become_steps():
-    assert SCHEDULES["at-start"].plan(**RUN) == AtStart(0.5)
-    assert SCHEDULES["iterative"].plan(**RUN) == Iterative(0.5, (10, 35, 60), 5)
-    assert Iterative.plan(**RUN, rounds=1, rewind=0.0) == Iterative(0.5, (10,), 0)
-    assert SCHEDULES["rigl"].plan(**RUN) == RigL(0.5, 60, 20, 0.3)
-    assert SCHEDULES["set"].plan(**RUN, drop_fraction=0.1) == Set(0.5, 60, 20, 0.1)
-    assert SCHEDULES["straight-through"].plan(**RUN) == StraightThrough(0.5, 10, 60, 20)
+    assert SCHEDULES["at-start"].plan(ScheduleOptions(**RUN)) == AtStart(0.5)
+    assert SCHEDULES["iterative"].plan(ScheduleOptions(**RUN)) == Iterative(0.5, (10, 35, 60), 5)
+    assert Iterative.plan(ScheduleOptions(**RUN, rounds=1, rewind=0.0)) == Iterative(0.5, (10,), 0)
+    assert SCHEDULES["rigl"].plan(ScheduleOptions(**RUN)) == RigL(0.5, 60, 20, 0.3)
+    assert SCHEDULES["set"].plan(ScheduleOptions(**RUN, drop_fraction=0.1)) == Set(0.5, 60, 20, 0.1)
+    assert SCHEDULES["straight-through"].plan(ScheduleOptions(**RUN)) == StraightThrough(0.5, 10, 60, 20)
 
 
 def test_days_and_last_days():
@@ -94,7 +95,7 @@ def test_the_share_that_moves_falls_along_a_cosine():
 )
 def test_schedules_that_do_not_fit_are_refused(name, changed, message):
     with pytest.raises(InputError, match=message):
-        SCHEDULES[name].plan(**{**RUN, **changed})
+        SCHEDULES[name].plan(ScheduleOptions(**{**RUN, **changed}))
 
 
 @pytest.mark.parametrize("structure", [Ranks((("a", "b"),)), Groups(2, 4)])

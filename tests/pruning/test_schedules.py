@@ -6,6 +6,7 @@ import jaxpeft.pruning
 from jaxpeft.config import PruningConfig
 from jaxpeft.errors import InputError
 from jaxpeft.pruning import SCHEDULES, Cubic, OneShot, Schedule
+from jaxpeft.pruning.schedules import ScheduleOptions
 
 RUN = {"sparsity": 0.5, "num_steps": 100, "warmup_steps": 5, "begin": None, "end": 0.6, "every_steps": 7}
 
@@ -48,24 +49,24 @@ def test_schedules_are_values():
 
 
 def test_a_run_s_shares_become_steps():
-    assert SCHEDULES["one-shot"].plan(**RUN) == OneShot(0.5, 10)
-    assert SCHEDULES["cubic"].plan(**RUN) == Cubic(0.5, 10, 60, 7)
-    assert OneShot.plan(**{**RUN, "begin": 0.25}) == OneShot(0.5, 25)
-    assert Cubic.plan(**{**RUN, "begin": 0.25, "end": 1.0}) == Cubic(0.5, 25, 100, 7)
+    assert SCHEDULES["one-shot"].plan(ScheduleOptions(**RUN)) == OneShot(0.5, 10)
+    assert SCHEDULES["cubic"].plan(ScheduleOptions(**RUN)) == Cubic(0.5, 10, 60, 7)
+    assert OneShot.plan(ScheduleOptions(**{**RUN, "begin": 0.25})) == OneShot(0.5, 25)
+    assert Cubic.plan(ScheduleOptions(**{**RUN, "begin": 0.25, "end": 1.0})) == Cubic(0.5, 25, 100, 7)
 
 
 def test_pruning_waits_for_the_warm_up_unless_it_is_told_otherwise():
-    assert OneShot.plan(**{**RUN, "warmup_steps": 30}).step == 30
-    assert OneShot.plan(**{**RUN, "warmup_steps": 30, "begin": 0.2}).step == 20
-    assert OneShot.plan(**{**RUN, "num_steps": 4, "warmup_steps": 0}).step == 1
-    assert OneShot.plan(**{**RUN, "begin": 1e-6}).step == 1
+    assert OneShot.plan(ScheduleOptions(**{**RUN, "warmup_steps": 30})).step == 30
+    assert OneShot.plan(ScheduleOptions(**{**RUN, "warmup_steps": 30, "begin": 0.2})).step == 20
+    assert OneShot.plan(ScheduleOptions(**{**RUN, "num_steps": 4, "warmup_steps": 0})).step == 1
+    assert OneShot.plan(ScheduleOptions(**{**RUN, "begin": 1e-6})).step == 1
 
 
 def test_schedules_that_do_not_fit_into_the_run_are_refused():
     with pytest.raises(InputError, match=r"begins at step 99, not below the run's 99; lower pruning\.begin"):
-        OneShot.plan(**{**RUN, "num_steps": 99, "begin": 0.999})
+        OneShot.plan(ScheduleOptions(**{**RUN, "num_steps": 99, "begin": 0.999}))
     with pytest.raises(InputError, match=r"begins at step 60 and ends at 60 of 100; raise pruning\.end or lower"):
-        Cubic.plan(**{**RUN, "begin": 0.6})
+        Cubic.plan(ScheduleOptions(**{**RUN, "begin": 0.6}))
 
 
 def test_every_schedule_is_one():
