@@ -1,6 +1,7 @@
 """Layers with channels left out: the mathematics of the slices, whatever adapts them, and whatever they are stored in."""
 
 from dataclasses import replace
+from functools import partial
 
 import chex
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from compiling import AS_USERS
 from tiers import slow, slow_but
 
 from jaxpeft.adapters import AdaLora, Hira, Ia3, Loha, Lokr, Lora, Vera
@@ -138,7 +140,7 @@ def test_slices_are_dense_layers_with_the_dropped_channels_zeroed(tiny_models, k
         "feed_forward": np.array([num_kept(48, share) for share in HALF.feed_forward]),
     }
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=AS_USERS)
     def both(adapters):
         def of(zeroed):
             def loss(adapters):
