@@ -16,7 +16,7 @@ from jaxpeft.trees import Layers
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions:
-    """What the schedule of a run is planned from: the run's length and its `--pruning.*` flags.
+    """What the schedule of a run is planned from: the run's length and its `--pruning.*` flags. `PruningConfig` has their defaults.
 
     Attributes:
         sparsity: share that is pruned at the end, below 1.
@@ -32,13 +32,13 @@ class ScheduleOptions:
 
     sparsity: float
     num_steps: int
-    warmup_steps: int = 0
-    begin: float | None = None
-    end: float = 0.6
-    every_steps: int = 50
-    rounds: int = 3
-    rewind: float = 0.05
-    drop_fraction: float = 0.3
+    warmup_steps: int
+    begin: float | None
+    end: float
+    every_steps: int
+    rounds: int
+    rewind: float
+    drop_fraction: float
 
     @property
     def first_step(self) -> int:

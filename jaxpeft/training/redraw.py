@@ -29,7 +29,7 @@ from jaxpeft.training.input_pipeline import InputPipeline
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import fresh_moments
 from jaxpeft.training.step import TrainState
-from jaxpeft.trees import Params, join, leaf_paths, without_shared
+from jaxpeft.trees import Params, beside_model, join, leaf_paths, without_shared
 
 Redrawing = Callable[[TrainState, int], TrainState]
 """`(state, step) → state`: the state after the redraw that follows `step`."""
@@ -49,7 +49,7 @@ def make_redrawing(
     """
     method = objective.method
     assert isinstance(method, SparseDelta), "only a sparse update has entries to redraw"
-    gradients = pipeline.summed(partial(kernel_gradients, replace(objective, contextual=None)))
+    gradients = pipeline.summed(partial(dense_gradients, replace(objective, contextual=None)))
     leaves = leaf_paths(without_shared(frozen)[0])
 
     def redrawn(state: TrainState, step: int) -> TrainState:
@@ -63,7 +63,7 @@ def make_redrawing(
     return redrawn
 
 
-def kernel_gradients(
+def dense_gradients(
     objective: Objective, state: TrainState, frozen: Params, batch: Batch, micro_step: jax.Array
 ) -> dict[str, jax.Array]:
     """The gradient of the batch's mean loss with respect to the frozen kernel of every layer that is redrawn.
@@ -80,12 +80,14 @@ def kernel_gradients(
     """
     dropout_rng = for_drawing(jax.random.fold_in(state.rng, micro_step))
     model = without_shared(frozen)[0]
-    beside = {key: value for key, value in frozen.items() if key not in model}
     leaves = leaf_paths(model)
     stored = {path: leaves[f"{path}/kernel"] for path in state.masks}
 
     def loss(kernels: Mapping[str, jax.Array]) -> jax.Array:
-        with_kernels = {**join(model, {path: {"kernel": kernel} for path, kernel in kernels.items()}), **beside}
+        with_kernels = {
+            **join(model, {path: {"kernel": kernel} for path, kernel in kernels.items()}),
+            **beside_model(frozen),
+        }
         return objective.mean_loss(with_kernels, state.adapters, state.masks, batch, dropout_rng)
 
     return jax.grad(loss)(

@@ -23,6 +23,7 @@ from jaxpeft.training.optimizer import build_optimizer, fresh_moments
 from jaxpeft.training.step import init_state, prune_step
 
 RUN = {"sparsity": 0.5, "num_steps": 100, "warmup_steps": 5, "begin": None, "end": 0.6, "every_steps": 20}
+RUN |= {"rounds": 3, "rewind": 0.05, "drop_fraction": 0.3}
 
 
 def state_of(sites, *remembers, optimizer=None):
@@ -54,9 +55,9 @@ def number_kept(state):
 def test_shares_of_a_run_become_steps():
     assert SCHEDULES["at-start"].plan(ScheduleOptions(**RUN)) == AtStart(0.5)
     assert SCHEDULES["iterative"].plan(ScheduleOptions(**RUN)) == Iterative(0.5, (10, 35, 60), 5)
-    assert Iterative.plan(ScheduleOptions(**RUN, rounds=1, rewind=0.0)) == Iterative(0.5, (10,), 0)
+    assert Iterative.plan(ScheduleOptions(**{**RUN, "rounds": 1, "rewind": 0.0})) == Iterative(0.5, (10,), 0)
     assert SCHEDULES["rigl"].plan(ScheduleOptions(**RUN)) == RigL(0.5, 60, 20, 0.3)
-    assert SCHEDULES["set"].plan(ScheduleOptions(**RUN, drop_fraction=0.1)) == Set(0.5, 60, 20, 0.1)
+    assert SCHEDULES["set"].plan(ScheduleOptions(**{**RUN, "drop_fraction": 0.1})) == Set(0.5, 60, 20, 0.1)
     assert SCHEDULES["straight-through"].plan(ScheduleOptions(**RUN)) == StraightThrough(0.5, 10, 60, 20)
 
 

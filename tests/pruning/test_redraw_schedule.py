@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxpeft.adapters import Lora, S2ft, Shira, SuperTuning
+from jaxpeft.config.adapter import redraws_entries
 from jaxpeft.config.files import run_config
 from jaxpeft.config.parsing import InputError
 from jaxpeft.pruning.redraw import Redraw
@@ -86,10 +87,16 @@ def test_what_is_refused(name):
 
 
 def test_options_of_other_schedules_and_methods_stay_as_they_were():
-    config(pruning={"schedule": "cubic"})
-    config("lora", pruning={"criterion": "snip"})
-    config("head", rank=None)
-    config("supertuning", pruning={"schedule": "one-shot"}, save_precomputed_indices=False)
+    runs = (
+        config(pruning={"schedule": "cubic"}),
+        config("lora", pruning={"criterion": "snip"}),
+        config("head", rank=None),
+        config("supertuning", pruning={"schedule": "one-shot"}, save_precomputed_indices=False),
+    )
+    assert not any(redraws_entries(run.adapter, run.pruning) for run in runs)
+    assert runs[1].pruning.criterion == "snip"
+    assert runs[3].adapter.save_precomputed_indices is False
+    assert redraws_entries(config().adapter, config().pruning)
 
 
 def test_a_layer_whose_entries_all_train_has_none_to_take_up():

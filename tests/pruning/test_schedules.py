@@ -9,6 +9,7 @@ from jaxpeft.pruning import SCHEDULES, Cubic, OneShot, Schedule
 from jaxpeft.pruning.schedules import ScheduleOptions
 
 RUN = {"sparsity": 0.5, "num_steps": 100, "warmup_steps": 5, "begin": None, "end": 0.6, "every_steps": 7}
+RUN |= {"rounds": 3, "rewind": 0.05, "drop_fraction": 0.3}
 
 
 def test_one_shot_prunes_once():

@@ -22,7 +22,7 @@ from jaxpeft.training import loop
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.plan import Plan
-from jaxpeft.training.redraw import kernel_gradients, make_redrawing
+from jaxpeft.training.redraw import dense_gradients, make_redrawing
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import init_state, make_train_step
 from jaxpeft.trees import constants_of, leaf_paths, without_shared
@@ -161,7 +161,7 @@ def test_the_gradient_at_entries_that_train_is_that_of_their_values(quantized):
     """With the dropout of the training step."""
     run = Trained(toy(quantized=quantized, dropout=0.3), METHODS["supra"])
     batch, number = tiny.batch(seed=3), jnp.int32(3)
-    dense = jax.jit(partial(kernel_gradients, run.objective))(run.state, run.frozen, batch, number)
+    dense = jax.jit(partial(dense_gradients, run.objective))(run.state, run.frozen, batch, number)
     rng = jax.random.fold_in(run.state.rng, number)
 
     def loss(adapters, rng):
