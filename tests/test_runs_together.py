@@ -12,12 +12,14 @@ import pytest
 import tiny_runs
 from safetensors.numpy import load_file
 
+from jaxpeft.adapters.shira import SuperTuning
 from jaxpeft.config.files import run_config
 from jaxpeft.errors import InputError
 from jaxpeft.report.console import TrainingBar
 from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.runs.sweep import run_together
 from jaxpeft.runs.sweep_key import sweep_key
+from jaxpeft.training.sweep import settings_of
 
 BASE = {
     "model": {"name": "base"},
@@ -152,6 +154,12 @@ def test_a_directory_that_holds_a_run_stops_all_before_anything_is_written(root)
     with pytest.raises(InputError, match="'runs/converges' already holds a run"):
         together(root, [config("not-begun", seed=1), config("converges", seed=2)])
     assert not (root / "runs/not-begun").exists()
+
+
+def test_the_settings_of_a_method_without_a_rank():
+    """Super-Tuning by sparsity: its rank is there, and is None."""
+    methods = [SuperTuning(rank=None, alpha=None, sparsity=0.9)] * 2
+    assert settings_of(methods, [1e-3, 1e-2])[0] == methods[0]
 
 
 @pytest.mark.parametrize(

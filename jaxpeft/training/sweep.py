@@ -112,7 +112,7 @@ def settings_of(methods: Sequence[Method | None], learning_rates: Sequence[float
     that each run keeps its own scaling at that rank.
     """
     settings = {"learning_rate": np.asarray(learning_rates, np.float32)}
-    method: Any = max(methods, key=lambda each: getattr(each, "rank", 0)) if methods[0] else None
+    method: Any = max(methods, key=lambda each: getattr(each, "rank", None) or 0) if methods[0] else None
     if method is None:
         return None, settings
     dropouts = [getattr(each, "dropout", 0.0) for each in methods]
