@@ -35,9 +35,12 @@ def block(study: str) -> str:
 
 
 def main() -> None:
-    """Write the tables of both studies into the page."""
+    """Write the tables of the studies that have a report into the page, and say which have none."""
     for study in STUDIES:
-        write_part(*marks(study), block(study), PAGE)
+        if (ROOT / "benchmarks" / study / "report.md").is_file():
+            write_part(*marks(study), block(study), PAGE)
+        else:
+            print(f"{study} has no report yet: python -m jaxpeft compare --config benchmarks/{study}/study.yaml")
 
 
 if __name__ == "__main__":
