@@ -20,7 +20,7 @@ test: # the fast tier
 test-all:
 	$(PYTEST) -m ""
 
-coverage: # the fast tier, then the bounds of .ci/coverage.py. From Python 3.12 on COVERAGE_CORE=sysmon makes it free of cost
+coverage: # the fast tier, then the bounds of .ci/coverage.py; a third slower than without
 	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=json:coverage.json
 	@python .ci/coverage.py coverage.json
 
