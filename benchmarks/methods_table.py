@@ -55,6 +55,7 @@ def bert_base_parameters() -> dict[str, int]:
     return {
         **counts,
         "sparse-lora": counts["lora"],
+        "contextual": counts["lora"],
         "qlora": counts["lora"],
         "dora": dora,
         "full": everything,

@@ -5,9 +5,10 @@ adapters of rank 8 on query and value): the loops of all methods take turns in o
 of the same round. Writes `benchmarks/step_cost.json`: median ratio, and the spread of the rounds. `python -m benchmarks.speed` times some
 of the methods beside torch PEFT, each in a process of its own; this is the table of all of them.
 
-S²FT trains as many parameters as LoRA, in 32 channels of every second feed-forward layer; on BERT-base:
+S²FT trains as many parameters as LoRA, in 32 channels of every second feed-forward layer; "s2ft-upper" in 64 channels of those in the
+upper half. "contextual" leaves out 0.9 of the feed-forward channels and 0.5 of the others in the upper half. On BERT-base:
 
-    python -m benchmarks.step_cost --case bert-base-mlm --methods lora s2ft --output benchmarks/step_cost_bert_base.json
+    python -m benchmarks.step_cost --case bert-base-mlm --methods lora s2ft s2ft-upper --output benchmarks/step_cost_bert_base.json
 
 `--flops` compiles every step once more and records XLA's count of its operations, which does not depend on the machine's load.
 """

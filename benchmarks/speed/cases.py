@@ -81,24 +81,43 @@ CASES: dict[str, Case] = {
 
 @dataclass(frozen=True)
 class OurMethod:
-    """Fields of our configuration's `adapter`, `model` and `pruning` that make a method."""
+    """Fields of our configuration that make a method.
+
+    Attributes:
+        adapter: of its section `adapter`.
+        model: of `model`.
+        pruning: of `pruning`.
+        contextual: of `contextual`, for the upper half of the layers; the others are dense.
+        upper_half: True if only the upper half of the layers is adapted.
+    """
 
     adapter: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     pruning: dict[str, Any] = field(default_factory=dict)
+    contextual: dict[str, float] = field(default_factory=dict)
+    upper_half: bool = False
 
 
 def _without_layers(**adapter: Any) -> OurMethod:
     return OurMethod({"rank": None, "alpha": None, "target_modules": None, **adapter})
 
 
+def _s2ft(channels: int, *, upper_half: bool = False) -> OurMethod:
+    feed_forward = {"target_modules": None, "exclude_modules": r".*attention\.(output\.dense|out_lin)"}
+    return OurMethod(
+        {"method": "s2ft", "rank": None, "alpha": None, "channels": channels, **feed_forward}, upper_half=upper_half
+    )
+
+
 METHODS: dict[str, OurMethod] = {
     "lora": OurMethod(),
     # Pruned at the first step, so that the timed steps run with half of the entries masked.
     "sparse-lora": OurMethod(pruning={"sparsity": 0.5, "begin": 1e-6}),
+    "contextual": OurMethod(contextual={"ffn_sparsity": 0.9, "qkv_sparsity": 0.5}),
     "qlora": OurMethod(model={"quantization": "nf4"}),
     "dora": OurMethod({"use_dora": True}),
     "hira": OurMethod({"method": "hira", "alpha": None}),
+    "sora": OurMethod({"method": "sora"}),
     "loha": OurMethod({"method": "loha"}),
     "lokr": OurMethod({"method": "lokr"}),
     "vera": OurMethod({"method": "vera", "rank": 256, "alpha": None}),
@@ -106,15 +125,8 @@ METHODS: dict[str, OurMethod] = {
     "shira": OurMethod({"method": "shira", "alpha": None}),
     "supertuning": OurMethod({"method": "supertuning", "rank": None, "alpha": None}),
     # As many parameters as LoRA's: r·4·width in a layer, in rows of the second feed-forward kernel.
-    "s2ft": OurMethod(
-        {
-            "method": "s2ft",
-            "rank": None,
-            "alpha": None,
-            "channels": 4 * RANK,
-            "target_modules": r".*(layer\.\d+\.output\.dense|lin2)",
-        }
-    ),
+    "s2ft": _s2ft(4 * RANK),
+    "s2ft-upper": _s2ft(8 * RANK, upper_half=True),
     "ia3": OurMethod({"method": "ia3", "rank": None, "alpha": None, "feedforward_modules": []}),
     "bitfit": _without_layers(method="bitfit"),
     "ln-tuning": _without_layers(method="ln-tuning"),

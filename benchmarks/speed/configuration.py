@@ -15,7 +15,15 @@ from benchmarks.speed.cases import (
     Case,
     targets,
 )
-from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, PruningConfig, RunConfig, TrainingConfig
+from jaxpeft.config import (
+    AdapterConfig,
+    ContextualConfig,
+    DataConfig,
+    ModelConfig,
+    PruningConfig,
+    RunConfig,
+    TrainingConfig,
+)
 
 NUM_STEPS = 1_000_000
 """More steps than any measurement takes."""
@@ -24,12 +32,15 @@ NUM_STEPS = 1_000_000
 def run_config(case: Case, method: str, workload: Path) -> RunConfig:
     """The run on the files that `benchmarks.speed.workload` wrote into `workload`."""
     ours = METHODS[method]
-    model_type = json.loads((workload / "model" / "config.json").read_text())["model_type"]
+    model = json.loads((workload / "model" / "config.json").read_text())
+    layers = range(model["n_layers" if model["model_type"] == "distilbert" else "num_hidden_layers"])
+    upper = layers[len(layers) // 2 :]
     adapter = {
         "rank": RANK,
         "alpha": ALPHA,
-        "target_modules": targets(model_type),
+        "target_modules": targets(model["model_type"]),
         "modules_to_save": list(case.modules_to_save) or None,
+        "layers_to_transform": list(upper) if ours.upper_half else None,
         **ours.adapter,
     }
     file = str(workload / "slice.tsv")
@@ -44,6 +55,9 @@ def run_config(case: Case, method: str, workload: Path) -> RunConfig:
         data=DataConfig(max_length=case.length, packing=case.packing, **texts),
         adapter=AdapterConfig(**adapter),
         pruning=PruningConfig(**ours.pruning),
+        contextual=ContextualConfig(
+            **{name: [share * (layer in upper) for layer in layers] for name, share in ours.contextual.items()}
+        ),
         training=TrainingConfig(
             num_steps=NUM_STEPS,
             batch_size=case.rows,
