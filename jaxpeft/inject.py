@@ -25,6 +25,9 @@ from jaxpeft.trees import Adapters, Layers, Params, constants_of, join, leaf_pat
 ALL = Channels()
 """Every channel of a layer."""
 
+RowKey = Callable[[jax.Array], jax.Array]
+"""From a key the key that draws for the rows of an array (`jaxpeft.training.dropout.PassRows.row_key`)."""
+
 LayerOverride = Callable[[Callable[..., jax.Array], jax.Array], jax.Array]
 """`(run, x) → y`, called instead of a linear layer on its input x. `run(x, channels)` computes the layer, with its adapter, at the
 `channels` (default: all of them)."""
@@ -73,6 +76,7 @@ def apply(
     *,
     masks: Layers | None = None,
     dropout_rng: jax.Array | None = None,
+    row_key: RowKey | None = None,
     input_hooks: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
     module_overrides: Mapping[str, Callable[..., Any]] | None = None,
     layer_overrides: Mapping[str, LayerOverride] | None = None,
@@ -88,6 +92,7 @@ def apply(
         masks: by layer, like `adapters["sites"]`; bool, True = keep. Layers without a mask are dense. Of a sparse update the int32
             indices that are in force, if they were redrawn.
         dropout_rng: key for the dropout of base and adapters; None runs without dropout.
+        row_key: makes from a layer's key the one that draws for its input's rows, if these are some rows of a larger batch.
         input_hooks: module path → function applied to every positional argument of the module's call.
         module_overrides: module path → function called instead of the module. Its first argument is the module, the others are
             those of the call. The layers that it calls keep their adapters.
@@ -115,6 +120,8 @@ def apply(
             args = tuple(map(input_hooks[path], args)) if path in input_hooks else args
             if path in module_overrides:
                 return module_overrides[path](context.module, *args, **kwargs)
+        if isinstance(context.module, nn.Dropout) and row_key and dropout_rng is not None:
+            return call(*args, **{"rng": row_key(context.module.make_rng("dropout")), **kwargs})
         tensor = quantized.get(f"{path}/kernel")
         if not _kind(context) or (tensor is None and path not in sites and path not in layer_overrides):
             return call(*args, **kwargs)
@@ -127,6 +134,7 @@ def apply(
         def run(x: jax.Array, channels: Channels = ALL) -> jax.Array:
             # Flax folds the layer's path into the key. So the base's dropout draws the same masks as without adapters.
             key = context.module.make_rng("dropout") if at and at.uses_rng and dropout_rng is not None else None
+            key = row_key(key) if row_key and key is not None else key
             return _run_layer(context.module, call, x, tensor, at, params, key, channels)
 
         return layer_overrides[path](run, args[0]) if path in layer_overrides else run(args[0])

@@ -249,7 +249,9 @@ def fed(step, parallel, *, batch_at=lambda index: batch(seed=index), most=1):
 
 def whole_batches(parallel, *, batch_at=lambda index: batch(seed=index)):
     """An input pipeline whose draws are whole batches."""
-    return InputPipeline(batch_at, lambda device_data, batch: batch, {}, functools.partial(parallel.shard, axis=1))
+    return InputPipeline(
+        batch_at, lambda device_data, batch: batch, {}, functools.partial(parallel.shard, axis=1), lambda: batch_at(0)
+    )
 
 
 def copied(tree):

@@ -23,20 +23,22 @@ _IN_A_REGISTRY = {("adapter", "method"), ("pruning", "criterion"), ("pruning", "
 def check_choices(**sections: object) -> None:
     """Raise InputError for a value that its field's `Literal` does not list. Flags are checked already; Python's values are not."""
     for section, config in sections.items():
-        for name, choices in _choices(type(config)).items():  # type: ignore[arg-type]
-            if (section, name) not in _IN_A_REGISTRY:
-                check_choice(f"{section}.{name}", getattr(config, name), choices)
+        for name, (choices, others) in _choices(type(config)).items():  # type: ignore[arg-type]
+            value = getattr(config, name)
+            if (section, name) not in _IN_A_REGISTRY and not isinstance(value, others):
+                check_choice(f"{section}.{name}", value, choices)
 
 
 @functools.cache  # the annotations are text, and evaluating them takes a millisecond
-def _choices(kind: type) -> dict[str, list[Any]]:
-    """Field → the values that its `Literal` lists, for the fields that have one."""
+def _choices(kind: type) -> dict[str, tuple[list[Any], tuple[type, ...]]]:
+    """Field → the values that its `Literal` lists, for the fields that have one, and the types that it may have instead."""
     found = {}
     for name, hint in get_type_hints(kind).items():
         parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
         known = [value for part in parts if get_origin(part) is Literal for value in get_args(part)]
         if known:
-            found[name] = [*known, None] if type(None) in parts else known
+            others = tuple(part for part in parts if isinstance(part, type) and part is not type(None))
+            found[name] = ([*known, None] if type(None) in parts else known, others)
     return found
 
 
@@ -89,6 +91,7 @@ def check_ranges(
         ("training.num_steps", t.num_steps, t.num_steps is None or t.num_steps >= 1, "at least 1, or null"),
         ("training.num_epochs", t.num_epochs, t.num_epochs > 0, "above 0"),
         ("training.batch_size", t.batch_size, t.batch_size >= 1, "at least 1"),
+        ("training.micro_batch_size", t.micro_batch_size, t.micro_batch_size == "auto" or t.micro_batch_size >= 1, "at least 1, or auto"),
         ("training.accumulation_steps", t.accumulation_steps, t.accumulation_steps >= 1, "at least 1"),
         ("training.learning_rate", t.learning_rate, t.learning_rate > 0, "above 0"),
         ("training.loraplus_lr_ratio", t.loraplus_lr_ratio, t.loraplus_lr_ratio is None or t.loraplus_lr_ratio >= 1, "at least 1, or null"),

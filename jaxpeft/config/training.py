@@ -10,7 +10,7 @@ from jaxpeft.config.old_names import read_old_name
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The training. A step is one optimizer step; a micro-step is one forward and backward pass."""
+    """The training. A step is one optimizer step; a micro-step computes the gradients of one batch."""
 
     num_steps: int | None = None
     """Steps in total; null: num_epochs decides."""
@@ -18,6 +18,8 @@ class TrainingConfig:
     """Passes over the training rows, if num_steps is null."""
     batch_size: int = 16
     """Rows per micro-step, over all devices together."""
+    micro_batch_size: int | Literal["auto"] = "auto"
+    """Rows per pass, over all devices together. auto: as many as memory and speed allow. It changes no result (README, "Micro-batches")."""
     accumulation_steps: int = 1
     """Micro-steps per step; their gradients are averaged."""
     learning_rate: float = 3e-4

@@ -95,7 +95,8 @@ def move_read_tokens(batch: Mapping[str, Any], places: jax.Array) -> tuple[dict[
 
 @jax.custom_vjp
 def _put(x: jax.Array, values: jax.Array, places: jax.Array) -> jax.Array:
-    return x.at[jnp.arange(len(places))[:, None], places].set(values)
+    first = jnp.where(_repeats(places), x.shape[1], places)  # a place behind the end is dropped
+    return x.at[jnp.arange(len(places))[:, None], first].set(values, mode="drop")
 
 
 def _forward(x: jax.Array, values: jax.Array, places: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -104,10 +105,13 @@ def _forward(x: jax.Array, values: jax.Array, places: jax.Array) -> tuple[jax.Ar
 
 def _backward(places: jax.Array, gradient: jax.Array) -> tuple:
     share = jnp.arange(len(places))[:, None]
-    # If a place repeats, its value was computed several times. Only the first one gets the gradient.
-    earlier = jnp.tril(places[:, :, None] == places[:, None, :], -1).any(-1)
-    own = jnp.where(earlier[..., None], 0, gradient[share, places])
+    own = jnp.where(_repeats(places)[..., None], 0, gradient[share, places])
     return gradient.at[share, places].set(0), own, None
+
+
+def _repeats(places: jax.Array) -> jax.Array:
+    """True for a place that an earlier one of its row repeats. Its value, computed several times, is that of the first one."""
+    return jnp.tril(places[:, :, None] == places[:, None, :], -1).any(-1)
 
 
 _put.defvjp(_forward, _backward)

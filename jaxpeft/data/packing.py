@@ -18,6 +18,9 @@ import numpy as np
 from jaxpeft.data.classification import Batch, ClassificationData
 from jaxpeft.data.order import FILL, order_rng
 
+PER_TEXT = ("labels", "weights", "starts")
+"""The arrays of a packed batch that have texts first, not rows."""
+
 
 def first_fit_decreasing(lengths: np.ndarray, room: int) -> list[list[int]]:
     """Pack items of `lengths`, none above `room`, into bins of `room`. Returns the items of each bin, longest first.

@@ -21,6 +21,7 @@ from flax import linen as nn
 from jaxpeft.errors import InputError, check_choice
 from jaxpeft.families import required
 from jaxpeft.families.base import Attention
+from jaxpeft.inject import RowKey
 from jaxpeft.models.build import Model
 
 FLASH_MIN_LENGTH: dict[str, int] = {"cudnn": 512, "tpu": 1024}
@@ -112,7 +113,7 @@ def check_packing(model: Model) -> None:
 
 
 def module_overrides(
-    model: Model, flash: Flash | None, *, packed: bool, training: bool
+    model: Model, flash: Flash | None, *, packed: bool, training: bool, row_key: RowKey | None = None
 ) -> dict[str, Callable[..., Any]]:
     """Return path → the function to call instead of the attention module there.
 
@@ -124,6 +125,7 @@ def module_overrides(
         flash: the kernel for the scores; None computes them densely, with the dropout of the model's configuration.
         packed: True if rows hold several texts.
         training: True if there is dropout.
+        row_key: as in `jaxpeft.inject.apply`.
 
     Raises:
         InputError: if the attention of the model's family is not known.
@@ -133,7 +135,7 @@ def module_overrides(
     rate = attention_dropout(model) if training else 0.0
 
     def attend(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[jax.Array]:
-        chosen = scores or _dense_of(module, rate, broadcast=attention.broadcast_dropout)
+        chosen = scores or _dense_of(module, rate, row_key, broadcast=attention.broadcast_dropout)
         return attention.attend(module, chosen, *args, **kwargs)
 
     layers = range(model.config.num_hidden_layers)
@@ -168,11 +170,13 @@ def _kernel(device: Any) -> Literal["cudnn", "tpu"] | None:
     return "cudnn" if device.platform == "gpu" and major.isdigit() and int(major) >= 8 else None
 
 
-def _dense_of(module: nn.Module, rate: float, *, broadcast: bool) -> Scores:
+def _dense_of(module: nn.Module, rate: float, row_key: RowKey | None, *, broadcast: bool) -> Scores:
     """Return dense attention with dropout as in `module`; `broadcast` draws one mask for all rows and heads."""
     if not rate:
         return _dense
     key = module.make_rng("dropout")
+    if row_key and not broadcast:
+        key = row_key(key)
     return partial(_dense, dropout_rng=key, dropout_rate=rate, broadcast_dropout=broadcast, deterministic=False)
 
 

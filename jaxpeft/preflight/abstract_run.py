@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,8 @@ from jaxpeft.runs.setup import make_optimizer, state_of
 from jaxpeft.tasks import task_for
 from jaxpeft.tasks.base import RowOptions, Task
 from jaxpeft.training.dropout import dropout_key
-from jaxpeft.training.input_pipeline import fits, in_program
+from jaxpeft.training.input_pipeline import draw_of_length, fits, in_program
+from jaxpeft.training.micro_batches import WHOLE, MicroBatches
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.plan import Plan
 from jaxpeft.training.sharding import DataParallel
@@ -56,6 +57,7 @@ class AbstractRun:
         frozen: the base, as shapes.
         state: the training state, as shapes.
         training_data: maps a batch size in texts to the training rows. These are dummies if the shapes do not depend on the data.
+        micro_batch_size: rows of a pass, or "auto".
     """
 
     batch_sizes: Mapping[str, int]
@@ -68,6 +70,7 @@ class AbstractRun:
     frozen: Any
     state: TrainState
     training_data: Callable[[int], Any]
+    micro_batch_size: int | Literal["auto"] = "auto"
 
     @property
     def task(self) -> Task:
@@ -155,6 +158,7 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
         plan=plan,
         frozen={**adapted.frozen, ESTIMATORS: estimators} if estimators else adapted.frozen,
         state=state,
+        micro_batch_size=t.micro_batch_size,
         training_data=dummies
         if data is None
         else _of_any_batch_size(
@@ -215,17 +219,24 @@ def _adapted(adapter: AdapterConfig, task: Task, model: Model, tokenizer: Any, t
     return replace(found[-1], frozen=frozen, adapters=adapters)
 
 
-def lower_training(run: AbstractRun, batch_size: int, length: int) -> jax.stages.Lowered:
+def lower_training(
+    run: AbstractRun, batch_size: int, length: int, micro_batches: MicroBatches = WHOLE
+) -> jax.stages.Lowered:
     """Lower the program of the training loop for batches of `length` tokens, assembled inside it or sent to it whole.
 
-    The number of iterations is an argument, so the compiler counts the FLOPs and bytes of one micro-step.
+    The number of iterations is an argument, so the compiler counts the FLOPs and bytes of one micro-step, or of one of its
+    passes if there are several.
     """
     norm, number = run.max_grad_norm, run.plan.micro_steps_per_dispatch
-    step = make_train_step(run.objective, run.optimizer, allocation=run.plan.allocation, max_grad_norm=norm)
+    step = make_train_step(
+        run.objective,
+        run.optimizer,
+        allocation=run.plan.allocation,
+        max_grad_norm=norm,
+        micro_batches=micro_batches,
+    )
     data = run.training_data(batch_size)
-    device_data, draw = dict(data.device_data), data.draw(0)
-    if "columns" in draw:
-        draw = {**draw, "columns": np.arange(length, dtype=np.int32)}  # the wanted bucket, not the first batch's
+    device_data, draw = dict(data.device_data), draw_of_length(data, length)
     # The same choice as in training: data that fits stays on the devices, and batches are assembled there.
     if fits(device_data):
         program: Any = make_train_steps(step, in_program(data, run.parallel))

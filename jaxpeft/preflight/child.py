@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ from jaxpeft.preflight.compiled import Compiled, Costs, compile_for
 from jaxpeft.preflight.largest_batch import Attempt, Largest, largest_batch
 from jaxpeft.preflight.report import Program, Report
 from jaxpeft.report.console import log
+from jaxpeft.training.micro_batches import MicroBatches
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.trees import size_bytes
 
@@ -38,6 +39,8 @@ def main() -> None:
     try:
         parallel = data_parallel(_devices(topology))
         parallel.check(config.training.batch_size, "training.batch_size")
+        if config.training.micro_batch_size != "auto":
+            parallel.check(config.training.micro_batch_size, "training.micro_batch_size")
         parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
         report = preflight(
             abstract_run(config, parallel),
@@ -88,14 +91,31 @@ def _devices(topology: Topology) -> Any:
 
 def _program(kind: Any, run: AbstractRun, topology: Topology, length: int) -> Program:
     size = run.batch_sizes[kind]
-    shape = run.training_shape(size, length) if kind == "training" else (size, length)
-    log(f"compiling the {kind} step, {shape[0]} rows of {shape[1]} tokens …")
-    return Program(kind, size, *shape, _compile(kind, run, topology, size, length))
+    if kind == "evaluation":
+        log(f"compiling the evaluation step, {size} rows of {length} tokens …")
+        lowered = lower_evaluation(run, size, length)
+        return Program(kind, size, size, length, compile_for(topology, lowered, argument_bytes=_fixed_bytes(run)))
+    rows, length_of_rows = run.training_shape(size, length)
+    passes, compiled = _training(run, topology, size, length)
+    return Program(kind, size, rows, length_of_rows, compiled, passes)
 
 
-def _compile(kind: str, run: AbstractRun, topology: Topology, batch_size: int, length: int) -> Compiled:
-    lower: Callable = lower_training if kind == "training" else lower_evaluation
-    return compile_for(topology, lower(run, batch_size, length), argument_bytes=_fixed_bytes(run))
+def _training(run: AbstractRun, topology: Topology, batch_size: int, length: int) -> tuple[int, Compiled]:
+    """The passes of a batch, and its program. `auto` takes the fewest passes that fit, as in training (`runs.micro_batches`)."""
+    rows, length_of_rows = run.training_shape(batch_size, length)
+    chips = topology.num_chips
+    own = rows // chips
+    given = run.micro_batch_size
+    passes = 1 if given == "auto" else -(-own // max(given // chips, 1))
+    while True:
+        in_pass = -(-own // passes)
+        passes = -(-own // in_pass)  # 6 rows in passes of 2 are 3 passes, not 4
+        log(f"compiling the training step, {in_pass * chips} rows of {length_of_rows} tokens …")
+        lowered = lower_training(run, batch_size, length, MicroBatches(rows=in_pass * chips, devices=chips))
+        compiled = compile_for(topology, lowered, argument_bytes=_fixed_bytes(run), passes=passes)
+        if isinstance(compiled.outcome, Costs) or given != "auto" or in_pass == 1:
+            return passes, compiled
+        passes = 1 << passes.bit_length()
 
 
 def _fixed_bytes(run: AbstractRun) -> int:
@@ -103,17 +123,21 @@ def _fixed_bytes(run: AbstractRun) -> int:
 
 
 def _largest(run: AbstractRun, topology: Topology, training: Program) -> Largest:
-    """The largest number of rows of the longest length that fits on a chip in training."""
+    """The largest number of rows of the longest length that fits on a chip in one pass of training."""
 
     def attempt(rows: int) -> Attempt:
         batch_size = rows * topology.num_chips
         log(f"compiling the training step, {batch_size} texts …")
-        compiled = _compile("training", run, topology, batch_size, run.lengths[-1])
+        lowered = lower_training(run, batch_size, run.lengths[-1])
+        compiled = compile_for(topology, lowered, argument_bytes=_fixed_bytes(run))
         return Attempt(rows, isinstance(compiled.outcome, Costs), compiled.needed_bytes)
 
     outcome = training.compiled.outcome
-    first = Attempt(
-        training.batch_size // topology.num_chips, isinstance(outcome, Costs), training.compiled.needed_bytes
+    own = training.batch_size // topology.num_chips
+    first = (
+        attempt(own)
+        if training.passes > 1
+        else Attempt(own, isinstance(outcome, Costs), training.compiled.needed_bytes)
     )
     limit, texts = topology.chip.program_hbm_bytes, run.num_texts
     most = None if texts is None else max(texts // topology.num_chips, first.rows)

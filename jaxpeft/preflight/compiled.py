@@ -67,8 +67,11 @@ class Compiled:
         return self.outcome.memory.total_bytes if isinstance(self.outcome, Costs) else self.outcome.needed_bytes
 
 
-def compile_for(topology: Topology, lowered: jax.stages.Lowered, *, argument_bytes: int) -> Compiled:
-    """Compile `lowered` for the chips of `topology`, for which it was lowered. Its arguments take `argument_bytes` per chip."""
+def compile_for(topology: Topology, lowered: jax.stages.Lowered, *, argument_bytes: int, passes: int = 1) -> Compiled:
+    """Compile `lowered` for the chips of `topology`, for which it was lowered. Its arguments take `argument_bytes` per chip.
+
+    Of a micro-step in several `passes` the compiler counts only one. Its costs are multiplied, which counts the optimizer too often.
+    """
     started = time.monotonic()
     try:
         compiled = lowered.compile()
@@ -87,8 +90,8 @@ def compile_for(topology: Topology, lowered: jax.stages.Lowered, *, argument_byt
         sizes.generated_code_size_in_bytes,
     )
     sent = traffic(compiled.as_text() or "")
-    flops, hbm_bytes = counted["flops"], counted["bytes accessed"]
-    times = roofline(topology.chip, flops=flops, hbm_bytes=hbm_bytes, sent_bytes=sent.sent_bytes)
+    flops, hbm_bytes = passes * counted["flops"], passes * counted["bytes accessed"]
+    times = roofline(topology.chip, flops=flops, hbm_bytes=hbm_bytes, sent_bytes=passes * sent.sent_bytes)
     return Compiled(seconds, Costs(memory, flops, hbm_bytes, sent, times))
 
 

@@ -15,13 +15,17 @@ from jaxpeft.preflight.roofline import Roofline
 
 @dataclass(frozen=True)
 class Program:
-    """One step, compiled for a batch of `batch_size` texts in `num_rows` rows of `length` tokens, over all chips together."""
+    """One step, compiled for a batch of `batch_size` texts in `num_rows` rows of `length` tokens, over all chips together.
+
+    Training takes the rows in `passes`.
+    """
 
     kind: Literal["training", "evaluation"]
     batch_size: int
     num_rows: int
     length: int
     compiled: Compiled
+    passes: int = 1
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Report:
         programs: the compiled programs, the longest rows first.
         lengths_left_out: lengths of shorter buckets that were not compiled.
         counts_data: True if the arguments include the training rows, which every chip holds.
-        largest_batch: the largest training batch of the longest rows; None if it was not requested.
+        largest_batch: the largest training batch of the longest rows that fits in one pass; None if it was not requested.
     """
 
     topology: str
@@ -93,7 +97,7 @@ def lines(report: Report) -> Iterator[str]:
     yield (
         "\nit fits"
         if report.fits
-        else "\nit does not fit: lower the batch size, or set --model.gradient_checkpointing true"
+        else "\nit does not fit: lower a batch size, or set --model.gradient_checkpointing true or --training.micro_batch_size auto"
     )
 
 
@@ -102,8 +106,9 @@ def _program_lines(program: Program, topology: Topology, gradient_bytes: int) ->
     packed = f"{program.batch_size} texts in " if program.num_rows != program.batch_size else ""
     outcome = program.compiled.outcome
     verdict = "fits" if isinstance(outcome, Costs) else "does not fit"
+    passes = f" in {program.passes} passes" if program.passes > 1 else ""
     yield (
-        f"{program.kind} step, {packed}{program.num_rows} rows of {program.length} tokens, {rows} a chip: {verdict} "
+        f"{program.kind} step, {packed}{program.num_rows} rows of {program.length} tokens, {rows} a chip{passes}: {verdict} "
         f"(compiled in {program.compiled.seconds:.0f} s)"
     )
     if isinstance(outcome, Shortage):
@@ -135,9 +140,9 @@ def _collectives(traffic: Traffic, gradient_bytes: int) -> str:
 def _largest_line(largest: Largest, topology: Topology) -> str:
     tried = f"{len(largest.attempts)} compilations"
     if not largest.rows:
-        return f"largest training batch: not even {largest.too_many} texts a chip fit ({tried})"
+        return f"largest training batch in one pass: not even {largest.too_many} texts a chip fit ({tried})"
     limit = f"; {largest.too_many * topology.num_chips:,} do not" if largest.too_many else " at least"
-    return f"largest training batch: {largest.rows * topology.num_chips:,} texts ({largest.rows:,} a chip) fit{limit} ({tried})"
+    return f"largest training batch in one pass: {largest.rows * topology.num_chips:,} texts ({largest.rows:,} a chip) fit{limit} ({tried})"
 
 
 def _gib(size_bytes: float) -> str:

@@ -31,6 +31,7 @@ class Results:
 
     `before` and `test` are metrics on `test_split`. `trained_together` is the number of runs that shared the program:
     `seconds`, `seconds_per_step` and `peak_memory_bytes` cover all of them, `tokens_per_second` only this run.
+    `micro_batch_tokens` is the number of tokens that a pass computed of the longest rows; None: a batch was one pass.
     `channel_overlap` says for each encoder layer that left channels out how good the choice was (`contextual.overlap`).
     """
 
@@ -68,6 +69,7 @@ class Results:
     seconds_per_step: float = 0.0
     compile_seconds: float = 0.0
     trained_together: int = 1
+    micro_batch_tokens: int | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
     channel_overlap: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -173,6 +175,7 @@ def measure(
         seconds_per_step=outcome.seconds_per_step,
         compile_seconds=compile_seconds,
         trained_together=trained_together,
+        micro_batch_tokens=outcome.progress.micro_batch_tokens,
         examples=_examples(evaluation.examples, examples),
         channel_overlap={str(layer): shares for layer, shares in channel_overlap.items()},
     )

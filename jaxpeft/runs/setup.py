@@ -107,6 +107,8 @@ def setup_run(config: RunConfig) -> RunSetup:
         pruner_of(config.pruning, method)  # the same
         parallel = data_parallel()
         parallel.check(t.batch_size, "training.batch_size")
+        if t.micro_batch_size != "auto":
+            parallel.check(t.micro_batch_size, "training.micro_batch_size")
         parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
 
         task, splits = load_data(config.data, config.task)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -25,12 +26,14 @@ from jaxpeft.report.results import Results
 from jaxpeft.runs.compilation_cache import enable_compilation_cache
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.export import finalize
+from jaxpeft.runs.micro_batches import decide
 from jaxpeft.runs.setup import RunSetup, log_setup, make_optimizer, setup_replica, setup_run
 from jaxpeft.runs.sweep_key import SweepKey, check_shared_key
 from jaxpeft.runs.train import create_directory, restored, run_state
 from jaxpeft.training.checkpoint import Checkpoints, Progress
 from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.loop import Outcome, RunState, fit
+from jaxpeft.training.micro_batches import WHOLE, MicroBatches
 from jaxpeft.training.optimizer import learning_rate_schedule
 from jaxpeft.training.preemption import stop_requests
 from jaxpeft.training.step import TrainState
@@ -86,14 +89,29 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
         raise InputError(f"these runs stopped at different steps ({sorted(steps)}); resume them one by one")
 
     traces: Counter = Counter()
-    replicas, step = assemble(setups, [state for state, _ in starts], traces)
+    replicas: Any = stacked(setups, [state for state, _ in starts])
     pipeline = sweep_input_pipeline([setup.train_data for setup in setups], first.parallel)
-    train_steps: Any = pipeline.train_steps(step, first.plan.micro_steps_per_dispatch)
-    dense_train_steps: Any = None
-    if first.plan.dense_steps:
-        dense_train_steps = pipeline.train_steps(
-            make_step(setups, traces, dense=True), first.plan.micro_steps_per_dispatch
-        )
+
+    @cache
+    def train_steps(dense: bool, micro_batches: MicroBatches) -> Any:
+        step: Any = make_step(setups, traces, dense=dense, micro_batches=micro_batches)
+        return pipeline.train_steps(step, first.plan.micro_steps_per_dispatch)
+
+    def compiled(micro_batches: MicroBatches) -> Any:
+        dense = bool(first.plan.dense_steps)
+        return train_steps(dense, micro_batches).compiled_for_longest(replicas, first.frozen)
+
+    micro_batches, own = decide(
+        configs[0].training,
+        first.parallel,
+        starts[0][1],
+        first.train_data,
+        compiled,
+        model=first.model,
+        trained=first.adapted.adapters,
+        virtual_tokens=first.objective.virtual_tokens,
+    )
+    starts = [(state, replace(progress, micro_batch_tokens=own.micro_batch_tokens)) for state, progress in starts]
     with ExitStack() as logs, stop_requests() as requested:
         runs = [
             _entered(setup, state, progress, kept, logs)
@@ -105,8 +123,8 @@ def run_together(configs: Sequence[RunConfig]) -> list[Results | InputError]:
                 first.frozen,
                 runs,
                 draw_at=pipeline.draw_at,
-                train_steps=train_steps,
-                dense_train_steps=dense_train_steps,
+                train_steps=train_steps(False, micro_batches),
+                dense_train_steps=train_steps(True, micro_batches) if first.plan.dense_steps else None,
                 bar=bar,
                 stop_requested=requested,
                 holding=STACKED,
@@ -133,20 +151,19 @@ def initial_state(setup: RunSetup) -> TrainState:
     return replace(setup.initial_state(), rng=setup.parallel.replicate(dropout_key(setup.config.seed)))
 
 
-def assemble(
-    setups: Sequence[RunSetup], states: Sequence[TrainState], traces: Counter | None = None
-) -> tuple[Replicas, Any]:
-    """Stack the runs of `setups` in their `states`, and make the step that trains them.
-
-    Returns:
-        the stacked runs, on all devices, and the jitted step (`make_sweep_step`).
-    """
-    settings = _settings(setups)[1]
+def stacked(setups: Sequence[RunSetup], states: Sequence[TrainState]) -> Replicas:
+    """The runs of `setups` in their `states`, stacked on all devices."""
     # Placed on the devices like the program's own results. Otherwise the program would be compiled again for its second call.
-    return setups[0].parallel.replicate(Replicas(stack(states), settings)), make_step(setups, traces)
+    return setups[0].parallel.replicate(Replicas(stack(states), _settings(setups)[1]))
 
 
-def make_step(setups: Sequence[RunSetup], traces: Counter | None = None, *, dense: bool = False) -> Any:
+def make_step(
+    setups: Sequence[RunSetup],
+    traces: Counter | None = None,
+    *,
+    dense: bool = False,
+    micro_batches: MicroBatches = WHOLE,
+) -> Any:
     """The jitted step that trains the runs of `setups` together. A `dense` one leaves no channels of the base out."""
     first = setups[0]
     t = first.config.training
@@ -164,6 +181,7 @@ def make_step(setups: Sequence[RunSetup], traces: Counter | None = None, *, dens
         allocation=first.plan.allocation,
         max_grad_norm=t.max_grad_norm,
         tokens_side_by_side=_CPU_TOKENS if first.parallel.device.platform == "cpu" else None,
+        micro_batches=micro_batches,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
@@ -18,12 +20,13 @@ from jaxpeft.runs.compilation_cache import enable_compilation_cache
 from jaxpeft.runs.contextual import save_estimators
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.export import finalize, show
+from jaxpeft.runs.micro_batches import decide
 from jaxpeft.runs.setup import RunSetup, log_setup, setup_run
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import Checkpoints, Progress
-from jaxpeft.training.input_pipeline import InputPipeline, TrainSteps, make_input_pipeline
+from jaxpeft.training.input_pipeline import InputPipeline, TrainProgram, make_input_pipeline
 from jaxpeft.training.loop import Log, Outcome, RunState, fit
-from jaxpeft.training.objective import Objective
+from jaxpeft.training.micro_batches import WHOLE, MicroBatches
 from jaxpeft.training.preemption import stop_requests
 from jaxpeft.training.redraw import Redrawing, make_redrawing
 from jaxpeft.training.step import TrainState, make_train_step
@@ -58,15 +61,32 @@ def run(config: RunConfig) -> Results:
     traces: Counter = Counter()
     pipeline = make_input_pipeline(setup.train_data, setup.parallel)
 
-    def train_steps(objective: Objective) -> TrainSteps:
+    @cache
+    def train_steps(dense: bool, micro_batches: MicroBatches) -> TrainProgram:
         step = make_train_step(
-            objective,
+            replace(setup.objective, contextual=None) if dense else setup.objective,
             setup.optimizer,
             traces,
             allocation=setup.plan.allocation,
             max_grad_norm=config.training.max_grad_norm,
+            micro_batches=micro_batches,
         )
         return pipeline.train_steps(step, setup.plan.micro_steps_per_dispatch)
+
+    def compiled(micro_batches: MicroBatches) -> Any:
+        dense = bool(setup.plan.dense_steps)  # it needs more memory than the steps with contextual sparsity
+        return train_steps(dense, micro_batches).compiled_for_longest(state, setup.frozen)
+
+    micro_batches, progress = decide(
+        config.training,
+        setup.parallel,
+        progress,
+        setup.train_data,
+        compiled,
+        model=setup.model,
+        trained=setup.adapted.adapters,
+        virtual_tokens=setup.objective.virtual_tokens,
+    )
 
     with (
         MetricsLog(
@@ -86,15 +106,13 @@ def run(config: RunConfig) -> Results:
                     progress,
                     checkpoints,
                     metrics_log,
-                    redraw=redrawing(setup, pipeline),
+                    redraw=redrawing(setup, pipeline, micro_batches),
                     writes=multihost.is_process_0(),
                 )
             ],
             draw_at=pipeline.draw_at,
-            train_steps=train_steps(setup.objective),
-            dense_train_steps=train_steps(replace(setup.objective, contextual=None))
-            if setup.plan.dense_steps
-            else None,
+            train_steps=train_steps(False, micro_batches),
+            dense_train_steps=train_steps(True, micro_batches) if setup.plan.dense_steps else None,
             bar=bar,
             stop_requested=multihost.any_process(requested, setup.parallel.largest),
         )
@@ -136,13 +154,19 @@ def run_state(
     )
 
 
-def redrawing(setup: RunSetup, pipeline: InputPipeline) -> Redrawing | None:
+def redrawing(setup: RunSetup, pipeline: InputPipeline, micro_batches: MicroBatches = WHOLE) -> Redrawing | None:
     """Redraws the entries of the run's sparse update, if its plan does so; `pipeline` is the source of its batches."""
     plan = setup.plan
     if not isinstance(plan.pruning, Redraw):
         return None
-    size = plan.accumulation_steps
-    return make_redrawing(setup.objective, setup.frozen, pipeline, plan.pruning, accumulation_steps=size)
+    return make_redrawing(
+        setup.objective,
+        setup.frozen,
+        pipeline,
+        plan.pruning,
+        accumulation_steps=plan.accumulation_steps,
+        micro_batches=micro_batches,
+    )
 
 
 def create_directory(setup: RunSetup) -> None:

@@ -32,6 +32,7 @@ class Progress:
         best_score: its score, larger is better.
         since_best: validations since then.
         seconds: training time so far.
+        micro_batch_tokens: tokens of a micro-batch of the longest rows; None: a batch is one pass.
     """
 
     step: int = 0
@@ -39,6 +40,7 @@ class Progress:
     best_score: float | None = None
     since_best: int = 0
     seconds: float = 0.0
+    micro_batch_tokens: int | None = None
 
 
 # Names in the files. They are older than the names in the code, and old checkpoints must stay readable.
@@ -112,6 +114,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_disk(state))
         abstract["rng"] = self._key_of(step, abstract["rng"])
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
+        meta = {"micro_batch_tokens": None, **meta}  # older checkpoints do not have it, and a batch was one pass
         progress = Progress(**{key: meta[_ON_DISK.get(key, key)] for key in vars(Progress())})
         return _from_disk(restored["state"]), progress
 

@@ -25,10 +25,6 @@ Draw = Mapping[str, np.ndarray]
 DEVICE_DATA_LIMIT_BYTES = 2**29
 """Data of at most this size is kept on every device (134 million tokens)."""
 
-TrainSteps = Callable[[TrainState, Params, list[Draw]], tuple[TrainState, Metrics]]
-"""Runs one micro-step for each draw, in one dispatch. Only the first `len(draws)` entries of the metrics are valid."""
-
-
 Summed = Callable[[TrainState, Params, Sequence[int]], Any]
 """Sums over micro-steps, which it takes by number. The state stays as it is."""
 
@@ -42,6 +38,10 @@ class Data(Protocol):
     @property
     def device_data(self) -> Mapping[str, np.ndarray]:
         """The arrays from which all batches are made."""
+
+    @property
+    def batch_shapes(self) -> set[tuple[int, int]]:
+        """The (rows, tokens per row) pairs of training batches."""
 
     def draw(self, micro_step: int) -> Draw:
         """The random part of the batch of `micro_step`."""
@@ -62,23 +62,18 @@ class InputPipeline:
         assemble: `(device_data, draw) → batch`, inside the program.
         device_data: the arrays from which all batches are made, on the devices.
         place: puts stacked draws, `[micro-steps, …]`, on the devices.
+        longest: makes a draw of the longest rows. Only its shape means something.
     """
 
     draw_at: Callable[[int], Draw]
     assemble: Callable[[Any, Any], Batch]
     device_data: Any
     place: Callable[[Any], Any]
+    longest: Callable[[], Draw]
 
-    def train_steps(self, step: TrainStep, most: int) -> TrainSteps:
+    def train_steps(self, step: TrainStep, most: int) -> TrainProgram:
         """A function that dispatches up to `most` micro-steps of `step` at once. One compiled program serves any number of them."""
-        program = make_train_steps(step, self.assemble)
-
-        def run(state: TrainState, frozen: Params, draws: list[Draw]) -> tuple[TrainState, Metrics]:
-            filled = draws + [draws[-1]] * (most - len(draws))
-            stacked = {name: np.stack([draw[name] for draw in filled]) for name in draws[0]}
-            return program(state, frozen, self.device_data, self.place(stacked), np.int32(len(draws)))
-
-        return run
+        return TrainProgram(make_train_steps(step, self.assemble), self, most)
 
     def summed(self, function: Callable[[TrainState, Params, Batch, jax.Array], Any]) -> Summed:
         """A function that sums trees over micro-steps: `function(state, frozen, batch, micro_step)` for the batch of each."""
@@ -99,6 +94,28 @@ class InputPipeline:
         return run
 
 
+@dataclass(frozen=True)
+class TrainProgram:
+    """Runs one micro-step for each draw, in one dispatch. Only the first `len(draws)` entries of the metrics are valid."""
+
+    program: Any
+    pipeline: InputPipeline
+    most: int
+
+    def __call__(self, state: TrainState, frozen: Params, draws: list[Draw]) -> tuple[TrainState, Metrics]:
+        """Run the micro-steps. `state` is donated."""
+        return self.program(*self._arguments(state, frozen, draws))
+
+    def compiled_for_longest(self, state: TrainState, frozen: Params) -> jax.stages.Compiled:
+        """The program for the longest rows, compiled. A call of the program then does not compile it again."""
+        return self.program.lower(*self._arguments(state, frozen, [self.pipeline.longest()])).compile()
+
+    def _arguments(self, state: TrainState, frozen: Params, draws: list[Draw]) -> tuple[Any, ...]:
+        filled = draws + [draws[-1]] * (self.most - len(draws))
+        stacked = {name: np.stack([draw[name] for draw in filled]) for name in draws[0]}
+        return state, frozen, self.pipeline.device_data, self.pipeline.place(stacked), np.int32(len(draws))
+
+
 @partial(jax.jit, donate_argnums=0)
 def _add(total: Any, more: Any) -> Any:
     return jax.tree.map(jnp.add, total, more)
@@ -110,10 +127,31 @@ def make_input_pipeline(
     """The pipeline of `data`. Data of at most `limit_bytes` is kept on the devices; of larger data, whole batches are sent."""
     device_data = data.device_data
     if not fits(device_data, limit_bytes):
-        return InputPipeline(data.train_batch, lambda device_data, batch: batch, {}, partial(parallel.shard, axis=1))
+        return InputPipeline(
+            data.train_batch,
+            lambda device_data, batch: batch,
+            {},
+            partial(parallel.shard, axis=1),
+            lambda: data.assemble(device_data, longest_draw(data), np),
+        )
     return InputPipeline(
-        data.draw, in_program(data, parallel), parallel.replicate(dict(device_data)), parallel.replicate
+        data.draw,
+        in_program(data, parallel),
+        parallel.replicate(dict(device_data)),
+        parallel.replicate,
+        lambda: longest_draw(data),
     )
+
+
+def longest_draw(data: Data) -> Draw:
+    """A draw with the shape of the longest rows."""
+    return draw_of_length(data, max(length for _, length in data.batch_shapes))
+
+
+def draw_of_length(data: Data, length: int) -> Draw:
+    """A draw with the shape of the rows of `length` tokens, if rows have several lengths; else of the only one."""
+    draw = data.draw(0)
+    return {**draw, "columns": np.arange(length, dtype=np.int32)} if "columns" in draw else draw
 
 
 def fits(device_data: Mapping[str, np.ndarray], limit_bytes: int = DEVICE_DATA_LIMIT_BYTES) -> bool:

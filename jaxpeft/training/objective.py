@@ -12,7 +12,7 @@ from jaxpeft.adapters import Method, SiteMethod
 from jaxpeft.contextual import ContextualSparsity
 from jaxpeft.contextual.layers import layer_overrides
 from jaxpeft.contextual.tokens import Leading, Places, TokensRead, move_read_tokens
-from jaxpeft.inject import LayerOverride, apply
+from jaxpeft.inject import LayerOverride, RowKey, apply
 from jaxpeft.models.attention import Flash, attention_dropout, module_overrides, position_taps, takes_positions
 from jaxpeft.models.build import Model
 from jaxpeft.models.last_layer import last_layer
@@ -61,6 +61,7 @@ class Objective:
         masks: Layers,
         batch: Batch,
         dropout_rng: jax.Array | None = None,
+        row_key: RowKey | None = None,
     ) -> jax.Array:
         """Logits in fp32, such as `[batch, positions, vocabulary]` at the batch's `positions`, or `[batch, num_labels]`.
 
@@ -72,7 +73,7 @@ class Objective:
         contextual = None if dropout_rng is None else self.contextual
         batch, read = self._read_tokens(batch, contextual)
         take = self.task.tokens_read(batch, self.virtual_tokens)
-        batch, attention = self._attention(dict(batch), training=dropout_rng is not None)
+        batch, attention = self._attention(dict(batch), row_key, training=dropout_rng is not None)
         input_hooks = position_taps(self.model, batch["position_ids"]) if "position_ids" in batch else {}
         taken = False
         if take and not attention and (attention := last_layer(self.model, take)):
@@ -98,6 +99,7 @@ class Objective:
             self.site_method,
             masks=masks,
             dropout_rng=dropout_rng,
+            row_key=row_key,
             input_hooks=input_hooks,
             module_overrides=attention,
             layer_overrides=left_out,
@@ -118,7 +120,9 @@ class Objective:
         moved, places = move_read_tokens(batch, places)
         return ({**moved, "positions": places} if "positions" in batch else moved), Leading(places.shape[1])
 
-    def _attention(self, batch: dict[str, Any], *, training: bool) -> tuple[dict[str, Any], dict]:
+    def _attention(
+        self, batch: dict[str, Any], row_key: RowKey | None, *, training: bool
+    ) -> tuple[dict[str, Any], dict]:
         """The batch, whose mask is the segments if texts are packed, and the module overrides that it needs."""
         packed, length = "segments" in batch, batch["input_ids"].shape[1] + self.virtual_tokens
         flash = self.flash if self.flash and length >= self.flash.min_length else None
@@ -126,18 +130,30 @@ class Objective:
             flash = None
         if not packed and not flash:
             return batch, {}
-        attention = module_overrides(self.model, flash, packed=packed, training=training)
+        attention = module_overrides(self.model, flash, packed=packed, training=training, row_key=row_key)
         return ({**batch, "attention_mask": batch["segments"]} if packed else batch), attention
 
     def loss(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The sum of the weighted losses and the sum of the weights, in fp32 (`Task.loss`)."""
         return self.task.loss(logits, batch)
 
+    def totals(
+        self,
+        frozen: Params,
+        adapters: Adapters,
+        masks: Layers,
+        batch: Batch,
+        dropout_rng: jax.Array | None = None,
+        row_key: RowKey | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The sums of `loss` for the rows of a batch. `row_key` is needed if they are some rows of a larger one."""
+        return self.loss(self.logits(frozen, adapters, masks, batch, dropout_rng, row_key), batch)
+
     def mean_loss(
         self, frozen: Params, adapters: Adapters, masks: Layers, batch: Batch, dropout_rng: jax.Array | None = None
     ) -> jax.Array:
         """The loss that training minimises: the mean over the batch's weights, and the method's penalty."""
-        total, weight = self.loss(self.logits(frozen, adapters, masks, batch, dropout_rng), batch)
+        total, weight = self.totals(frozen, adapters, masks, batch, dropout_rng)
         loss, penalty = total / jnp.maximum(weight, 1.0), self.penalty(adapters)
         return loss if penalty is None else loss + penalty
 

@@ -13,7 +13,7 @@ from jaxpeft.pruning.updates import Pruner
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run. A step is one optimizer step; a micro-step is one forward and backward pass.
+    """The plan of a run. A step is one optimizer step; a micro-step computes the gradients of one batch.
 
     Attributes:
         num_steps: steps of the run.

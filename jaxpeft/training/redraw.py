@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft.adapters.shira import SparseDelta
+from jaxpeft.inject import RowKey
 from jaxpeft.pruning.redraw import Redraw
 from jaxpeft.quantization import dequantize, is_quantized
 from jaxpeft.tasks.base import Batch
-from jaxpeft.training.dropout import for_drawing
 from jaxpeft.training.input_pipeline import InputPipeline
+from jaxpeft.training.micro_batches import WHOLE, MicroBatches, mean_loss_and_gradients
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import fresh_moments
 from jaxpeft.training.step import TrainState
@@ -36,7 +37,13 @@ Redrawing = Callable[[TrainState, int], TrainState]
 
 
 def make_redrawing(
-    objective: Objective, frozen: Params, pipeline: InputPipeline, schedule: Redraw, *, accumulation_steps: int
+    objective: Objective,
+    frozen: Params,
+    pipeline: InputPipeline,
+    schedule: Redraw,
+    *,
+    accumulation_steps: int,
+    micro_batches: MicroBatches = WHOLE,
 ) -> Redrawing:
     """The redrawing of a run whose state was made with `redrawn=` (`init_state`).
 
@@ -46,10 +53,13 @@ def make_redrawing(
         pipeline: the source of the run's batches.
         schedule: says which share of the entries moves, and which entries are taken up.
         accumulation_steps: micro-steps per step.
+        micro_batches: as in the run's train step.
     """
     method = objective.method
     assert isinstance(method, SparseDelta), "only a sparse update has entries to redraw"
-    gradients = pipeline.summed(partial(dense_gradients, replace(objective, contextual=None)))
+    gradients = pipeline.summed(
+        partial(dense_gradients, replace(objective, contextual=None), micro_batches=micro_batches)
+    )
     leaves = leaf_paths(without_shared(frozen)[0])
 
     def redrawn(state: TrainState, step: int) -> TrainState:
@@ -64,7 +74,13 @@ def make_redrawing(
 
 
 def dense_gradients(
-    objective: Objective, state: TrainState, frozen: Params, batch: Batch, micro_step: jax.Array
+    objective: Objective,
+    state: TrainState,
+    frozen: Params,
+    batch: Batch,
+    micro_step: jax.Array,
+    *,
+    micro_batches: MicroBatches = WHOLE,
 ) -> dict[str, jax.Array]:
     """The gradient of the batch's mean loss with respect to the frozen kernel of every layer that is redrawn.
 
@@ -74,25 +90,30 @@ def dense_gradients(
         frozen: the base's parameters.
         batch: the batch of `micro_step`.
         micro_step: decides the dropout, which is that of the training step.
+        micro_batches: how many rows a pass computes at a time.
 
     Returns:
         layer path → `[d_in, d_out]` fp32.
     """
-    dropout_rng = for_drawing(jax.random.fold_in(state.rng, micro_step))
     model = without_shared(frozen)[0]
     leaves = leaf_paths(model)
     stored = {path: leaves[f"{path}/kernel"] for path in state.masks}
 
-    def loss(kernels: Mapping[str, jax.Array]) -> jax.Array:
+    kernels = {
+        path: dequantize(leaf) if is_quantized(leaf) else leaf.astype(jnp.float32) for path, leaf in stored.items()
+    }
+
+    def totals(
+        kernels: dict[str, jax.Array], batch: Batch, key: jax.Array, row_key: RowKey | None
+    ) -> tuple[jax.Array, jax.Array]:
         with_kernels = {
             **join(model, {path: {"kernel": kernel} for path, kernel in kernels.items()}),
             **beside_model(frozen),
         }
-        return objective.mean_loss(with_kernels, state.adapters, state.masks, batch, dropout_rng)
+        return objective.totals(with_kernels, state.adapters, state.masks, batch, key, row_key)
 
-    return jax.grad(loss)(
-        {path: dequantize(leaf) if is_quantized(leaf) else leaf.astype(jnp.float32) for path, leaf in stored.items()}
-    )
+    key = jax.random.fold_in(state.rng, micro_step)
+    return mean_loss_and_gradients(totals, lambda kernels: None, kernels, batch, key, micro_batches)[1]
 
 
 @partial(jax.jit, static_argnames=("method", "shapes"))

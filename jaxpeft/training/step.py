@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxpeft.inject import RowKey
 from jaxpeft.pruning.allocation import Allocation, Importance, fresh_importance, keep_important, update_importance
 from jaxpeft.pruning.masks import apply_masks
 from jaxpeft.pruning.memory import Memory, fresh_memory, gathered, held, sees_pruned
 from jaxpeft.pruning.selection import existing_entries
 from jaxpeft.pruning.updates import Change, Moment, Pruned, Pruner, tightened
 from jaxpeft.tasks.base import Batch
-from jaxpeft.training.dropout import for_drawing
+from jaxpeft.training.micro_batches import WHOLE, MicroBatches, mean_loss_and_gradients
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import fresh_moments
 from jaxpeft.trees import Adapters, Layers, Params
@@ -82,6 +83,7 @@ def make_train_step(
     *,
     allocation: Allocation | None = None,
     max_grad_norm: float = 0.0,
+    micro_batches: MicroBatches = WHOLE,
 ) -> TrainStep:
     """Return the jitted `(state, frozen, batch) → (state, {"loss", "grad_norm", "tokens"})`; `state` is donated.
 
@@ -92,11 +94,12 @@ def make_train_step(
         allocation: AdaLoRA's schedule. If it is given, its importance in the state's memory is updated.
         max_grad_norm: the norm to which the optimizer clips (0: no clipping), because the importance is computed from the clipped
             gradients.
+        micro_batches: how many rows a pass computes at a time. Only the dropout of an `rbg` key, and contextual sparsity, depend on it.
     """
 
     def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         count_trace(traces, batch)
-        return micro_step(objective, optimizer, state, frozen, batch, allocation, max_grad_norm)
+        return micro_step(objective, optimizer, state, frozen, batch, allocation, max_grad_norm, micro_batches)
 
     return jax.jit(train_step, donate_argnums=0)
 
@@ -109,15 +112,16 @@ def micro_step(
     batch: Batch,
     allocation: Allocation | None = None,
     max_grad_norm: float = 0.0,
+    micro_batches: MicroBatches = WHOLE,
 ) -> tuple[TrainState, Metrics]:
     """One micro-step, as `make_train_step` compiles it: loss, gradients of the adapters, and the optimizer's update."""
-    dropout_rng = for_drawing(jax.random.fold_in(state.rng, state.micro_step))
+    key = jax.random.fold_in(state.rng, state.micro_step)
     start, masks = _differentiated(state)
 
-    def mean_loss(adapters: Adapters) -> jax.Array:
-        return objective.mean_loss(frozen, adapters, masks, batch, dropout_rng)
+    def totals(adapters: Adapters, batch: Batch, key: jax.Array, row_key: RowKey | None) -> tuple[jax.Array, jax.Array]:
+        return objective.totals(frozen, adapters, masks, batch, key, row_key)
 
-    loss, grads = jax.value_and_grad(mean_loss)(start)
+    loss, grads = mean_loss_and_gradients(totals, objective.penalty, start, batch, key, micro_batches)
     memory, grads = _remembered(state, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.adapters, masks=held(state.masks, state.memory))
     adapters = optax.apply_updates(state.adapters, updates)

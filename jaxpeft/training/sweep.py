@@ -27,8 +27,9 @@ from jaxpeft.pruning.allocation import Allocation
 from jaxpeft.pruning.memory import fresh_memory
 from jaxpeft.pruning.schedules import Schedule
 from jaxpeft.pruning.updates import Change, Pruner, tightened
-from jaxpeft.training.input_pipeline import Data, InputPipeline, in_program
+from jaxpeft.training.input_pipeline import Data, InputPipeline, in_program, longest_draw
 from jaxpeft.training.loop import Holding, RunState
+from jaxpeft.training.micro_batches import WHOLE, MicroBatches
 from jaxpeft.training.objective import Batch, Objective
 from jaxpeft.training.sharding import DataParallel
 from jaxpeft.training.step import Metrics, TrainState, allocate_step, count_trace, micro_step, prune_step
@@ -151,6 +152,7 @@ def make_sweep_step(
     allocation: Allocation | None = None,
     max_grad_norm: float = 0.0,
     tokens_side_by_side: int | None = None,
+    micro_batches: MicroBatches = WHOLE,
 ) -> SweepStep:
     """Return the jitted `(replicas, frozen, batches) → (replicas, metrics)`; `replicas` are donated.
 
@@ -165,13 +167,21 @@ def make_sweep_step(
         max_grad_norm: as in `make_train_step`.
         tokens_side_by_side: if the batch of one replica has more tokens, the program computes the replicas one after the other,
             which needs the memory of only one; else in one `vmap`. None: always in one `vmap`.
+        micro_batches: as in `make_train_step`, for the batch of one replica.
     """
 
     def one(settings: Any, state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         count_trace(traces, batch)
         optimizer = make_optimizer(settings["learning_rate"])
         return micro_step(
-            with_settings(objective, settings), optimizer, state, frozen, batch, allocation, max_grad_norm
+            with_settings(objective, settings),
+            optimizer,
+            state,
+            frozen,
+            batch,
+            allocation,
+            max_grad_norm,
+            micro_batches,
         )
 
     def step(replicas: Replicas, frozen: Params, batches: Batch) -> tuple[Replicas, Metrics]:
@@ -198,8 +208,11 @@ def sweep_input_pipeline(data: Sequence[Data], parallel: DataParallel) -> InputP
         draws = [each.draw(number) for each in data]
         return {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
 
+    def longest() -> dict[str, np.ndarray]:
+        return {name: np.stack([array] * len(data)) for name, array in longest_draw(first).items()}
+
     assemble = jax.vmap(in_program(first, parallel), in_axes=(None, 0))
-    return InputPipeline(draw_at, assemble, parallel.replicate(dict(first.device_data)), parallel.replicate)
+    return InputPipeline(draw_at, assemble, parallel.replicate(dict(first.device_data)), parallel.replicate, longest)
 
 
 @partial(jax.jit, static_argnames=("pruner", "change"))

@@ -120,6 +120,18 @@ def test_tokens_that_the_loss_reads_go_to_the_front(data):
         assert (np.diff(rest) > 0).all()  # the order is kept otherwise
 
 
+def test_of_a_place_that_repeats_the_first_value_counts():
+    """Dropout can differ between the copies. The value and the gradient must then belong to the same one."""
+    x, places = jnp.zeros((1, 4, 1)), jnp.array([[2, 1, 2]])
+
+    def joined(read):
+        return Places(places).join(x, read)
+
+    read = jnp.array([[[5.0], [6.0], [7.0]]])
+    assert joined(read).ravel().tolist() == [0, 6, 5, 0]
+    assert jax.grad(lambda read: joined(read).sum())(read).ravel().tolist() == [1, 1, 0]
+
+
 def test_a_place_that_repeats_gets_its_gradient_once():
     x, places = jnp.asarray(tiny.normal(0, 2, 5, 3)), jnp.array([[1, 3, 1], [0, 0, 0]])
     read = Places(places)

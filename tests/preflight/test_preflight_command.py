@@ -4,13 +4,15 @@ import dataclasses
 import importlib.util
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import tiny_runs
 
 from jaxpeft import cli
 from jaxpeft.config.parsing import parse_run
-from jaxpeft.preflight import command
+from jaxpeft.preflight import child, command
+from jaxpeft.preflight.chips import parse_topology
 from jaxpeft.preflight.collectives import Traffic
 from jaxpeft.preflight.compiled import Compiled, Costs, Memory, Shortage
 from jaxpeft.preflight.largest_batch import Attempt, Largest
@@ -86,14 +88,16 @@ COSTS = Costs(
 )
 FITS = Program("evaluation", 64, 64, 128, Compiled(1.0, COSTS))
 PACKED = Program("training", 64, 16, 96, Compiled(1.0, COSTS))
+IN_PASSES = Program("training", 64, 64, 128, Compiled(1.0, COSTS), passes=4)
 LARGEST = Largest(8, 16, (Attempt(8, True, 1.0), Attempt(16, False, None)))
 
 
 def test_what_is_said():
-    report = Report("v5e:2x2", "0.10.2", "0.0.42", 100, (SHORT, PACKED, FITS), (16, 32), False, LARGEST)
+    report = Report("v5e:2x2", "0.10.2", "0.0.42", 100, (SHORT, PACKED, IN_PASSES, FITS), (16, 32), False, LARGEST)
     said = "\n".join(lines(report))
     assert "64 rows of 128 tokens, 16 a chip: does not fit" in said
     assert "training step, 64 texts in 16 rows of 96 tokens, 4 a chip: fits" in said
+    assert "training step, 64 rows of 128 tokens, 16 a chip in 4 passes: fits" in said
     assert "not counted: the training rows" in said
     assert "at least 40.00 of 15.75 GiB" in said
     assert "2.50 of 15.75 GiB: arguments 1.00" in said
@@ -101,6 +105,32 @@ def test_what_is_said():
     assert "32 texts (8 a chip) fit; 64 do not (2 compilations)" in said
     assert "buckets of 16, 32 tokens" in said
     assert read_report(json.loads(json.dumps(dataclasses.asdict(report)))) == report
+
+
+@pytest.mark.parametrize(
+    ("given", "rows_that_fit", "passes", "tried"),
+    [
+        (24, 64, 3, [24]),  # 16 rows a chip in passes of 6: three
+        ("auto", 64, 1, [64]),
+        ("auto", 16, 4, [64, 32, 16]),
+        ("auto", 0, 16, [64, 32, 16, 8, 4]),  # not even one row a chip
+        (32, 16, 2, [32]),  # as asked for, whether it fits or not
+    ],
+)
+def test_a_batch_is_compiled_in_as_few_passes_as_fit(given, rows_that_fit, passes, tried, monkeypatch):
+    compiled = []
+
+    def compile_rows(topology, micro_batches, **options):
+        compiled.append(micro_batches.rows)
+        return Compiled(1.0, COSTS if micro_batches.rows <= rows_that_fit else SHORT.compiled.outcome)
+
+    monkeypatch.setattr(child, "lower_training", lambda run, size, length, micro_batches: micro_batches)
+    monkeypatch.setattr(child, "compile_for", compile_rows)
+    monkeypatch.setattr(child, "_fixed_bytes", lambda run: 0)
+    run = SimpleNamespace(micro_batch_size=given, training_shape=lambda size, length: (size, length))
+    found, program = child._training(run, parse_topology("v5e:2x2"), 64, 128)
+    assert (found, compiled) == (passes, tried)
+    assert isinstance(program.outcome, Costs) == (min(tried) <= rows_that_fit)
 
 
 @pytest.mark.parametrize(("program", "status"), [(FITS, 0), (SHORT, 1)])
