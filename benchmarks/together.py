@@ -23,7 +23,7 @@ from benchmarks.speed.machine import describe, measured_now
 from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from jaxpeft.report.results import describe_devices
 from jaxpeft.runs.setup import RunSetup, setup_replica, setup_run
-from jaxpeft.runs.sweep import assemble, initial_state
+from jaxpeft.runs.sweep import initial_state, make_step, stacked
 from jaxpeft.training.input_pipeline import make_input_pipeline
 from jaxpeft.training.step import make_train_step
 from jaxpeft.training.sweep import sweep_input_pipeline
@@ -74,7 +74,7 @@ def alone(parts: RunSetup, steps: int) -> Round:
 
 def together(runs: list[RunSetup], steps: int) -> Round:
     """`runs` in one program."""
-    replicas, step = assemble(runs, [initial_state(parts) for parts in runs])
+    replicas, step = stacked(runs, [initial_state(parts) for parts in runs]), make_step(runs)
     source = sweep_input_pipeline([parts.train_data for parts in runs], runs[0].parallel)
     return rounds_of(source.train_steps(step, steps), replicas, runs[0].frozen, source.draw_at, steps)
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from benchmarks.speed.cases import Case
 from benchmarks.speed.configuration import run_config
 from benchmarks.speed.flops import Shape
 from jaxpeft.models.last_layer import last_layer
+from jaxpeft.runs.micro_batches import decide
 from jaxpeft.runs.setup import setup_run
 from jaxpeft.training.checkpoint import Progress
 from jaxpeft.training.input_pipeline import make_input_pipeline
 from jaxpeft.training.loop import RunState, fit
+from jaxpeft.training.micro_batches import WHOLE, MicroBatches
 from jaxpeft.training.step import make_eval_step, make_train_step
 from jaxpeft.trees import count
 
@@ -93,26 +96,50 @@ class Trainer:
         plan = replace(parts.plan, log_every_steps=self.steps_per_round, eval_every_steps=self.steps_per_round)
         state = parts.initial_state()
         self._state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-        self._train_step = make_train_step(
-            self._objective,
-            parts.optimizer,
-            allocation=plan.allocation,
-            max_grad_norm=parts.config.training.max_grad_norm,
-        )
+        training, source = parts.config.training, make_input_pipeline(self._data, parts.parallel)
+
+        @cache
+        def train_step(micro_batches: MicroBatches) -> Any:
+            return make_train_step(
+                self._objective,
+                parts.optimizer,
+                allocation=plan.allocation,
+                max_grad_norm=training.max_grad_norm,
+                micro_batches=micro_batches,
+            )
+
+        @cache
+        def train_steps(micro_batches: MicroBatches) -> Any:
+            return source.train_steps(train_step(micro_batches), plan.micro_steps_per_dispatch)
+
+        def compiled(micro_batches: MicroBatches) -> Any:
+            return train_steps(micro_batches).compiled_for_longest(state, self._frozen)
+
+        self._train_step = train_step(WHOLE)  # XLA counts the operations of only one pass
         self.trainable = count(parts.adapted.adapters)
         self.first_loss = self._loss(parts.adapted.adapters, workload)
         self._work = self._count_work()
         self._rounds = Rounds()
-        self._rounds.run(lambda: self._fit(state, plan, make_input_pipeline(self._data, parts.parallel)))
+        micro_batches, _ = decide(
+            training,
+            parts.parallel,
+            Progress(),
+            self._data,
+            compiled,
+            model=parts.model,
+            trained=parts.adapted.adapters,
+            virtual_tokens=parts.objective.virtual_tokens,
+        )
+        self._rounds.run(lambda: self._fit(state, plan, source.draw_at, train_steps(micro_batches)))
 
-    def _fit(self, state: Any, plan: Any, source: Any) -> None:
+    def _fit(self, state: Any, plan: Any, draw_at: Any, train_steps: Any) -> None:
         rounds: Any = self._rounds  # stands in for checkpoints, a log and a bar
         fit(
             state,
             self._frozen,
             [RunState(plan, Progress(), state, rounds.validate, checkpoints=rounds, metrics_log=rounds)],
-            draw_at=source.draw_at,
-            train_steps=source.train_steps(self._train_step, plan.micro_steps_per_dispatch),
+            draw_at=draw_at,
+            train_steps=train_steps,
             bar=rounds,
             stop_requested=lambda: None,
         )
