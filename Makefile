@@ -20,8 +20,12 @@ test: # the fast tier
 test-all:
 	$(PYTEST) -m ""
 
-coverage: # the fast tier, then the bounds of .ci/coverage.py; a third slower than without
-	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=json:coverage.json
+# In a run of all tests on Python 3.13, coverage 7.17 missed four lines that tests of these folders run; a run of the folders alone has them.
+WHOLLY_COVERED = tests/adapters tests/pruning tests/quantization tests/test_calibration.py
+
+coverage: # the fast tier, then the bounds of .ci/coverage.py; half as slow again as without
+	$(PYTEST) --cov --cov-report=
+	$(PYTEST) $(WHOLLY_COVERED) --cov --cov-append --cov-report=term:skip-covered --cov-report=json:coverage.json
 	@python .ci/coverage.py coverage.json
 
 quickstart: # the bounds that the README promises; OUTPUT must not exist
