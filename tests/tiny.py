@@ -254,6 +254,12 @@ def whole_batches(parallel, *, batch_at=lambda index: batch(seed=index)):
     )
 
 
+def mean_loss(objective, frozen, adapters, masks, batch, rng=None):
+    """The mean loss of a batch, written out. Without the method's penalty."""
+    total, weight = objective.totals(frozen, adapters, masks, batch, rng)
+    return total / weight
+
+
 def copied(tree):
     """The tree in arrays of its own: what a step may be donated."""
     return jax.tree.map(jnp.copy, tree)

@@ -149,14 +149,6 @@ class Objective:
         """The sums of `loss` for the rows of a batch. `row_key` is needed if they are some rows of a larger one."""
         return self.loss(self.logits(frozen, adapters, masks, batch, dropout_rng, row_key), batch)
 
-    def mean_loss(
-        self, frozen: Params, adapters: Adapters, masks: Layers, batch: Batch, dropout_rng: jax.Array | None = None
-    ) -> jax.Array:
-        """The loss that training minimises: the mean over the batch's weights, and the method's penalty."""
-        total, weight = self.totals(frozen, adapters, masks, batch, dropout_rng)
-        loss, penalty = total / jnp.maximum(weight, 1.0), self.penalty(adapters)
-        return loss if penalty is None else loss + penalty
-
     def statistics(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Sums over a batch from which metrics are computed (`Task.statistics`)."""
         return self.task.statistics(logits, batch)

@@ -66,7 +66,7 @@ class Trained:
 
         def loss(params):
             batches = [tiny.batch(seed=i) for i in micro_steps]
-            return sum(plain.mean_loss(params, {"sites": {}, "modules": {}}, {}, batch) for batch in batches)
+            return sum(tiny.mean_loss(plain, params, {"sites": {}, "modules": {}}, {}, batch) for batch in batches)
 
         merged = tiny.merge_pure(self.frozen, self.state.adapters, self.method)
         grads = jax.jit(jax.grad(loss))(merged)
@@ -165,7 +165,7 @@ def test_the_gradient_at_entries_that_train_is_that_of_their_values(quantized):
     rng = jax.random.fold_in(run.state.rng, number)
 
     def loss(adapters, rng):
-        return run.objective.mean_loss(run.frozen, adapters, run.state.masks, batch, rng)
+        return tiny.mean_loss(run.objective, run.frozen, adapters, run.state.masks, batch, rng)
 
     own = jax.jit(jax.grad(loss))(run.state.adapters, rng)["sites"]
     leaves = leaf_paths(without_shared(run.frozen)[0])
