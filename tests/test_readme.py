@@ -19,7 +19,11 @@ from jaxpeft.config.parsing import parse_file_into, parse_run
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 STUDIES = sorted((ROOT / "benchmarks").glob("*/study.yaml"))
-COMPARISONS = [*sorted((ROOT / "configs").glob("compare-*.yaml")), *STUDIES]
+COMPARISONS = [
+    *sorted((ROOT / "configs").glob("compare-*.yaml")),
+    *STUDIES,
+    ROOT / "benchmarks/sparsity/contextual-choice.yaml",
+]
 CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {*COMPARISONS})
 
 
