@@ -41,6 +41,7 @@ class Attention:
             attention weights, as a tuple of one array.
         dropout_rate: the config's name for the rate at which attention weights are dropped.
         broadcast_dropout: True if the module draws one dropout mask for all rows and heads.
+        dropout_module: the attribute that holds the module which drops attention weights; None: the attention module does.
         position_module: path of the position embeddings if the encoder counts positions itself. None if it takes
             `position_ids`.
         packing_obstacle: config → why several texts cannot share a row; None if they can.
@@ -50,6 +51,7 @@ class Attention:
     attend: Callable[..., tuple[jax.Array]]
     dropout_rate: str
     broadcast_dropout: bool
+    dropout_module: str | None = None
     position_module: str | None = None
     packing_obstacle: Callable[[Any], str | None] = lambda config: None
 
@@ -66,6 +68,22 @@ class LastLayer:
 
     path: str
     call: Callable[..., tuple[jax.Array]]
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The module that applies the activation between the two feed-forward layers.
+
+    Attributes:
+        path: its path, with `{number}` for the layer's index, counted from 0.
+        call: `(module, activation, *args, **kwargs)`, called instead of the module with the arguments of its call. Returns what the
+            module returns, with this activation.
+        activation: the config's name for the activation.
+    """
+
+    path: str
+    call: Callable[..., jax.Array]
+    activation: str
 
 
 @dataclass(frozen=True)
@@ -113,6 +131,7 @@ class Family:
         after_attention: path of the module that reads the last layer's attention, with `{last}` for the layer's index.
             Tokens no longer interact from there on.
         last_layer: how to compute the last layer's queries for only some tokens.
+        feed_forward: where its activation is applied.
         projections: the linear layers of its encoder layers, for sparsity that is chosen by the batch.
         citation: its paper, for model cards.
     """
@@ -128,6 +147,7 @@ class Family:
     attention: Attention | None = None
     after_attention: str | None = None
     last_layer: LastLayer | None = None
+    feed_forward: FeedForward | None = None
     projections: Projections | None = None
     citation: str | None = None
 

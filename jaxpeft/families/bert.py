@@ -10,17 +10,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from jaxpeft.families.base import Attention, Family, LastLayer, Projections, Scores, split_heads
+from jaxpeft.families.base import Attention, Family, FeedForward, LastLayer, Projections, Scores, split_heads
 
 if TYPE_CHECKING:
     import jax
 
 
 def attend(module: Any, scores: Scores, x: jax.Array, segments: jax.Array, *_: Any, **options: Any) -> tuple[jax.Array]:
-    """`FlaxBertSelfAttention` on `x: [rows, length, d]`, without its output projection, which is a module of its own."""
-    assert all(options.get(name) is None for name in ("layer_head_mask", "key_value_states"))
-    heads = module.config.num_attention_heads
-    query, key, value = (split_heads(layer(x), heads) for layer in (module.query, module.key, module.value))
+    """`FlaxBertSelfAttention` on `x: [rows, length, d]`, without its output projection, which is a module of its own.
+
+    With `key_value_states`, x holds only the tokens whose queries are needed.
+    """
+    assert options.get("layer_head_mask") is None
+    heads, read = module.config.num_attention_heads, options.get("key_value_states")
+    read = x if read is None else read
+    layers = ((module.query, x), (module.key, read), (module.value, read))
+    query, key, value = (split_heads(layer(x), heads) for layer, x in layers)
     return (scores(query, key, value, segments).reshape(x.shape),)
 
 
@@ -42,6 +47,11 @@ def attention_of_some(
     options = {"layer_head_mask": layer_head_mask, "key_value_states": x, "deterministic": deterministic}
     attended = module.self(taken, mask, **options)[0]
     return (module.output(attended, taken, deterministic=deterministic),)
+
+
+def feed_forward(module: Any, activation: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`FlaxBertIntermediate`."""
+    return activation(module.dense(x))
 
 
 BERT = Family(
@@ -68,6 +78,7 @@ BERT = Family(
     ),
     after_attention="encoder/layer/{last}/attention/output",
     last_layer=LastLayer("encoder/layer/{last}/attention", attention_of_some),
+    feed_forward=FeedForward("encoder/layer/{number}/intermediate", feed_forward, "hidden_act"),
     projections=Projections(
         query="encoder/layer/{number}/attention/self/query",
         key="encoder/layer/{number}/attention/self/key",
@@ -83,7 +94,9 @@ ELECTRA = replace(BERT, model_type="electra", citation="ELECTRA: Clark et al. 20
 
 # The encoders below compute attention in ways of their own (shared layers, sparse blocks, rotary positions), which are not
 # implemented here yet.
-_OTHER_ATTENTION = replace(BERT, attention=None, after_attention=None, last_layer=None, projections=None)
+_OTHER_ATTENTION = replace(
+    BERT, attention=None, after_attention=None, last_layer=None, feed_forward=None, projections=None
+)
 
 ALBERT = replace(
     _OTHER_ATTENTION,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from jaxpeft.families.base import Attention, Family, LastLayer, Projections, Scores, split_heads
+from jaxpeft.families.base import Attention, Family, FeedForward, LastLayer, Projections, Scores, split_heads
 
 if TYPE_CHECKING:
     import jax
@@ -39,6 +39,13 @@ def layer_of_some(
     return (module.output_layer_norm(module.ffn(attended, deterministic=deterministic) + attended),)
 
 
+def feed_forward(
+    module: Any, activation: Callable[[jax.Array], jax.Array], x: jax.Array, *, deterministic: bool
+) -> jax.Array:
+    """`FlaxFFN`."""
+    return module.dropout(module.lin2(activation(module.lin1(x))), deterministic=deterministic)
+
+
 def packing_obstacle(config: Any) -> str | None:
     """Sines are computed for the places in a row, so a second text in it cannot start at position 0."""
     if getattr(config, "sinusoidal_pos_embds", False):
@@ -66,11 +73,13 @@ DISTILBERT = Family(
         attend,
         dropout_rate="attention_dropout",
         broadcast_dropout=False,
+        dropout_module="dropout",
         position_module="embeddings/position_embeddings",
         packing_obstacle=packing_obstacle,
     ),
     after_attention="transformer/layer/{last}/sa_layer_norm",
     last_layer=LastLayer("transformer/layer/{last}", layer_of_some),
+    feed_forward=FeedForward("transformer/layer/{number}/ffn", feed_forward, "activation"),
     projections=Projections(
         query="transformer/layer/{number}/attention/q_lin",
         key="transformer/layer/{number}/attention/k_lin",

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from jaxpeft.families.base import FeedForward
 from jaxpeft.families.bert import BERT
+
+if TYPE_CHECKING:
+    import jax
 
 XLM_ROBERTA = replace(
     BERT,
@@ -24,6 +30,12 @@ ROBERTA = replace(
     default_targets={**BERT.default_targets, "adalora": ("query", "key", "value", "dense")},
 )
 
+
+def feed_forward(module: Any, activation: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`FlaxRobertaPreLayerNormIntermediate`."""
+    return activation(module.dense(module.LayerNorm(x)))
+
+
 ROBERTA_PRELAYERNORM = replace(
     XLM_ROBERTA,
     model_type="roberta-prelayernorm",
@@ -31,4 +43,5 @@ ROBERTA_PRELAYERNORM = replace(
     base_prefix=None,
     # Its attention block normalises before the keys, so queries cannot be taken from the block's input.
     last_layer=None,
+    feed_forward=FeedForward("encoder/layer/{number}/intermediate", feed_forward, "hidden_act"),
 )

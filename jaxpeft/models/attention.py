@@ -1,8 +1,8 @@
-"""Self-attention computed here instead of by the encoder: flash attention, and rows that hold several texts.
+"""Self-attention computed here instead of by the encoder: flash attention, rows that hold several texts, and CPUs.
 
-The encoders of transformers mask tokens, not blocks of tokens, and hold every score in memory. `module_overrides` returns the
-functions that `jaxpeft.inject.apply` calls instead of their attention modules. The projections stay the module's own, and so do
-their adapters and quantised kernels; only the scores are computed here. The model's family
+The encoders of transformers mask tokens, not blocks of tokens, hold every score in memory, and transpose more than they need.
+`module_overrides` returns the functions that `jaxpeft.inject.apply` calls instead of their attention modules. The projections stay
+the module's own, and so do their adapters and quantised kernels; only the scores are computed here. The model's family
 (`jaxpeft.families`) says how its modules are called.
 """
 
@@ -23,6 +23,7 @@ from jaxpeft.families import required
 from jaxpeft.families.base import Attention
 from jaxpeft.inject import RowKey
 from jaxpeft.models.build import Model
+from jaxpeft.models.dense_attention import attend as dense_attention
 
 FLASH_MIN_LENGTH: dict[str, int] = {"cudnn": 512, "tpu": 1024}
 """Row length in tokens from which `auto` chooses flash attention. Calculated, not yet measured.
@@ -39,7 +40,8 @@ _TPU_BLOCK = 128  # The kernel works on tiles of this many tokens, so rows are p
 Scores = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 """`(query, key, value, segments) → values`: `[rows, length, heads, width]` each, `segments: [rows, length]` int32.
 
-A token sees the tokens of its own segment. Segment 0 is padding: its values are finite and mean nothing."""
+A token sees the tokens of its own segment. Segment 0 is padding: its values are finite and mean nothing. If a row holds one text,
+there may be queries of only some of its tokens."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ def module_overrides(
     rate = attention_dropout(model) if training else 0.0
 
     def attend(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[jax.Array]:
-        chosen = scores or _dense_of(module, rate, row_key, broadcast=attention.broadcast_dropout)
+        drops = getattr(module, attention.dropout_module) if attention.dropout_module else module
+        chosen = scores or _dense_of(drops, rate, row_key, packed=packed, broadcast=attention.broadcast_dropout)
         return attention.attend(module, chosen, *args, **kwargs)
 
     layers = range(model.config.num_hidden_layers)
@@ -170,25 +173,45 @@ def _kernel(device: Any) -> Literal["cudnn", "tpu"] | None:
     return "cudnn" if device.platform == "gpu" and major.isdigit() and int(major) >= 8 else None
 
 
-def _dense_of(module: nn.Module, rate: float, row_key: RowKey | None, *, broadcast: bool) -> Scores:
-    """Return dense attention with dropout as in `module`; `broadcast` draws one mask for all rows and heads."""
-    if not rate:
-        return _dense
-    key = module.make_rng("dropout")
-    if row_key and not broadcast:
-        key = row_key(key)
-    return partial(_dense, dropout_rng=key, dropout_rate=rate, broadcast_dropout=broadcast, deterministic=False)
-
-
-def _dense(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, **dropout: Any) -> jax.Array:
-    options = {"deterministic": True, **dropout}
-    weights = nn.dot_product_attention_weights(query, key, mask=_same(segments), dtype=query.dtype, **options)
-    return jnp.einsum("...hqk,...khd->...qhd", weights, value)
+def _real(segments: jax.Array) -> jax.Array:
+    """Return bool `[rows, 1, 1, length]`: True if a token is not padding."""
+    return (segments > 0)[:, None, None]
 
 
 def _same(segments: jax.Array) -> jax.Array:
     """Return bool `[rows, 1, length, length]`: True if both tokens belong to the same text."""
     return (segments[:, :, None] == segments[:, None, :])[:, None]
+
+
+def _dense_of(module: nn.Module, rate: float, row_key: RowKey | None, *, packed: bool, broadcast: bool) -> Scores:
+    """Return dense attention with the dropout that `module` draws; `broadcast` draws one mask for all rows and heads."""
+    visible = _same if packed else _real
+    if not rate:
+        return partial(_dense, visible=visible)
+    key = module.make_rng("dropout")
+    if row_key and not broadcast:
+        key = row_key(key)
+    return partial(_dense, visible=visible, rate=rate, rng=key, broadcast=broadcast)
+
+
+def _dense(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array,
+    *,
+    visible: Callable[[jax.Array], jax.Array] = _same,
+    rate: float = 0.0,
+    rng: jax.Array | None = None,
+    broadcast: bool = False,
+) -> jax.Array:
+    """Dense attention. `visible` makes from the segments the mask of the scores."""
+    kept = None
+    if rng is not None:
+        heads = (1, 1) if broadcast else (query.shape[0], query.shape[2])
+        drawn = jax.random.bernoulli(rng, 1.0 - rate, (*heads, query.shape[1], key.shape[1]))
+        kept = drawn.astype(query.dtype) / jnp.asarray(1.0 - rate, query.dtype)
+    return dense_attention(query, key, value, visible(segments), kept)
 
 
 def _cudnn(

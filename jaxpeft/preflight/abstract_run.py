@@ -152,7 +152,7 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
         batch_sizes={"training": t.batch_size, "evaluation": config.evaluation.batch_size},
         rows=rows,
         parallel=parallel,
-        objective=Objective(model, adapted.method, task, flash, contextual),
+        objective=Objective(model, adapted.method, task, flash, contextual, parallel.device.platform == "cpu"),
         optimizer=optimizer,
         max_grad_norm=t.max_grad_norm,
         plan=plan,

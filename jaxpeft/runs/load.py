@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxpeft.config import RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.interop.peft.files import load_adapter
@@ -93,4 +95,5 @@ def load_run(directory: Path | str) -> TrainedRun:
     loaded = None
     if not is_full:
         frozen, adapters, loaded = load_adapter(files.adapter, model.params)
-    return TrainedRun(files.path, config, results, Objective(model, loaded, task), frozen, adapters, tokenizer)
+    objective = Objective(model, loaded, task, on_cpu=jax.default_backend() == "cpu")
+    return TrainedRun(files.path, config, results, objective, frozen, adapters, tokenizer)

@@ -145,7 +145,8 @@ def setup_run(config: RunConfig) -> RunSetup:
     multihost.check_equal(
         {"data": splits.digest, "base": lambda: base_hash, "adapter": lambda: hash_base(adapted.adapters)}
     )
-    objective = Objective(model, adapted.method, task, flash, contextual)
+    on_cpu = parallel.device.platform == "cpu"
+    objective = Objective(model, adapted.method, task, flash, contextual, on_cpu)
     plan = make_plan(
         t,
         config.pruning,

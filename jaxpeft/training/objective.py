@@ -13,6 +13,7 @@ from jaxpeft.contextual import ContextualSparsity
 from jaxpeft.contextual.layers import layer_overrides
 from jaxpeft.contextual.tokens import Leading, Places, TokensRead, move_read_tokens
 from jaxpeft.inject import LayerOverride, RowKey, apply
+from jaxpeft.models.activation import activation_overrides
 from jaxpeft.models.attention import Flash, attention_dropout, module_overrides, position_taps, takes_positions
 from jaxpeft.models.build import Model
 from jaxpeft.models.last_layer import last_layer
@@ -32,6 +33,8 @@ class Objective:
         task: the task.
         flash: flash attention; None: the model's own attention.
         contextual: channels of the base that a training step leaves out; None: none. Evaluation is always dense.
+        on_cpu: True: attention and GELU are computed in the forms that are fast on a CPU, if the model's family is known. The
+            results are the same, except for rounding.
     """
 
     model: Model
@@ -39,6 +42,7 @@ class Objective:
     task: Task
     flash: Flash | None = None
     contextual: ContextualSparsity | None = None
+    on_cpu: bool = False
 
     @property
     def site_method(self) -> SiteMethod | None:
@@ -73,11 +77,11 @@ class Objective:
         contextual = None if dropout_rng is None else self.contextual
         batch, read = self._read_tokens(batch, contextual)
         take = self.task.tokens_read(batch, self.virtual_tokens)
-        batch, attention = self._attention(dict(batch), row_key, training=dropout_rng is not None)
+        batch, overrides, whole = self._overrides(dict(batch), row_key, training=dropout_rng is not None)
         input_hooks = position_taps(self.model, batch["position_ids"]) if "position_ids" in batch else {}
         taken = False
-        if take and not attention and (attention := last_layer(self.model, take)):
-            taken = True
+        if take and not whole and (of_some := last_layer(self.model, take)):
+            overrides, taken = overrides | of_some, True
         elif take and self.model.behind_attention:
             input_hooks[self.model.behind_attention], taken = take, True
         inputs = self.model.inputs(batch, **room)
@@ -101,7 +105,7 @@ class Objective:
             dropout_rng=dropout_rng,
             row_key=row_key,
             input_hooks=input_hooks,
-            module_overrides=attention,
+            module_overrides=overrides,
             layer_overrides=left_out,
             **inputs,
         )
@@ -120,18 +124,19 @@ class Objective:
         moved, places = move_read_tokens(batch, places)
         return ({**moved, "positions": places} if "positions" in batch else moved), Leading(places.shape[1])
 
-    def _attention(
+    def _overrides(
         self, batch: dict[str, Any], row_key: RowKey | None, *, training: bool
-    ) -> tuple[dict[str, Any], dict]:
-        """The batch, whose mask is the segments if texts are packed, and the module overrides that it needs."""
+    ) -> tuple[dict[str, Any], dict, bool]:
+        """The batch, whose mask is the segments if texts are packed; the module overrides; True if attention needs all queries."""
         packed, length = "segments" in batch, batch["input_ids"].shape[1] + self.virtual_tokens
         flash = self.flash if self.flash and length >= self.flash.min_length else None
         if training and flash and attention_dropout(self.model):
             flash = None
-        if not packed and not flash:
-            return batch, {}
-        attention = module_overrides(self.model, flash, packed=packed, training=training, row_key=row_key)
-        return ({**batch, "attention_mask": batch["segments"]} if packed else batch), attention
+        overrides = activation_overrides(self.model) if self.on_cpu else {}
+        if packed or flash or (self.on_cpu and self.model.family.attention):
+            overrides |= module_overrides(self.model, flash, packed=packed, training=training, row_key=row_key)
+        batch = {**batch, "attention_mask": batch["segments"]} if packed else batch
+        return batch, overrides, packed or flash is not None
 
     def loss(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The sum of the weighted losses and the sum of the weights, in fp32 (`Task.loss`)."""

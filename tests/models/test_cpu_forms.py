@@ -1,0 +1,73 @@
+"""Attention and GELU in the forms that are fast on a CPU: the answers, gradients and dropout of the model's own."""
+
+from dataclasses import replace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import linen as nn
+from tiers import slow_but
+
+from jaxpeft.adapters import Lora
+from jaxpeft.models.activation import activation_overrides, gelu
+from jaxpeft.models.dense_attention import attend
+from jaxpeft.training.objective import Objective
+
+
+@pytest.mark.parametrize("heads", [2, 3])
+@pytest.mark.parametrize("broadcast", [True, False])
+def test_dense_attention_is_flax_s(heads, broadcast):
+    """Values and gradients, for some of the queries, with padding and dropout; three heads are not divided."""
+    query, key, value, weight = (tiny.normal(seed, 2, n, heads, 8) for seed, n in enumerate((5, 9, 9, 5)))
+    real = np.arange(9) < np.array([[9], [6]])
+    rng = jax.random.key(0)
+    shape = (1, 1, 5, 9) if broadcast else (2, heads, 5, 9)
+    kept = jax.random.bernoulli(rng, 0.75, shape).astype(jnp.float32) / 0.75
+
+    def ours(query, key, value):
+        return (attend(query, key, value, real[:, None, None], kept) * weight).sum()
+
+    def flax_s(query, key, value):
+        weights = nn.dot_product_attention_weights(
+            query, key, mask=real[:, None, None], dropout_rng=rng, dropout_rate=0.25,
+            broadcast_dropout=broadcast, deterministic=False,
+        )  # fmt: skip
+        return (jnp.einsum("...hqk,...khd->...qhd", weights, value) * weight).sum()
+
+    found, expected = (jax.value_and_grad(f, (0, 1, 2))(query, key, value) for f in (ours, flax_s))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gelu_by_erf():
+    x = jnp.linspace(-8, 8, 4001)
+    expected = nn.gelu(x, approximate=False)
+    np.testing.assert_allclose(gelu(x), expected, rtol=1e-6, atol=2e-6)
+    slope, expected = (jax.vmap(jax.grad(f))(x) for f in (gelu, lambda x: nn.gelu(x, approximate=False)))
+    np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("model_type", slow_but(tiny.CONFIGS, "bert", "distilbert"))
+@pytest.mark.parametrize("task", slow_but(["masked-lm", "classification"], "masked-lm"))
+def test_a_step_is_that_of_the_model_s_own(tiny_models, model_type, task):
+    """Loss and gradients, with dropout and padding; every family, also those that have no such forms."""
+    model = tiny_models(model_type, task, dropout=0.2)
+    frozen, adapters = tiny.adapted(model, Lora(rank=4))
+    own = Objective(model, Lora(rank=4), tiny.task_of(model))
+    batch = tiny.batch(task=task)
+
+    def step(adapters, key, on_cpu):
+        objective = replace(own, on_cpu=on_cpu)
+        return jax.value_and_grad(lambda adapters: objective.totals(frozen, adapters, {}, batch, key)[0])(adapters)
+
+    step = jax.jit(step, static_argnames="on_cpu")
+    found, expected = (step(adapters, jax.random.key(1), on_cpu=on_cpu) for on_cpu in (True, False))
+    chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_another_activation_is_left_alone(tiny_models):
+    assert activation_overrides(tiny_models("bert"))
+    assert activation_overrides(tiny_models("bert", config={"hidden_act": "gelu_new"})) == {}
+    assert activation_overrides(tiny.Toy()) == {}
