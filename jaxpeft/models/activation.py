@@ -1,4 +1,4 @@
-"""GELU by `erf`, instead of the `erfc` of jax's own, which takes XLA twice as long on a CPU. It is torch's formula."""
+"""GELU by `erf`, instead of the `erfc` of jax's own, which takes XLA longer on a CPU. It is torch's formula."""
 
 from __future__ import annotations
 
