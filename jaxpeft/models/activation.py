@@ -7,13 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxpeft.models.build import Model
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x·Φ(x), where Φ is the normal distribution function (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+    """x·Φ(x), where Φ is the normal distribution function (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+
+    It is computed in at least fp32: 1 + erf is small for negative x, and bf16 would round it to 0.
+    """
+    wide = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def activation_overrides(model: Model) -> dict[str, Callable[..., Any]]:

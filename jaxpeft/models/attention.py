@@ -115,7 +115,13 @@ def check_packing(model: Model) -> None:
 
 
 def module_overrides(
-    model: Model, flash: Flash | None, *, packed: bool, training: bool, row_key: RowKey | None = None
+    model: Model,
+    flash: Flash | None,
+    *,
+    packed: bool,
+    training: bool,
+    row_key: RowKey | None = None,
+    parts: int = 1,
 ) -> dict[str, Callable[..., Any]]:
     """Return path → the function to call instead of the attention module there.
 
@@ -128,6 +134,7 @@ def module_overrides(
         packed: True if rows hold several texts.
         training: True if there is dropout.
         row_key: as in `jaxpeft.inject.apply`.
+        parts: parts of the heads that dense attention computes side by side (`jaxpeft.models.dense_attention`).
 
     Raises:
         InputError: if the attention of the model's family is not known.
@@ -138,7 +145,8 @@ def module_overrides(
 
     def attend(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[jax.Array]:
         drops = getattr(module, attention.dropout_module) if attention.dropout_module else module
-        chosen = scores or _dense_of(drops, rate, row_key, packed=packed, broadcast=attention.broadcast_dropout)
+        dense = partial(_dense, visible=_same if packed else _real, parts=parts)
+        chosen = scores or _with_dropout(dense, drops, rate, row_key, broadcast=attention.broadcast_dropout)
         return attention.attend(module, chosen, *args, **kwargs)
 
     layers = range(model.config.num_hidden_layers)
@@ -183,15 +191,16 @@ def _same(segments: jax.Array) -> jax.Array:
     return (segments[:, :, None] == segments[:, None, :])[:, None]
 
 
-def _dense_of(module: nn.Module, rate: float, row_key: RowKey | None, *, packed: bool, broadcast: bool) -> Scores:
-    """Return dense attention with the dropout that `module` draws; `broadcast` draws one mask for all rows and heads."""
-    visible = _same if packed else _real
+def _with_dropout(
+    dense: Callable[..., jax.Array], module: nn.Module, rate: float, row_key: RowKey | None, *, broadcast: bool
+) -> Scores:
+    """Return `dense` with the dropout that `module` draws; `broadcast` draws one mask for all rows and heads."""
     if not rate:
-        return partial(_dense, visible=visible)
+        return dense
     key = module.make_rng("dropout")
     if row_key and not broadcast:
         key = row_key(key)
-    return partial(_dense, visible=visible, rate=rate, rng=key, broadcast=broadcast)
+    return partial(dense, rate=rate, rng=key, broadcast=broadcast)
 
 
 def _dense(
@@ -204,6 +213,7 @@ def _dense(
     rate: float = 0.0,
     rng: jax.Array | None = None,
     broadcast: bool = False,
+    parts: int = 1,
 ) -> jax.Array:
     """Dense attention. `visible` makes from the segments the mask of the scores."""
     kept = None
@@ -211,7 +221,7 @@ def _dense(
         heads = (1, 1) if broadcast else (query.shape[0], query.shape[2])
         drawn = jax.random.bernoulli(rng, 1.0 - rate, (*heads, query.shape[1], key.shape[1]))
         kept = drawn.astype(query.dtype) / jnp.asarray(1.0 - rate, query.dtype)
-    return dense_attention(query, key, value, visible(segments), kept)
+    return dense_attention(query, key, value, visible(segments), kept, parts=parts)
 
 
 def _cudnn(

@@ -2,21 +2,29 @@
 
 Flax's attention leaves the order of the axes to XLA, which transposes queries, keys, values and all their gradients to suit
 its batched products. Here every array has its heads before its tokens from the start, so that each product reads its operands as
-they lie. XLA computes a batched product on one core (jaxlib 0.10.2), so the heads are computed in two parts, which can run at the same
-time. The values are those of Flax, except for rounding.
+they lie. XLA computes a batched product on one core of a CPU (jaxlib 0.10.2, `findings/xla_cpu_batched_product.sh`), so there the heads
+are computed in two parts, which can run at the same time. The values are those of Flax, except for rounding.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
-_PARTS = 2
-"""Parts of the heads. More were not faster on two cores, and every part adds to the program."""
+CPU_PARTS = 2
+"""Parts of the heads on a CPU. More were not faster on two cores, and every part adds to the program."""
 
 
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array, kept: jax.Array | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    visible: jax.Array,
+    kept: jax.Array | None = None,
+    *,
+    parts: int = 1,
 ) -> jax.Array:
     """Softmax attention: `[rows, queries, heads, width]`.
 
@@ -26,14 +34,17 @@ def attend(
         value: as `key`.
         visible: bool, broadcastable to `[rows, heads, queries, keys]`, with one head; False leaves a key out.
         kept: what dropout multiplies the attention weights with, broadcastable to the same shape; None: no dropout.
+        parts: parts of the heads; 1 if they cannot be divided so.
     """
     kept = jnp.ones((1, 1, 1, 1), query.dtype) if kept is None else kept
-    return _attend(query, key, value, visible, kept)
+    return _attend(1 if query.shape[2] % parts else parts, query, key, value, visible, kept)
 
 
-@jax.custom_vjp
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array, kept: jax.Array) -> jax.Array:
-    return _forward(query, key, value, visible, kept)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(
+    parts: int, query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array, kept: jax.Array
+) -> jax.Array:
+    return _forward(parts, query, key, value, visible, kept)[0]
 
 
 # Of each part: query, key, value, attention weights, and the factors of dropout, with the heads before the tokens.
@@ -41,10 +52,9 @@ _Saved = list[tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]]
 
 
 def _forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array, kept: jax.Array
+    parts: int, query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array, kept: jax.Array
 ) -> tuple[jax.Array, _Saved]:
     heads = query.shape[2]
-    parts = _PARTS if heads % _PARTS == 0 else 1
     outputs, saved = [], []
     for part in range(parts):
         own = slice(part * heads // parts, (part + 1) * heads // parts)
@@ -57,7 +67,7 @@ def _forward(
     return jnp.concatenate(outputs, 2), saved
 
 
-def _backward(saved: _Saved, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
+def _backward(parts: int, saved: _Saved, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, None]:
     found, start = [], 0
     for query, key, value, weights, kept in saved:
         end = start + query.shape[1]
@@ -67,7 +77,7 @@ def _backward(saved: _Saved, gradient: jax.Array) -> tuple[jax.Array, jax.Array,
         scores = weighted - weights * weighted.sum(-1, keepdims=True)
         of_query = _product(scores, key, 3, 2) * _scale(key)
         found.append([of_query, _product(scores, query, 2, 2), _product(dropped, own, 2, 2)])
-    query, key, value = (jnp.concatenate([x.swapaxes(1, 2) for x in parts], 2) for parts in zip(*found, strict=True))
+    query, key, value = (jnp.concatenate([x.swapaxes(1, 2) for x in part], 2) for part in zip(*found, strict=True))
     return query, key, value, None, None
 
 

@@ -16,6 +16,7 @@ from jaxpeft.inject import LayerOverride, RowKey, apply
 from jaxpeft.models.activation import activation_overrides
 from jaxpeft.models.attention import Flash, attention_dropout, module_overrides, position_taps, takes_positions
 from jaxpeft.models.build import Model
+from jaxpeft.models.dense_attention import CPU_PARTS
 from jaxpeft.models.last_layer import last_layer
 from jaxpeft.tasks.base import Batch, Task
 from jaxpeft.trees import ESTIMATORS, Adapters, Layers, Params, join, without_shared
@@ -134,7 +135,10 @@ class Objective:
             flash = None
         overrides = activation_overrides(self.model) if self.on_cpu else {}
         if packed or flash or (self.on_cpu and self.model.family.attention):
-            overrides |= module_overrides(self.model, flash, packed=packed, training=training, row_key=row_key)
+            parts = CPU_PARTS if self.on_cpu else 1
+            overrides |= module_overrides(
+                self.model, flash, packed=packed, training=training, row_key=row_key, parts=parts
+            )
         batch = {**batch, "attention_mask": batch["segments"]} if packed else batch
         return batch, overrides, packed or flash is not None
 

@@ -28,7 +28,7 @@ def test_dense_attention_is_flax_s(heads, broadcast):
     kept = jax.random.bernoulli(rng, 0.75, shape).astype(jnp.float32) / 0.75
 
     def ours(query, key, value):
-        return (attend(query, key, value, real[:, None, None], kept) * weight).sum()
+        return (attend(query, key, value, real[:, None, None], kept, parts=2) * weight).sum()
 
     def flax_s(query, key, value):
         weights = nn.dot_product_attention_weights(
@@ -47,6 +47,13 @@ def test_gelu_by_erf():
     np.testing.assert_allclose(gelu(x), expected, rtol=1e-6, atol=2e-6)
     slope, expected = (jax.vmap(jax.grad(f))(x) for f in (gelu, lambda x: nn.gelu(x, approximate=False)))
     np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_gelu_in_bf16_is_only_rounded():
+    x = jnp.linspace(-4, 4, 801).astype(jnp.bfloat16)
+    assert gelu(x).dtype == jnp.bfloat16
+    expected = gelu(x.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(gelu(x).astype(jnp.float32), expected.astype(jnp.float32))
 
 
 @pytest.mark.parametrize("model_type", slow_but(tiny.CONFIGS, "bert", "distilbert"))
