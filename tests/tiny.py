@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -180,6 +181,15 @@ def adapted(model, method, *, target_modules=None, fully_trained=(), nonzero=Tru
                 if (value == value.reshape(-1)[0]).all():  # zeros, or IA³'s ones: what makes a fresh adapter silent
                     site[name] = value + jnp.asarray(normal(100 + i + 50 * j, *value.shape, scale=scale))
     return frozen, adapters
+
+
+def doubled(model, *trees):
+    """The model computing in float64, and `trees` with their floats in it. Inside `jax.enable_x64`."""
+
+    def cast(leaf):
+        return jnp.asarray(leaf, jnp.float64 if leaf.dtype.kind == "f" else None)
+
+    return replace(model, module=model.module.clone(dtype=jnp.float64)), *(jax.tree.map(cast, tree) for tree in trees)
 
 
 def half_masks(adapters):

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+import tiny
 import torch_side
 
 from jaxpeft import BaseInfo, apply, load_adapter, save_adapter
@@ -41,17 +40,8 @@ class Pair:
 
 def in_float64(pair):
     """Ours in double precision: weights, adapters, and what layers compute in. Inside `jax.enable_x64`."""
-    model, frozen, adapters = doubled(pair.model, pair.frozen, pair.adapters)
+    model, frozen, adapters = tiny.doubled(pair.model, pair.frozen, pair.adapters)
     return replace(pair, model=model, frozen=frozen, adapters=adapters)
-
-
-def doubled(model, *trees):
-    """The model computing in float64, and `trees` with their floats in it. Inside `jax.enable_x64`."""
-
-    def cast(leaf):
-        return jnp.asarray(leaf, jnp.float64 if leaf.dtype.kind == "f" else None)
-
-    return replace(model, module=model.module.clone(dtype=jnp.float64)), *(jax.tree.map(cast, tree) for tree in trees)
 
 
 def room_for(method):

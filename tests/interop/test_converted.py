@@ -8,7 +8,6 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity
 import pytest
 import tiny
 import torch_side
@@ -38,7 +37,7 @@ def logits_of(model, frozen, adapters, method):
 def logits_in_float64(model, frozen, adapters, method):
     """What is compared is what was read of a file, and not how a processor rounds a whole model."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        model, frozen, adapters = parity.doubled(model, frozen, adapters)
+        model, frozen, adapters = tiny.doubled(model, frozen, adapters)
         return np.asarray(logits_of(model, frozen, adapters, method))
 
 
