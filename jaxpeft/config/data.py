@@ -35,3 +35,5 @@ class DataConfig:
     """Lengths in tokens to which classification rows are padded; one program is compiled for each length in use."""
     packing: bool = False
     """Put several texts in each row of up to max_length tokens (classification). Texts per batch stay the same; one program."""
+    token_cache: str | None = "auto"
+    """Directory of tokenised rows of files and hub datasets, for later runs; auto: ~/.cache/jaxpeft/tokens; null: no cache."""

@@ -12,6 +12,8 @@ from jaxpeft.config.parsing import build_run, run_values_parser
 from jaxpeft.config.run import RunConfig
 from jaxpeft.errors import InputError, fail
 
+TOKEN_CACHE = "data.token_cache"
+
 
 def read_config(path: Path) -> RunConfig:
     """Read the configuration in the YAML file at `path`. Wrong keys exit with status 2.
@@ -49,9 +51,13 @@ def write_config(values: Mapping[str, Any], path: Path) -> None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys that differ between the `resolved()` values of two configurations, each as `key: old, now new`."""
+    """The keys that differ between the `resolved()` values of two configurations, each as `key: old, now new`.
+
+    The place of the token cache is left out, because it changes no result.
+    """
     before, after = flat(old), flat(new)
-    return [f"{key}: {before[key]}, now {after[key]}" for key in before if before[key] != after[key]]
+    keys = [key for key in before if key != TOKEN_CACHE]
+    return [f"{key}: {before[key]}, now {after[key]}" for key in keys if before[key] != after[key]]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

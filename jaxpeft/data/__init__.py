@@ -14,6 +14,8 @@ from jaxpeft.data.packing import PackedData
 from jaxpeft.data.python_docs import load_python_docs
 from jaxpeft.data.sources import load_file, load_splits
 from jaxpeft.data.splits import Split, Splits
+from jaxpeft.data.texts import TextColumn
+from jaxpeft.data.token_cache import TokenCache
 
 __all__ = [
     "GLUE",
@@ -24,6 +26,8 @@ __all__ = [
     "PackedData",
     "Split",
     "Splits",
+    "TextColumn",
+    "TokenCache",
     "classification_data",
     "encode_texts",
     "load_file",

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from jaxpeft.data.order import FILL, cut, num_batches, order_rng, shape_rng
 from jaxpeft.data.splits import HOLD_OUT_SEED
+from jaxpeft.data.token_cache import Chunk, Origin, TokenCache, tokenised
 from jaxpeft.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -52,12 +54,19 @@ class Encoded:
 
 
 def encode_texts(
-    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, *, max_length: int, truncate: bool = True
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    truncate: bool = True,
+    cache: TokenCache | None = None,
 ) -> Encoded:
     """Tokenise texts or pairs of texts, with the tokenizer's special tokens.
 
     Rows longer than `max_length` tokens are cut (a pair at its longer text) and counted in `num_truncated`. With
-    `truncate=False` the first of them raises InputError. This function does not know the model's own limit.
+    `truncate=False` the first of them raises InputError. This function does not know the model's own limit. `cache` keeps the
+    rows for later calls, if `texts` are a `TextColumn`.
     """
     if max_length < 3:
         raise InputError(
@@ -65,7 +74,16 @@ def encode_texts(
         )
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair per text")
-    ids, types, num_truncated = [], [], 0
+    origin = Origin("texts", (texts,) if pairs is None else (texts, pairs), tokenizer, max_length)
+    make = partial(_chunks_of_texts, texts, pairs, tokenizer, max_length, truncate)
+    rows = tokenised(origin, ("input_ids", "token_type_ids"), make, cache if truncate else None)
+    ids, types = rows.tokens["input_ids"], rows.tokens["token_type_ids"]
+    return Encoded(ids, types, rows.offsets, rows.num_truncated, max_length, tokenizer.pad_token_id)
+
+
+def _chunks_of_texts(
+    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, max_length: int, truncate: bool
+) -> Iterator[Chunk]:
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         rows = slice(start, start + _TEXTS_PER_CALL)
         # First without a limit, to count the rows that are too long.
@@ -76,11 +94,9 @@ def encode_texts(
             raise InputError(f"row {row} has {found} tokens, max_length is {max_length}; raise it or allow truncation")
         if too_long:
             chunk = _encode(texts[rows], None if pairs is None else pairs[rows], tokenizer, max_length)
-        num_truncated += len(too_long)
-        ids += chunk["input_ids"]
-        types += chunk["token_type_ids"]
-    offsets = np.cumsum([0, *map(len, ids)])
-    return Encoded(_join(ids), _join(types), offsets, num_truncated, max_length, tokenizer.pad_token_id)
+        names = ("input_ids", "token_type_ids")
+        tokens = {name: np.fromiter(chain.from_iterable(chunk[name]), np.int32) for name in names}
+        yield Chunk(tokens, np.fromiter(map(len, chunk["input_ids"]), np.int64), len(too_long))
 
 
 def _encode(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, max_length: int | None = None) -> Any:
@@ -89,10 +105,6 @@ def _encode(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Any, m
     return tokenizer(
         list(texts), None if pairs is None else list(pairs), return_token_type_ids=True, verbose=False, **limit
     )
-
-
-def _join(rows: list[list[int]]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, np.int32), *(np.asarray(row, np.int32) for row in rows)])
 
 
 def cap_buckets(bucket_lengths: Sequence[int], max_length: int) -> tuple[int, ...]:
@@ -273,6 +285,7 @@ def classification_data(
     seed: int,
     bucket_lengths: Sequence[int] = BUCKET_LENGTHS,
     truncate: bool = True,
+    cache: TokenCache | None = None,
 ) -> ClassificationData:
     """Encode texts as `ClassificationData`.
 
@@ -286,6 +299,7 @@ def classification_data(
       seed: the run's seed, 0 or above; decides the training order.
       bucket_lengths: possible lengths of a batch. Those above `max_length` are dropped, and `max_length` is added.
       truncate: if False, a row longer than `max_length` is an error.
+      cache: keeps the rows for later calls, if `texts` are a `TextColumn`.
 
     Raises:
       InputError: there are no rows, the columns differ in length, the batch size is below 1, or a row is too long.
@@ -296,7 +310,7 @@ def classification_data(
         raise InputError(f"batch size {batch_size} is too small; give at least 1")
     if labels is not None and len(labels) != len(texts):
         raise InputError(f"{len(texts)} texts but {len(labels)} labels; give one label per text")
-    encoded = encode_texts(texts, pairs, tokenizer, max_length=max_length, truncate=truncate)
+    encoded = encode_texts(texts, pairs, tokenizer, max_length=max_length, truncate=truncate, cache=cache)
     values = np.zeros(len(texts), np.int32) if labels is None else np.asarray(labels)
     dtype = np.float32 if np.issubdtype(values.dtype, np.floating) else np.int32
     return ClassificationData(encoded, values.astype(dtype), batch_size, cap_buckets(bucket_lengths, max_length), seed)

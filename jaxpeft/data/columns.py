@@ -63,17 +63,6 @@ def column_values(table: Dataset, column: str) -> list[Any]:
     return table.select_columns([column])[:][column]
 
 
-def text_values(table: Dataset, column: str, where: str) -> list[str]:
-    """The values of a text column. Raises InputError on the first row (counted from 1) that is not text."""
-    values = column_values(table, column)
-    for row, value in enumerate(values):
-        if not isinstance(value, str):
-            raise InputError(
-                f"{where}, row {row + 1}: column '{column}' holds {value!r}, not text; fix it or drop the row"
-            )
-    return values
-
-
 def class_names(table: Dataset, column: str) -> tuple[str, ...] | None:
     """The class names that a hub dataset declares for its label column, or None."""
     names = getattr(table.features[column], "names", None)

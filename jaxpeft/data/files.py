@@ -53,7 +53,7 @@ def quiet_datasets() -> Iterator[None]:
 
 
 def read_file(path: str, *, column_names: Sequence[str] | None = None) -> Dataset:
-    """Read a local file as a table in memory.
+    """Read a local file as a table, which is a temporary file that is mapped into memory.
 
     A .txt file gives one column, `text`, with one row per line. Every column of .csv and .tsv is read as text: the
     sentence "NA" stays text, and the kind of a label depends on all of its rows. A .tsv file is read without quoting,
@@ -97,12 +97,11 @@ def _format_of(path: str) -> str:
 def _load(format_name: str, path: str, options: dict[str, Any]) -> Dataset:
     import datasets
 
-    # A temporary cache: the shared one would keep a copy of every private file ever read.
+    # A temporary cache: the shared one would keep a copy of every private file ever read. Its table stays mapped after it is
+    # deleted, so that a large file never stands in memory as a whole.
     with quiet_datasets(), tempfile.TemporaryDirectory() as cache:
         try:
-            return datasets.load_dataset(
-                format_name, data_files=path, split="train", cache_dir=cache, keep_in_memory=True, **options
-            )
+            return datasets.load_dataset(format_name, data_files=path, split="train", cache_dir=cache, **options)
         except ValueError as error:
             if "corresponds to no data" in str(error):  # datasets' message for a file without rows
                 raise InputError(f"{path} has no rows; give a file with at least one") from error

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from jaxpeft.data.order import FILL, MASK_STREAM, cut, epoch_order, num_batches
+from jaxpeft.data.token_cache import Chunk, Origin, TokenCache, tokenised
 from jaxpeft.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -24,7 +27,7 @@ _TEXTS_PER_CALL = 1024
 _ROWS_PER_DRAW = 1024  # rows per draw of evaluation masks: not the batch size, which must not change the masks
 
 
-def make_blocks(texts: Sequence[str], tokenizer: Any, *, length: int) -> np.ndarray:
+def make_blocks(texts: Sequence[str], tokenizer: Any, *, length: int, cache: TokenCache | None = None) -> np.ndarray:
     """Join the texts and cut them into rows of [CLS] + `length - 2` tokens + [SEP].
 
     WikiText's literal `<unk>` becomes the tokenizer's unknown token. The incomplete last row is padded if it fills at
@@ -34,9 +37,10 @@ def make_blocks(texts: Sequence[str], tokenizer: Any, *, length: int) -> np.ndar
       texts: any number of texts; blank ones add no tokens.
       tokenizer: a transformers tokenizer with [CLS], [SEP], [PAD] and [MASK].
       length: tokens per row, including special ones. This function does not know the model's own limit.
+      cache: keeps the rows for later calls, if `texts` are a `TextColumn`.
 
     Returns:
-      `[rows, length]` int32.
+      `[rows, length]` int32, read-only if it comes from the cache.
 
     Raises:
       InputError: there are no tokens, the length is below 3, or the tokenizer lacks one of the special tokens.
@@ -44,20 +48,33 @@ def make_blocks(texts: Sequence[str], tokenizer: Any, *, length: int) -> np.ndar
     if length < 3:
         raise InputError(f"length {length} leaves no room for a token between [CLS] and [SEP]; give at least 3")
     _require_special_tokens(tokenizer)
-    tokens = _token_stream(texts, tokenizer)
-    if not len(tokens):
+    origin = Origin("blocks", (texts,), tokenizer, length)
+    rows = tokenised(origin, ("input_ids",), partial(_chunks_of_blocks, texts, tokenizer, length), cache)
+    return rows.tokens["input_ids"].reshape(-1, length)
+
+
+def _chunks_of_blocks(texts: Sequence[str], tokenizer: Any, length: int) -> Iterator[Chunk]:
+    body, num_full, left = length - 2, 0, np.zeros(0, np.int32)
+    for tokens in _token_stream(texts, tokenizer):
+        tokens = np.concatenate([left, tokens])
+        cut_at = len(tokens) // body * body
+        if cut_at:
+            yield _framed(tokens[:cut_at].reshape(-1, body), tokenizer)
+        num_full, left = num_full + cut_at // body, tokens[cut_at:]
+    if len(left) and (num_full == 0 or 4 * (len(left) + 2) >= length):
+        last = _framed(left[None], tokenizer).tokens["input_ids"]
+        padding = np.full(length - len(last), tokenizer.pad_token_id, np.int32)
+        yield Chunk({"input_ids": np.concatenate([last, padding])}, np.array([length]))
+    elif num_full == 0:
         raise InputError(f"the {len(texts)} texts hold no tokens; give text that is not blank")
-    body = length - 2
-    num_full, num_left = divmod(len(tokens), body)
-    keep_last = num_left > 0 and (num_full == 0 or 4 * (num_left + 2) >= length)
-    blocks = np.full((num_full + keep_last, length), tokenizer.pad_token_id, np.int32)
-    blocks[:, 0] = tokenizer.cls_token_id
-    blocks[:num_full, 1:-1] = tokens[: num_full * body].reshape(num_full, body)
-    blocks[:num_full, -1] = tokenizer.sep_token_id
-    if keep_last:
-        blocks[-1, 1 : num_left + 1] = tokens[num_full * body :]
-        blocks[-1, num_left + 1] = tokenizer.sep_token_id
-    return blocks
+
+
+def _framed(bodies: np.ndarray, tokenizer: Any) -> Chunk:
+    """Rows of [CLS] + `bodies`, `[rows, n]` int32, + [SEP]."""
+    num_rows, width = bodies.shape
+    blocks = np.empty((num_rows, width + 2), np.int32)
+    blocks[:, 0], blocks[:, 1:-1], blocks[:, -1] = tokenizer.cls_token_id, bodies, tokenizer.sep_token_id
+    return Chunk({"input_ids": blocks.reshape(-1)}, np.full(num_rows, width + 2))
 
 
 def _require_special_tokens(tokenizer: Any) -> None:
@@ -68,16 +85,14 @@ def _require_special_tokens(tokenizer: Any) -> None:
             )
 
 
-def _token_stream(texts: Sequence[str], tokenizer: Any) -> np.ndarray:
-    """All tokens of all texts, `[n]` int32, without special tokens."""
+def _token_stream(texts: Sequence[str], tokenizer: Any) -> Iterator[np.ndarray]:
+    """The tokens of all texts without special tokens, `[n]` int32, in pieces."""
     unknown = tokenizer.unk_token or WIKITEXT_UNKNOWN
-    pieces = [np.zeros(0, np.int32)]
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         chunk = [text.replace(WIKITEXT_UNKNOWN, unknown) for text in texts[start : start + _TEXTS_PER_CALL]]
         # verbose=False: transformers would warn of texts above the model's limit, but they are cut into blocks anyway.
         encoded = tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        pieces.extend(np.asarray(ids, np.int32) for ids in encoded["input_ids"])
-    return np.concatenate(pieces)
+        yield np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32)
 
 
 def maskable(blocks: np.ndarray, tokenizer: Any) -> np.ndarray:
@@ -85,7 +100,11 @@ def maskable(blocks: np.ndarray, tokenizer: Any) -> np.ndarray:
 
     The unknown token stands for thousands of words. It is easy to predict and would make the perplexity too good.
     """
-    return ~np.isin(blocks, tokenizer.all_special_ids)
+    return _maskable(blocks, tokenizer.all_special_ids)
+
+
+def _maskable(blocks: np.ndarray, special_ids: Sequence[int]) -> np.ndarray:
+    return ~np.isin(blocks, special_ids)
 
 
 def num_masked(length: int, ratio: float) -> int:
@@ -195,12 +214,11 @@ def _choose_positions(
 class MaskedLMData:
     """Blocks and their masks. Every method is a pure function of the fields and its arguments.
 
-    `blocks` and `can_mask` are `[rows, length]`. The other fields are those of `mask_rows`. All batches have the same
-    shapes: an incomplete last batch is padded with copies of row 0 whose weights are 0.
+    `blocks` are `[rows, length]` int32. The other fields are those of `choose_masks`. All batches have the same shapes: an
+    incomplete last batch is padded with copies of row 0 whose weights are 0.
     """
 
     blocks: np.ndarray
-    can_mask: np.ndarray
     batch_size: int
     ratio: float
     mask_token_id: int
@@ -208,6 +226,11 @@ class MaskedLMData:
     vocab_size: int
     special_ids: tuple[int, ...]
     seed: int
+
+    @property
+    def can_mask(self) -> np.ndarray:
+        """`[rows, length]` bool, True if a token may be masked (`maskable`)."""
+        return _maskable(self.blocks, self.special_ids)
 
     @property
     def num_positions(self) -> int:
@@ -251,18 +274,23 @@ class MaskedLMData:
 
     def eval_batches(self) -> Iterator[Batch]:
         """Every row once, in order. The masks depend only on the blocks, not on the seed or the batch size."""
-        # Drawn for groups of fixed size, or the masks would depend on the batch size.
-        starts = range(0, len(self.blocks), _ROWS_PER_DRAW)
-        masks = [
-            self._masks(np.arange(start, min(start + _ROWS_PER_DRAW, len(self.blocks))), _evaluation_rng(start))
-            for start in starts
-        ]
-        joined = {name: np.concatenate([part[name] for part in masks]) for name in masks[0]}
-        everything = _masked_batch(self.blocks, joined, self.pad_token_id, np)
+        masks_of = lru_cache(maxsize=2)(self._evaluation_masks)  # a batch may begin in one group and end in the next
         for rows in cut(np.arange(len(self.blocks)), self.batch_size):
-            batch = {name: values[np.maximum(rows, 0)] for name, values in everything.items()}
+            real = np.maximum(rows, 0)
+            starts = real // _ROWS_PER_DRAW * _ROWS_PER_DRAW
+            masks = {name: np.empty((len(rows), *value.shape[1:]), value.dtype) for name, value in masks_of(0).items()}
+            for start in np.unique(starts):
+                here = starts == start
+                for name, values in masks_of(int(start)).items():
+                    masks[name][here] = values[real[here] - start]
+            batch = _masked_batch(self.blocks[real], masks, self.pad_token_id, np)
             batch["weights"][rows == FILL] = 0
             yield batch
+
+    def _evaluation_masks(self, start: int) -> Batch:
+        # Drawn for groups of fixed size, or the masks would depend on the batch size.
+        rows = np.arange(start, min(start + _ROWS_PER_DRAW, len(self.blocks)))
+        return self._masks(rows, np.random.default_rng([EVALUATION_SEED, start]))
 
     def with_seed(self, seed: int) -> MaskedLMData:
         """The same rows, in the order and with the masks of another seed."""
@@ -270,7 +298,7 @@ class MaskedLMData:
 
     def head(self, num_rows: int) -> MaskedLMData:
         """Only the first `num_rows` rows."""
-        return replace(self, blocks=self.blocks[:num_rows], can_mask=self.can_mask[:num_rows])
+        return replace(self, blocks=self.blocks[:num_rows])
 
     def single_mask_batches(self) -> Iterator[Batch]:
         """Each maskable token masked in a copy of its row (P = 1), for pseudo-perplexity (Salazar et al. 2020, eq. 1).
@@ -292,9 +320,10 @@ class MaskedLMData:
             }
 
     def _masks(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        blocks = self.blocks[rows]
         return choose_masks(
-            self.blocks[rows],
-            self.can_mask[rows],
+            blocks,
+            _maskable(blocks, self.special_ids),
             rng=rng,
             ratio=self.ratio,
             num_positions=self.num_positions,
@@ -304,12 +333,15 @@ class MaskedLMData:
         )
 
 
-def _evaluation_rng(start: int) -> np.random.Generator:
-    return np.random.default_rng([EVALUATION_SEED, start])
-
-
 def masked_lm_data(
-    texts: Sequence[str], tokenizer: Any, *, length: int, batch_size: int, ratio: float, seed: int
+    texts: Sequence[str],
+    tokenizer: Any,
+    *,
+    length: int,
+    batch_size: int,
+    ratio: float,
+    seed: int,
+    cache: TokenCache | None = None,
 ) -> MaskedLMData:
     """Encode texts as `MaskedLMData`. Arguments are as in `make_blocks` and `mask_rows`; `seed` is the run's (0 or above).
 
@@ -321,10 +353,9 @@ def masked_lm_data(
         )
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} is too small; give at least 1")
-    blocks = make_blocks(texts, tokenizer, length=length)
+    blocks = make_blocks(texts, tokenizer, length=length, cache=cache)
     return MaskedLMData(
         blocks=blocks,
-        can_mask=maskable(blocks, tokenizer),
         batch_size=batch_size,
         ratio=ratio,
         mask_token_id=tokenizer.mask_token_id,

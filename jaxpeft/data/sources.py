@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxpeft.data.columns import Columns, choose_columns, class_names, column_values, text_values
+from jaxpeft.data.columns import Columns, choose_columns, class_names, column_values
 from jaxpeft.data.files import read_file
 from jaxpeft.data.glue import GLUE
 from jaxpeft.data.hub import KNOWN_NAMES, read_hub
 from jaxpeft.data.labels import encode_labels
 from jaxpeft.data.python_docs import load_python_docs
 from jaxpeft.data.splits import Split, Splits, hold_out
+from jaxpeft.data.texts import read_texts
 from jaxpeft.errors import InputError
 
 if TYPE_CHECKING:
@@ -190,12 +191,12 @@ def _to_splits(
 
 
 def _texts(table: Dataset, columns: Columns, where: str) -> Split:
-    texts = text_values(table, columns.text, where)
+    texts = read_texts(table, columns.text, where)
     if not any(text.strip() for text in texts):
         raise InputError(
             f"{where}: column '{columns.text}' has no text in its {len(texts)} rows; give text_column or a file"
         )
-    return Split(texts, None if columns.pair is None else text_values(table, columns.pair, where))
+    return Split(texts, None if columns.pair is None else read_texts(table, columns.pair, where))
 
 
 def _all_hidden(raw: Sequence[Any]) -> bool:

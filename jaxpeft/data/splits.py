@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from jaxpeft.data.texts import hash_texts, take_texts
 from jaxpeft.errors import InputError
 
 HELD_OUT_FRACTION = 0.1
@@ -19,13 +20,13 @@ class Split:
     """The rows of one split.
 
     Attributes:
-      texts: one text per row.
+      texts: one text per row; those of files and of the hub are a `TextColumn`, which reads them from disk.
       pairs: the second text of each row (premise/hypothesis, question/answer), or None.
       labels: [rows] int32 class ids, [rows] float32 for regression, or None if the rows are not labelled.
     """
 
-    texts: list[str]
-    pairs: list[str] | None = None
+    texts: Sequence[str]
+    pairs: Sequence[str] | None = None
     labels: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -60,7 +61,8 @@ class Splits:
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             if split is not None:
-                digest.update(json.dumps([split.texts, split.pairs]).encode())  # JSON keeps the texts' boundaries
+                columns = [split.texts] if split.pairs is None else [split.texts, split.pairs]
+                digest.update(" ".join(map(hash_texts, columns)).encode())
                 digest.update(b"" if split.labels is None else split.labels.tobytes())
         return digest.hexdigest()
 
@@ -68,8 +70,8 @@ class Splits:
 def take(split: Split, rows: np.ndarray) -> Split:
     """The given rows (`[n]` int) of a split, in that order."""
     return Split(
-        texts=[split.texts[row] for row in rows],
-        pairs=None if split.pairs is None else [split.pairs[row] for row in rows],
+        texts=take_texts(split.texts, rows),
+        pairs=None if split.pairs is None else take_texts(split.pairs, rows),
         labels=None if split.labels is None else split.labels[rows],
     )
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxpeft.errors import InputError
-from jaxpeft.report.console import log
+from jaxpeft.runs.user_cache import AUTO, default_folder, writable_folder
 
-AUTO = "auto"
+_FOLDER = "compiled"
 _MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 _MIN_SECONDS_OF_JAX = 1.0
 
@@ -40,11 +38,9 @@ def enable_compilation_cache(directory: str | None = AUTO, *, several_hosts: boo
         return
     told = jax.config.values["jax_compilation_cache_dir"]
     if directory == AUTO:
-        directory = told or (None if several_hosts else _writable_default())
+        directory = told or (None if several_hosts else _writable(AUTO))
     elif directory and "://" not in directory:
-        directory = os.path.abspath(os.path.expanduser(directory))
-        if reason := _why_not_writable(Path(directory)):
-            raise InputError(f"compilation_cache {directory}: {reason}; give another directory, or null for none")
+        directory = _writable(directory)
     if directory != told:
         jax.config.update("jax_compilation_cache_dir", directory)
         compilation_cache.reset_cache()  # an earlier compilation of this process may have opened another directory
@@ -54,26 +50,10 @@ def enable_compilation_cache(directory: str | None = AUTO, *, several_hosts: boo
 
 
 def default_directory() -> Path:
-    """`jaxpeft/compiled` in the user's cache directory: `XDG_CACHE_HOME`, or `~/.cache` if that is not set."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "jaxpeft" / "compiled"
+    """`jaxpeft/compiled` in the user's cache directory."""
+    return default_folder(_FOLDER)
 
 
-def _writable_default() -> str | None:
-    directory = default_directory()
-    reason = _why_not_writable(directory) if directory.is_absolute() else "no home directory"
-    if reason:
-        log(
-            f"warning: compiled programs are not kept in {directory}: {reason}; give a directory as compilation_cache, or null"
-        )
-        return None
-    return str(directory)
-
-
-def _why_not_writable(directory: Path) -> str:
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            return ""
-    except OSError as error:
-        return error.strerror or str(error)
+def _writable(directory: str) -> str | None:
+    folder = writable_folder(directory, name=_FOLDER, flag="compilation_cache", content="compiled programs")
+    return str(folder) if folder else None

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jaxpeft.config import DataConfig
-from jaxpeft.data import GLUE, PackedData, Split, Splits, load_splits
+from jaxpeft.data import GLUE, PackedData, Split, Splits, TokenCache, load_splits
 from jaxpeft.errors import InputError
 from jaxpeft.models.attention import check_packing
 from jaxpeft.models.build import Model
+from jaxpeft.report.console import log
+from jaxpeft.runs.user_cache import AUTO, default_folder, writable_folder
 from jaxpeft.tasks import TASKS
 from jaxpeft.tasks.base import RowOptions, Task
+
+_TOKENS = "tokens"
 
 
 def load_data(data: DataConfig, task_name: str) -> tuple[Task, Splits]:
@@ -42,8 +48,26 @@ def load_data(data: DataConfig, task_name: str) -> tuple[Task, Splits]:
 
 
 def row_options(data: DataConfig) -> RowOptions:
-    """The flags of `data` that turn texts into rows."""
-    return RowOptions(data.max_length, data.mask_ratio, tuple(data.bucket_lengths))
+    """The flags of `data` that turn texts into rows.
+
+    Raises:
+        InputError: `data.token_cache` is a directory that cannot be written to.
+    """
+    return RowOptions(data.max_length, data.mask_ratio, tuple(data.bucket_lengths), token_cache(data.token_cache))
+
+
+def token_cache(directory: str | None) -> TokenCache | None:
+    """The cache of tokenised rows in `directory` ("auto": `jaxpeft/tokens` in the user's cache directory), or None for None."""
+    if directory is None:
+        return None
+    # With its name, because the same word may mean another folder later in this process.
+    return _token_cache(directory, default_folder(_TOKENS) if directory == AUTO else None)
+
+
+@cache  # of several calls for one run, only the first one warns
+def _token_cache(directory: str, _: Path | None) -> TokenCache | None:
+    folder = writable_folder(directory, name=_TOKENS, flag="data.token_cache", content="tokenised rows")
+    return TokenCache(folder, log) if folder else None
 
 
 def training_data(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from jaxpeft.adapters import METHODS, HasConstants
 from jaxpeft.config import AdapterConfig, ModelConfig, PruningConfig, RunConfig
 from jaxpeft.config.adapter import redraws_entries
-from jaxpeft.config.files import flat
+from jaxpeft.config.files import TOKEN_CACHE, flat
 from jaxpeft.errors import InputError
 
 T = TypeVar("T")
@@ -24,8 +24,8 @@ class SweepKey:
 
     Attributes:
         reason: the reason for which the run can only train by itself; "" if it can train together with others.
-        values: the resolved configuration without the keys in which runs that share a program may differ: name, seed, learning
-            rate, pruning, and the options that the method shares (`Method.shareable`).
+        values: the resolved configuration without the keys in which runs that share a program may differ: name, token cache, seed,
+            learning rate, pruning, and the options that the method shares (`Method.shareable`).
     """
 
     reason: str
@@ -36,7 +36,11 @@ class SweepKey:
         """The key of the run that `config` describes."""
         a, values = config.adapter, config.resolved()
         method = METHODS.get(a.method)  # the baselines have none
-        free = ["name", *(f"adapter.{name}" for name in _free_options(a, method.shareable if method else ()))]
+        free = [
+            "name",
+            TOKEN_CACHE,
+            *(f"adapter.{name}" for name in _free_options(a, method.shareable if method else ())),
+        ]
         # A random base depends on the seed, and so may the constants of a method, which are frozen with the base.
         seeded = isinstance(method, type) and issubclass(method, HasConstants) and method.depends_on_seed(vars(a))
         free += ["seed"] if config.model.weights == "pretrained" and not seeded else []

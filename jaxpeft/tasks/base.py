@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.data import Split, Splits
+from jaxpeft.data import Split, Splits, TokenCache
 from jaxpeft.errors import InputError
 
 Batch = Mapping[str, Any]
@@ -30,11 +30,12 @@ Take = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class RowOptions:
-    """The options that turn texts into rows: the flags of the same names in `data`."""
+    """The options that turn texts into rows: the flags of the same names in `data`, and the place that keeps the rows."""
 
     max_length: int = 128
     mask_ratio: float = 0.15
     bucket_lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
+    token_cache: TokenCache | None = None
 
 
 @dataclass(frozen=True)

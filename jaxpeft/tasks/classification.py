@@ -60,6 +60,7 @@ class Classification(Task):
             batch_size=batch_size,
             seed=seed,
             bucket_lengths=rows.bucket_lengths,
+            cache=rows.token_cache,
         )
 
     def tokens_read(self, batch: Batch, virtual_tokens: int = 0) -> Take:

@@ -43,7 +43,13 @@ class MaskedLM(Task):
     def make_data(self, split: Split, tokenizer: Any, rows: RowOptions, *, batch_size: int, seed: int) -> MaskedLMData:
         """The texts joined and cut into rows of `rows.max_length` tokens."""
         return masked_lm_data(
-            split.texts, tokenizer, length=rows.max_length, batch_size=batch_size, seed=seed, ratio=rows.mask_ratio
+            split.texts,
+            tokenizer,
+            length=rows.max_length,
+            batch_size=batch_size,
+            seed=seed,
+            ratio=rows.mask_ratio,
+            cache=rows.token_cache,
         )
 
     def tokens_read(self, batch: Batch, virtual_tokens: int = 0) -> Take | None:
@@ -122,9 +128,16 @@ class MaskedLM(Task):
     def dummy_data(self, rows: RowOptions, batch_size: int, *, vocab_size: int, seed: int) -> MaskedLMData:
         """Dummy rows for one batch. The program does not depend on their number or values."""
         shape = (batch_size, rows.max_length)
-        ids = {"mask_token_id": 0, "pad_token_id": 0, "vocab_size": vocab_size, "special_ids": (0,)}
-        blocks, can_mask = np.zeros(shape, np.int32), np.ones(shape, bool)
-        return MaskedLMData(blocks, can_mask, batch_size, rows.mask_ratio, seed=seed, **ids)  # type: ignore[arg-type]
+        return MaskedLMData(
+            np.zeros(shape, np.int32),
+            batch_size,
+            rows.mask_ratio,
+            mask_token_id=0,
+            pad_token_id=0,
+            vocab_size=vocab_size,
+            special_ids=(),
+            seed=seed,
+        )
 
     def torch_lines(self, sentence: str) -> list[str]:
         """Lines of Python that print the most likely token of the first mask."""

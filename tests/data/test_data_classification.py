@@ -26,7 +26,7 @@ def row_key(batch, row):
 
 
 def test_batches_hold_the_tokens_of_the_tokenizer(data, dev, tokenizer):
-    expected = tokenizer(dev.texts)["input_ids"]
+    expected = tokenizer(list(dev.texts))["input_ids"]
     seen = []
     for batch in data.eval_batches():
         for place, row in enumerate(batch["rows"]):
@@ -45,7 +45,7 @@ def test_each_row_once_an_epoch(data, dev, tokenizer, epoch):
     start = epoch * data.batches_per_epoch
     batches = [data.train_batch(start + index) for index in range(data.batches_per_epoch)]
     keys = [row_key(batch, row) for batch in batches for row in np.nonzero(batch["weights"])[0]]
-    ids = tokenizer(dev.texts)["input_ids"]
+    ids = tokenizer(list(dev.texts))["input_ids"]
     assert sorted(keys) == sorted((tuple(tokens), int(label)) for tokens, label in zip(ids, dev.labels, strict=True))
     assert {batch["input_ids"].shape for batch in batches} == data.batch_shapes
     assert sum((batch["weights"] == 0).any() for batch in batches) <= 1

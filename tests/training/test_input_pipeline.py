@@ -37,7 +37,7 @@ def masked_lm(rows=10):
     blocks = np.random.default_rng(0).integers(5, tiny.VOCABULARY, (rows, tiny.SEQUENCE)).astype(np.int32)
     blocks[:, 0], blocks[:, -1], blocks[3, 9:] = 1, 2, 0
     special = (0, 1, 2, 3, 4)
-    return MaskedLMData(blocks, ~np.isin(blocks, special), 4, 0.15, 3, 0, tiny.VOCABULARY, special, seed=5)
+    return MaskedLMData(blocks, 4, 0.15, 3, 0, tiny.VOCABULARY, special, seed=5)
 
 
 def classification(rows=22):

@@ -1,0 +1,102 @@
+"""Columns of texts: lists or, for large data, columns of a table on disk that are read slice by slice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypeGuard, overload
+
+import numpy as np
+
+from jaxpeft.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_TEXTS_PER_READ = 1024
+
+
+class TextColumn(Sequence[str]):
+    """A column of texts in a table that is mapped into memory. It equals a list of the same texts.
+
+    Texts become Python strings only while they are read: one at a time, or 1024 at a time in a loop. A slice is another
+    column and reads nothing; `list` reads everything.
+    """
+
+    __hash__ = None  # type: ignore[assignment]  # as a list
+
+    def __init__(self, table: Dataset, column: str, rows: range | np.ndarray | None = None) -> None:
+        """The texts of `column` in the given `rows` of `table`, in that order; None takes all rows. All of them must be text."""
+        self._table, self._column = table, column
+        self._rows = range(len(table)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> TextColumn: ...
+    def __getitem__(self, index: int | slice) -> str | TextColumn:
+        if isinstance(index, slice):
+            return TextColumn(self._table, self._column, self._rows[index])
+        return self._table[int(self._rows[index])][self._column]
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _TEXTS_PER_READ):
+            rows = self._rows[start : start + _TEXTS_PER_READ]
+            # A range becomes a slice, which the table reads without looking for every row.
+            found = self._table[slice(rows.start, rows.stop) if _runs_on(rows) else list(rows)]
+            yield from found[self._column]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, list | TextColumn):
+            return NotImplemented
+        return len(self) == len(other) and all(ours == theirs for ours, theirs in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        return f"TextColumn('{self._column}', {len(self):,} rows)"
+
+
+def _runs_on(rows: range | np.ndarray) -> TypeGuard[range]:
+    return isinstance(rows, range) and rows.step == 1
+
+
+def read_texts(table: Dataset, column: str, where: str) -> TextColumn:
+    """A text column of `table`. Raises InputError on the first row (counted from 1) that is not text."""
+    table = table.select_columns([column])
+    texts = TextColumn(table, column)
+    if not _holds_only_text(table, column):
+        for row, value in enumerate(texts):
+            if not isinstance(value, str):
+                raise InputError(
+                    f"{where}, row {row + 1}: column '{column}' holds {value!r}, not text; fix it or drop the row"
+                )
+    return texts
+
+
+def _holds_only_text(table: Dataset, column: str) -> bool:
+    """True if the type of the column says so, without reading it."""
+    import pyarrow as pa
+
+    values = table.data.column(column)
+    return (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)) and not values.null_count
+
+
+def take_texts(texts: Sequence[str], rows: np.ndarray) -> Sequence[str]:
+    """The texts of the given `rows`, `[n]` int, in that order. Those of a `TextColumn` are not read."""
+    if not isinstance(texts, TextColumn):
+        return [texts[row] for row in rows]
+    if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+        return texts[int(rows[0]) : int(rows[0]) + len(rows)]
+    return TextColumn(texts._table, texts._column, np.asarray(texts._rows)[rows])
+
+
+def hash_texts(texts: Sequence[str]) -> str:
+    """SHA-256 of the texts and of their boundaries. It does not depend on the file that holds them."""
+    contents, lengths = hashlib.sha256(), hashlib.sha256()
+    for start in range(0, len(texts), _TEXTS_PER_READ):
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts[start : start + _TEXTS_PER_READ]]
+        contents.update(b"".join(encoded))
+        lengths.update(np.asarray([len(text) for text in encoded], "<i8").tobytes())
+    return hashlib.sha256(contents.digest() + lengths.digest()).hexdigest()
