@@ -1,4 +1,4 @@
-"""Folders in the user's cache directory, where runs keep what later runs can use again."""
+"""Folders in the user's cache directory, for files of a run that later runs can use again."""
 
 from __future__ import annotations
 
