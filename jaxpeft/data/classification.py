@@ -217,7 +217,8 @@ class ClassificationData:
         return {
             "input_ids": self.encoded.input_ids,
             "token_type_ids": self.encoded.token_type_ids,
-            "offsets": self.encoded.offsets.astype(np.int32),
+            # Compiled programs count in int32. Data with more tokens is too large for them, and its batches are made by numpy.
+            "offsets": self.encoded.offsets.astype(np.int32 if self.encoded.offsets[-1] < 2**31 else np.int64),
             "labels": self.labels,
         }
 

@@ -171,7 +171,8 @@ def _write(path: Path, names: Sequence[str], chunks: Iterable[Chunk]) -> None:
         with (
             _renamed_when_whole(path) as file,
             pa.OSFile(str(file), "wb") as sink,
-            pa.ipc.new_stream(sink, schema) as writer,
+            # Without the option a column holds at most 2³¹ - 1 tokens.
+            pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(allow_64bit=True)) as writer,
         ):
             writer.write_batch(pa.record_batch(arrays, schema=schema))
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxpeft.data import classification_data, encode_texts, load_file
+from jaxpeft.data import ClassificationData, Encoded, classification_data, encode_texts, load_file
 from jaxpeft.data.classification import bucketed_batches, cap_buckets
 from jaxpeft.errors import InputError
 
@@ -150,3 +150,12 @@ def test_a_sample_is_a_fixed_choice_of_whole_rows_of_all_lengths(data):
     np.testing.assert_array_equal(data.sample(64).labels, part.labels)
     assert set(part.labels.tolist()) == {0, 1}
     assert len(data.sample(10_000).labels) == len(data.labels)
+
+
+def test_offsets_of_more_tokens_than_int32_counts_do_not_wrap():
+    """9 GB of text. The arrays of tokens are left out: only the offsets are asked for."""
+    none = np.zeros(0, np.int32)
+    for tokens, dtype in ((2**31 - 1, np.int32), (2**31, np.int64)):
+        encoded = Encoded(none, none, np.array([0, tokens]), 0, 8, 0)
+        offsets = ClassificationData(encoded, np.zeros(1, np.int32), 1, (8,), 0).device_data["offsets"]
+        assert (offsets.tolist(), offsets.dtype) == ([0, tokens], dtype)
