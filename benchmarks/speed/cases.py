@@ -87,6 +87,7 @@ class OurMethod:
         adapter: of its section `adapter`.
         model: of `model`.
         pruning: of `pruning`.
+        training: of `training`.
         contextual: of `contextual`, for the upper half of the layers; the others are dense.
         upper_half: True if only the upper half of the layers is adapted.
     """
@@ -94,6 +95,7 @@ class OurMethod:
     adapter: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     pruning: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     contextual: dict[str, float] = field(default_factory=dict)
     upper_half: bool = False
 

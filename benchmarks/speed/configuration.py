@@ -13,6 +13,7 @@ from benchmarks.speed.cases import (
     RANK,
     WEIGHT_DECAY,
     Case,
+    OurMethod,
     targets,
 )
 from jaxpeft.config import (
@@ -29,9 +30,9 @@ NUM_STEPS = 1_000_000
 """More steps than any measurement takes."""
 
 
-def run_config(case: Case, method: str, workload: Path) -> RunConfig:
-    """The run on the files that `benchmarks.speed.workload` wrote into `workload`."""
-    ours = METHODS[method]
+def run_config(case: Case, method: str | OurMethod, workload: Path) -> RunConfig:
+    """The run on the files that `benchmarks.speed.workload` wrote into `workload`. `method` is one of `METHODS`, or a name of one."""
+    ours = METHODS[method] if isinstance(method, str) else method
     model = json.loads((workload / "model" / "config.json").read_text())
     layers = range(model["n_layers" if model["model_type"] == "distilbert" else "num_hidden_layers"])
     upper = layers[len(layers) // 2 :]
@@ -66,5 +67,6 @@ def run_config(case: Case, method: str, workload: Path) -> RunConfig:
             warmup_steps=0,
             weight_decay=WEIGHT_DECAY,
             max_grad_norm=MAX_GRAD_NORM,
+            **ours.training,
         ),
     )

@@ -7,6 +7,7 @@ so the waiting does not change how many micro-steps it dispatches at once.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.speed.cases import Case
+from benchmarks.speed.cases import Case, OurMethod
 from benchmarks.speed.configuration import run_config
 from benchmarks.speed.flops import Shape
 from jaxpeft.models.last_layer import last_layer
@@ -87,7 +88,7 @@ class Rounds:
 class Trainer:
     """A case and a method, made ready as `runs.train.run` makes a run ready."""
 
-    def __init__(self, case: Case, method: str, workload: Path) -> None:
+    def __init__(self, case: Case, method: str | OurMethod, workload: Path) -> None:
         parts = setup_run(run_config(case, method, workload))
         self._model, self._data, self._objective = parts.model, parts.train_data, parts.objective
         self._frozen = parts.frozen
@@ -130,6 +131,8 @@ class Trainer:
             trained=parts.adapted.adapters,
             virtual_tokens=parts.objective.virtual_tokens,
         )
+        rows, length = max(self._data.batch_shapes, key=math.prod)
+        self._work["rows_per_pass"] = micro_batches.rows_of(rows, length).in_pass
         self._rounds.run(lambda: self._fit(state, plan, source.draw_at, train_steps(micro_batches)))
 
     def _fit(self, state: Any, plan: Any, draw_at: Any, train_steps: Any) -> None:

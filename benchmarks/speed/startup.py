@@ -12,8 +12,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.speed.rounds import ROOT
 from jaxpeft.runs.directory import RunDirectory
@@ -27,34 +29,56 @@ def first_step_seconds(output_dir: Path, cache: Path, *flags: str) -> float:
     Raises:
         RuntimeError: if the run ends before that.
     """
-    command = [sys.executable, str(ROOT / "train.py"), "--output_dir", str(output_dir), "--name", "run"]
+    with started(output_dir, cache, *flags) as run:
+        return run.seconds_to_step(1)
+
+
+class Started:
+    """A run in a process of its own."""
+
+    def __init__(self, command: list[str], process: subprocess.Popen[str], metrics: Path, errors: IO[str]) -> None:
+        self.pid = process.pid
+        self._command, self._process, self._metrics, self._errors = command, process, metrics, errors
+        self._since = time.perf_counter()
+
+    def seconds_to_step(self, step: int) -> float:
+        """Wait for the training record of `step`, or of a later one; return the wall time since the start.
+
+        Raises:
+            RuntimeError: if the run ends before that.
+        """
+        while last_trained_step(self._metrics) < step:
+            if self._process.poll() is not None:
+                self._errors.seek(0)
+                raise RuntimeError(f"{' '.join(self._command)} ended before step {step}:\n{self._errors.read()}")
+            time.sleep(_POLL_SECONDS)
+        return time.perf_counter() - self._since
+
+
+@contextmanager
+def started(output_dir: Path, cache: Path, *flags: str) -> Iterator[Started]:
+    """The quickstart with `flags`, with its compiled programs in `cache`. It is ended afterwards."""
+    # The flags first: a `--config` among them would override what stands before it.
+    command = [sys.executable, str(ROOT / "train.py"), *flags, "--output_dir", str(output_dir), "--name", "run"]
+    command += ["--training.log_every_steps", "1"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    started = time.perf_counter()
     output_dir.mkdir(parents=True)
     with (output_dir / "errors.txt").open("w+") as errors:
-        run = subprocess.Popen(
-            [*command, "--training.log_every_steps", "1", *flags],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-        )
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, text=True)
         try:
-            while not _has_trained(RunDirectory(output_dir / "run").metrics):
-                if run.poll() is not None:
-                    errors.seek(0)
-                    raise RuntimeError(f"{' '.join(command)} ended before its first step:\n{errors.read()}")
-                time.sleep(_POLL_SECONDS)
-            return time.perf_counter() - started
+            yield Started(command, process, RunDirectory(output_dir / "run").metrics, errors)
         finally:
-            run.kill()
-            run.wait()
+            process.kill()
+            process.wait()
 
 
-def _has_trained(metrics: Path) -> bool:
+def last_trained_step(metrics: Path) -> int:
+    """The step of the last training record of a run, or 0 if it has none yet."""
     if not metrics.is_file():
-        return False
+        return 0
     whole_lines = metrics.read_text().split("\n")[:-1]
-    return any(json.loads(line)["split"] == "train" for line in whole_lines)
+    records = [json.loads(line) for line in whole_lines]
+    return max((record["step"] for record in records if record["split"] == "train"), default=0)
 
 
 def measure(directory: Path, *, repeats: int = 3) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.cases import Case
+from benchmarks.speed.cases import Case, OurMethod
 
 MODULES = {"ours": "jaxpeft_side", "theirs": "peft_side"}
 """Side, as the stored records name it → its module."""
@@ -47,7 +47,9 @@ def main(side: str) -> None:
 def _start(module: Any, command: dict[str, Any]) -> Any:
     case = Case(**command["case"])
     extra = {"variant": command["variant"]} if command["variant"] else {}
-    return module.Trainer(case, command["method"], Path(command["workload"]), **extra)
+    method = command["method"]
+    method = OurMethod(**method) if isinstance(method, dict) else method
+    return module.Trainer(case, method, Path(command["workload"]), **extra)
 
 
 def _answer(module: Any, trainer: Any, command: dict[str, Any]) -> dict[str, Any]:
