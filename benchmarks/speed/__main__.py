@@ -12,69 +12,30 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.cases import CASES, COMPARED, VARIANTS, Case, peft_variants
 from benchmarks.speed.machine import describe, measured_now
-from benchmarks.speed.record import cell, check, ratio
-from benchmarks.speed.rounds import Paths, Runner, compare, workers, write_workload
+from benchmarks.speed.record import best_rate, check, row, summary
+from benchmarks.speed.rounds import Paths, Runner, compare, measure_peaks, workers, write_workload
 from benchmarks.speed.startup import measure as measure_startup
 from benchmarks.speed.table import RESULTS, full_table
-
-PRODUCTS = {
-    "cpu": [(2048, 768, 3072), (2048, 3072, 768), (4096, 4096, 4096)],
-    "gpu": [(32768, 768, 3072), (32768, 3072, 768), (8192, 8192, 8192)],
-}
-"""Sizes of matrix products whose best rate counts as the peak: BERT-base's own, and a large square one."""
 
 
 def measure(case: Case, method: str, record: dict[str, Any], args: argparse.Namespace, workload: Path) -> None:
     """Compare a method on a case, and put it into the record. Another method than LoRA has jaxpeft's LoRA timed beside it."""
     offered = peft_variants(case, method, record["device"])
     variants = [name for name, missing in offered.items() if name in args.variants and not missing]
-    ours, lora = Runner(method), Runner("lora")
-    runners = [ours, *(Runner(method, variant) for variant in variants)]
-    beside = [] if method == "lora" else [lora]
+    runners = [Runner(method), *(Runner(method, variant) for variant in variants)]
+    beside = [] if method == "lora" else [Runner("lora")]
     timings = compare(case, beside + runners, rounds=args.rounds, workload=workload, paths=paths_of(args))
     config = json.loads((workload / "model" / "config.json").read_text())
-    peak = max(rate["rate"] for side in record["peaks"][case.dtype].values() for rate in side)
-    row: dict[str, Any] = {runner.column: cell(case, method, timings[runner], config, peak=peak) for runner in runners}
-    row["ratios"] = {runner.column: ratio(timings[ours], timings[runner]) for runner in runners if runner.variant}
-    row["empty"] = {name: missing for name, missing in offered.items() if missing}
-    row["measured"] = {**measured_now(), "rounds": args.rounds, "peak": peak}
-    if beside:
-        row["step_over_lora"] = ratio(timings[lora], timings[ours])
-    record["cases"].setdefault(case.name, {})[method] = row
-    print(_summary(case, method, row), flush=True)
-
-
-def _summary(case: Case, method: str, row: Mapping[str, Any]) -> str:
-    ratios = ", ".join(
-        f"{name} {r['median']:.2f}× ({r['min']:.2f} to {r['max']:.2f})" for name, r in row["ratios"].items()
-    )
-    over = f", {row['step_over_lora']['median']:.2f} of LoRA's step" if "step_over_lora" in row else ""
-    return f"{case.name} {method}: {row['ours']['seconds']:.4g} s a step{over}; faster than PEFT: {ratios or '–'}"
-
-
-def measure_peaks(dtypes: set[str], device: str, paths: Paths, *, rounds: int = 3) -> dict[str, Any]:
-    """Both sides' rates of matrix products by dtype, the best of `rounds` in turns."""
-    repeats = 1 if device == "cpu" else 20
-    peaks: dict[str, Any] = {}
-    with workers(["ours", "theirs"], paths) as sides:
-        for dtype in sorted(dtypes):
-            peaks[dtype] = {worker.side: [] for worker in sides}
-            for size in PRODUCTS[device]:
-                rates: dict[str, list[float]] = {worker.side: [] for worker in sides}
-                for _ in range(rounds + 1):  # the first round warms up
-                    for worker in sides:
-                        answer = worker.ask("rate", size=size, dtype=dtype, repeats=repeats)
-                        rates[worker.side].append(answer["flops_per_second"])
-                for side, values in rates.items():
-                    peaks[dtype][side].append({"size": list(size), "rate": float(f"{max(values[1:]):.4g}")})
-    return peaks
+    measured = {**measured_now(), "rounds": args.rounds, "peak": best_rate(record["peaks"][case.dtype])}
+    found = row(case, method, timings, config, offered=offered, measured=measured)
+    record["cases"].setdefault(case.name, {})[method] = found
+    print(summary(case.name, method, found), flush=True)
 
 
 def begin(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 RANK, ALPHA = 8, 16
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, 0.01, 1.0
@@ -33,6 +33,7 @@ class Case:
         data_rows: texts of the classification's slice. Each round goes through all of them once.
         packing: whether jaxpeft packs several texts into a row. The number of texts in a batch stays the same.
         modules_to_save: modules of the head that are fully trained on both sides.
+        attention: jaxpeft's `model.attention`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Case:
     data_rows: int = 0
     packing: bool = False
     modules_to_save: tuple[str, ...] = ()
+    attention: Literal["auto", "dense", "flash"] = "auto"
 
 
 COMPARED = ("lora", "sparse-lora", "qlora", "hira", "dora", "full")
@@ -73,8 +75,14 @@ CASES: dict[str, Case] = {
         Case("minilm-quickstart", "MiniLM, masked-LM, 16 × 128", steps_per_round=8, methods=COMPARED, **_MINILM),
         Case("bert-base-gpu", "BERT-base, masked-LM, 256 × 128, bf16", _BERT, "masked-lm", 256, 128, 20, ("lora",),
              dtype="bfloat16", device="gpu"),
+        Case("bert-base-512-gpu", "BERT-base, masked-LM, 64 × 512, bf16", _BERT, "masked-lm", 64, 512, 20, ("lora",),
+             dtype="bfloat16", device="gpu"),
         Case("minilm-gpu", "MiniLM, masked-LM, 16 × 128, bf16", steps_per_round=200, methods=("lora",),
              dtype="bfloat16", device="gpu", **_MINILM),
+        # Flash attention has no dropout of attention weights, so neither side drops any.
+        Case("sst2-packed-gpu", "BERT-base, SST-2's sentences, 256 a batch, bf16; ours packed, flash attention",
+             {**_BERT, "attention_probs_dropout_prob": 0.0}, "classification", 256, 128, 0, ("lora",),
+             dtype="bfloat16", device="gpu", data_rows=4096, packing=True, attention="flash"),
     )
 }  # fmt: skip
 
@@ -117,6 +125,7 @@ METHODS: dict[str, OurMethod] = {
     "sparse-lora": OurMethod(pruning={"sparsity": 0.5, "begin": 1e-6}),
     "contextual": OurMethod(contextual={"ffn_sparsity": 0.9, "qkv_sparsity": 0.5}),
     "qlora": OurMethod(model={"quantization": "nf4"}),
+    "int8": OurMethod(model={"quantization": "int8"}),
     "dora": OurMethod({"use_dora": True}),
     "hira": OurMethod({"method": "hira", "alpha": None}),
     "sora": OurMethod({"method": "sora"}),
@@ -142,6 +151,7 @@ VARIANTS: dict[str, str] = {
     "eager-masked": "eager, logits of the masked tokens only",
     "compile": "torch.compile, logits of every token",
     "compile-masked": "torch.compile, logits of the masked tokens only",
+    "varlen": "eager, a batch's texts in one row without padding, torch's attention for texts of several lengths",
 }
 """The ways torch PEFT is measured."""
 
@@ -154,6 +164,7 @@ def targets(model_type: str) -> list[str]:
 def peft_variants(case: Case, method: str, device: str) -> dict[str, str]:
     """Variants in which PEFT can do `method`: name → "", or the reason why its cell is empty."""
     variants = [name for name in VARIANTS if case.task == "masked-lm" or "masked" not in name]
+    variants = [name for name in variants if case.attention == "flash" or name != "varlen"]
     if method == "sparse-lora":
         return {"eager": "PEFT has no pruning"}
     if method == "qlora" and device == "cpu":

@@ -52,7 +52,7 @@ def run_config(case: Case, method: str | OurMethod, workload: Path) -> RunConfig
         texts = {"name": "python-docs"}
     return RunConfig(
         task=case.task,
-        model=ModelConfig(name=str(workload / "model"), dtype=case.dtype, **ours.model),
+        model=ModelConfig(name=str(workload / "model"), dtype=case.dtype, attention=case.attention, **ours.model),
         data=DataConfig(max_length=case.length, packing=case.packing, **texts),
         adapter=AdapterConfig(**adapter),
         pruning=PruningConfig(**ours.pruning),

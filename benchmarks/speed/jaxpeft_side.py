@@ -92,6 +92,8 @@ class Trainer:
         parts = setup_run(run_config(case, method, workload))
         self._model, self._data, self._objective = parts.model, parts.train_data, parts.objective
         self._frozen = parts.frozen
+        flash = parts.objective.flash
+        self.attention = f"flash, {flash.kernel}" if flash and case.length >= flash.min_length else "dense"
         self.steps_per_round = case.steps_per_round or self._data.batches_per_epoch
         # A log point, and a validation in which the loop waits, at the end of every round.
         plan = replace(parts.plan, log_every_steps=self.steps_per_round, eval_every_steps=self.steps_per_round)

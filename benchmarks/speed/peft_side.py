@@ -1,8 +1,8 @@
 """torch PEFT's side of a case, as its users run it. Imports torch, and neither jaxpeft nor jax.
 
 Masked-LM batches lie ready as tensors on the device, so that data costs PEFT nothing. In classification each batch is padded to its
-longest row, as `DataCollatorWithPadding` does, but in numpy, which is faster. AdamW is torch's fused one. The loss is read only at the
-end of a round.
+longest row, as `DataCollatorWithPadding` does, but in numpy, which is faster; "varlen" puts it into one row without padding instead.
+AdamW is torch's fused one. The loss is read only at the end of a round.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.speed.cases import ALPHA, LEARNING_RATE, MAX_GRAD_NORM, RANK, WEIGHT_DECAY, Case, targets
 from benchmarks.speed.flops import Shape
+from benchmarks.speed.varlen import choose, one_row, one_row_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Batch = dict[str, torch.Tensor]
@@ -30,6 +31,9 @@ class Trainer:
         torch.manual_seed(0)
         torch.set_float32_matmul_precision("highest")
         self._case, self._masked = case, variant.endswith("-masked")
+        self.attention, self._attend = "sdpa", None
+        if variant == "varlen":
+            self.attention, self._attend = choose(DEVICE, getattr(torch, case.dtype))
         self._model = _adapted(case, method, workload).to(DEVICE)
         parameters = [p for p in self._model.parameters() if p.requires_grad]
         self.trainable = sum(p.numel() for p in parameters)
@@ -48,7 +52,7 @@ class Trainer:
             ]
         self._model.eval()
         with torch.no_grad():
-            self.first_loss = self._loss(self._tensors(dict(np.load(workload / "check.npz")))).item()
+            self.first_loss = self._loss(self._tensors(self._arranged(dict(np.load(workload / "check.npz"))))).item()
         self._model.train()
         self._compiled = torch.compile(self._loss) if variant.startswith("compile") else self._loss
         self._step, self._shapes = 0, Counter[tuple[int, int]]()
@@ -85,8 +89,10 @@ class Trainer:
             "shapes": [[*vars(shape).values()] for shape in shapes],
         }
 
-    def counted_flops(self) -> float:
-        """Torch's own count of the matrix products of a step: mean over a round, eager."""
+    def counted_flops(self) -> float | None:
+        """Torch's own count of the matrix products of a step: mean over a round, eager. None without padding: it cannot count these."""
+        if self._attend:
+            return None
         from torch.utils.flop_counter import FlopCounterMode
 
         compiled, self._compiled = self._compiled, self._loss
@@ -97,7 +103,8 @@ class Trainer:
 
     def _update(self, batch: Batch) -> torch.Tensor:
         self._step += 1
-        self._shapes[tuple(batch["input_ids"].shape)] += 1
+        if not self._attend:
+            self._shapes[tuple(batch["input_ids"].shape)] += 1
         loss = self._compiled(batch)
         self._optimizer.zero_grad()
         loss.backward()
@@ -106,6 +113,8 @@ class Trainer:
         return loss.detach()
 
     def _loss(self, batch: Batch) -> torch.Tensor:
+        if self._attend:
+            return one_row_loss(self._model, batch, self._attend, longest=self._case.length)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
         if not self._masked:
             return self._model(**inputs, labels=batch["labels"]).loss
@@ -136,7 +145,12 @@ class Trainer:
             tokens = np.where(inside, self._offsets[rows][:, None] + np.arange(inside.shape[1]), 0)
             ids = np.where(inside, self._ids[tokens], 0)
             batch = {"input_ids": ids, "attention_mask": inside, "token_type_ids": np.zeros_like(ids)}
-            yield self._tensors({**batch, "labels": self._labels[rows]})
+            if self._attend:
+                self._shapes.update((1, int(length)) for length in lengths[rows])
+            yield self._tensors(self._arranged({**batch, "labels": self._labels[rows]}))
+
+    def _arranged(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return one_row(arrays) if self._attend else arrays
 
 
 def _adapted(case: Case, method: str, workload: Path) -> Any:

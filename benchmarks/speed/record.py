@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.speed.cases import METHODS, RANK, Case
 from benchmarks.speed.flops import Shape, Sizes, Trained, total_flops
-from benchmarks.speed.rounds import Timing
+from benchmarks.speed.rounds import Runner, Timing
 
 Cell = dict[str, Any]
 
@@ -37,7 +37,48 @@ def cell(case: Case, method: str, timing: Timing, config: Mapping[str, Any], *, 
         "share_of_peak": _rounded(rate / peak),
         "trainable": timing.start["trainable"],
         "first_loss": _rounded(timing.start["first_loss"]),
+        "attention": timing.start.get("attention"),
     }
+
+
+def row(
+    case: Case,
+    method: str,
+    timings: Mapping[Runner, Timing],
+    config: Mapping[str, Any],
+    *,
+    offered: Mapping[str, str],
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The figures of a method from `timings`, which may hold other methods too. If LoRA is one of them, its step is compared.
+
+    `offered` maps a variant of PEFT to the reason why it was not measured, or ""; `measured` says when and how, with the peak.
+    """
+    ours, lora = Runner(method), Runner("lora")
+    runners = [runner for runner in timings if runner.method == method]
+    found: dict[str, Any] = {
+        runner.column: cell(case, method, timings[runner], config, peak=measured["peak"]) for runner in runners
+    }
+    found["ratios"] = {runner.column: ratio(timings[ours], timings[runner]) for runner in runners if runner.variant}
+    found["empty"] = {name: missing for name, missing in offered.items() if missing}
+    found["measured"] = dict(measured)
+    if method != "lora" and lora in timings:
+        found["step_over_lora"] = ratio(timings[lora], timings[ours])
+    return found
+
+
+def summary(case: str, method: str, row: Mapping[str, Any]) -> str:
+    """A row in one line."""
+    ratios = ", ".join(
+        f"{name} {r['median']:.2f}× ({r['min']:.2f} to {r['max']:.2f})" for name, r in row["ratios"].items()
+    )
+    over = f", {row['step_over_lora']['median']:.2f} of LoRA's step" if "step_over_lora" in row else ""
+    return f"{case} {method}: {row['ours']['seconds']:.4g} s a step{over}; faster than PEFT: {ratios or '–'}"
+
+
+def best_rate(peaks: Mapping[str, Any]) -> float:
+    """The best rate of matrix products that a side reached, in operations a second; `peaks` are those of a dtype."""
+    return max(rate["rate"] for side in peaks.values() for rate in side)
 
 
 def ratio(ours: Timing, other: Timing) -> dict[str, float]:
@@ -119,9 +160,9 @@ BOUNDS = (
 )  # fmt: skip
 
 
-def check(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+def check(record: Mapping[str, Any], bounds: Sequence[Bound] = BOUNDS) -> list[dict[str, Any]]:
     """Every bound whose figure was measured, with the figure and whether it is met."""
-    measured = [(bound, bound.value(record)) for bound in BOUNDS]
+    measured = [(bound, bound.value(record)) for bound in bounds]
     return [
         {"what": bound.what, "value": value, "limit": bound.limit, "least": bound.least, "met": bound.met(value)}
         for bound, value in measured

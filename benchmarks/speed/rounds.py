@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,23 +16,36 @@ from benchmarks.speed.cases import Case
 
 ROOT = Path(__file__).parents[2]
 
+PRODUCTS = {
+    "cpu": [(2048, 768, 3072), (2048, 3072, 768), (4096, 4096, 4096)],
+    "gpu": [(32768, 768, 3072), (32768, 3072, 768), (8192, 8192, 8192)],
+}
+"""Sizes of matrix products whose best rate counts as the peak: BERT-base's own, and a large square one."""
+
 # jaxpeft's loop needs one round to compile and one to learn how many micro-steps it may dispatch at once.
 WARM_ROUNDS = {"ours": 3, "theirs": 2}
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Directories put first on each side's import path, if the sides need different packages. None means this Python's own packages."""
+    """Directories put first on each side's import path, if the sides need different packages. None means this Python's own packages.
+
+    `cache` is a directory for the programs that jax compiles. Without one nothing comes from a cache, so that compile times are those
+    of a first run.
+    """
 
     ours: str | None = None
     theirs: str | None = None
+    cache: str | None = None
 
     def environment(self, side: str) -> dict[str, str]:
         """The environment of a side's process."""
         extra = getattr(self, side)
         path = os.pathsep.join(filter(None, [extra, str(ROOT), os.environ.get("PYTHONPATH")]))
-        # transformers must not import torch on the jaxpeft side, as in `python train.py`. Compile times are measured, so caches are off.
         forced = {"JAX_ENABLE_COMPILATION_CACHE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+        if self.cache:
+            forced = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": self.cache}
+        # transformers must not import torch on the jaxpeft side, as in `python train.py`.
         forced |= {"USE_TORCH": "0", "USE_TF": "0"} if side == "ours" else {}
         # On a GPU two jaxpeft processes run side by side (LoRA and another method), and each reserves this share of its memory at once.
         shared = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.3"} if side == "ours" else {}
@@ -111,14 +124,44 @@ class Timing:
     flops: float | None = None
 
 
+def measure_peaks(
+    dtypes: set[str],
+    device: str,
+    paths: Paths,
+    *,
+    rounds: int = 3,
+    sizes: list[tuple[int, int, int]] | None = None,
+    sides: Sequence[str] = ("ours", "theirs"),
+) -> dict[str, Any]:
+    """The rates of matrix products of `sides` by dtype, the best of `rounds` in turns; `sizes` are `PRODUCTS` by default."""
+    repeats = 1 if device == "cpu" else 20
+    peaks: dict[str, Any] = {}
+    with workers(list(sides), paths) as started:
+        for dtype in sorted(dtypes):
+            peaks[dtype] = {worker.side: [] for worker in started}
+            for size in sizes or PRODUCTS[device]:
+                rates: dict[str, list[float]] = {worker.side: [] for worker in started}
+                for _ in range(rounds + 1):  # the first round warms up
+                    for worker in started:
+                        answer = worker.ask("rate", size=size, dtype=dtype, repeats=repeats)
+                        rates[worker.side].append(answer["flops_per_second"])
+                for side, values in rates.items():
+                    peaks[dtype][side].append({"size": list(size), "rate": float(f"{max(values[1:]):.4g}")})
+    return peaks
+
+
 def write_workload(case: Case, data: Path, directory: Path, paths: Paths) -> None:
     """Write a case's model and batches, in a process of its own with the jaxpeft side's packages."""
     command = [sys.executable, "-m", "benchmarks.speed.workload", json.dumps(asdict(case)), str(data), str(directory)]
     subprocess.run(command, env=paths.environment("ours"), cwd=ROOT, check=True)
 
 
-def compare(case: Case, runners: list[Runner], *, rounds: int, workload: Path, paths: Paths) -> Mapping[Runner, Timing]:
+def compare(
+    case: Case, runners: list[Runner], *, rounds: int, workload: Path, paths: Paths, count: bool = True
+) -> Mapping[Runner, Timing]:
     """Time all `runners` on the case: `WARM_ROUNDS` to warm up, then `rounds` rounds. Their order is reversed in every other round.
+
+    `count` also has the frameworks count a step's operations, for which jaxpeft's step is compiled once more.
 
     Raises:
         RuntimeError: if a worker fails, or if the two sides of a method do not do the same work.
@@ -139,7 +182,7 @@ def compare(case: Case, runners: list[Runner], *, rounds: int, workload: Path, p
                 timings[runner].rounds.append(served[runner].ask("round"))
         for runner, worker in served.items():
             timings[runner].memory |= worker.ask("memory")
-            timings[runner].flops = worker.ask("count")["flops"]
+            timings[runner].flops = worker.ask("count")["flops"] if count else None
         return timings
 
 

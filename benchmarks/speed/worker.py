@@ -57,7 +57,7 @@ def _answer(module: Any, trainer: Any, command: dict[str, Any]) -> dict[str, Any
         case "about":
             return module.about()
         case "start":
-            return {"trainable": trainer.trainable, "first_loss": trainer.first_loss}
+            return {"trainable": trainer.trainable, "first_loss": trainer.first_loss, "attention": trainer.attention}
         case "round":
             seconds, loss = trainer.run_round()
             return {"seconds": seconds, "loss": loss, **trainer.work()}
