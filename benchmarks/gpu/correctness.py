@@ -40,7 +40,9 @@ def check_method(method: str, workload: Path) -> dict[str, Any]:
     for dtype in DTYPES:
         step, state, frozen, batch = _made_ready(method, dtype, workload)
         for place, device in places.items():
-            arguments[dtype, place] = jax.device_put((state, frozen, batch), device)
+            arguments[dtype, place] = jax.device_put(
+                (state, frozen, batch), device, may_alias=False
+            )  # the step consumes them
             steps[dtype, place] = step.lower(*arguments[dtype, place])
     with ThreadPoolExecutor() as pool:  # compiling is most of the time
         compiled = dict(zip(steps, pool.map(lambda lowered: lowered.compile(), steps.values()), strict=True))

@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+import tomllib
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -23,6 +24,8 @@ import numpy as np
 from benchmarks.speed.cases import Case, OurMethod
 from benchmarks.speed.configuration import run_config
 from benchmarks.speed.flops import Shape
+from benchmarks.speed.rounds import ROOT
+from jaxpeft.models.attention import attention_dropout
 from jaxpeft.models.last_layer import last_layer
 from jaxpeft.runs.micro_batches import decide
 from jaxpeft.runs.setup import setup_run
@@ -93,7 +96,8 @@ class Trainer:
         self._model, self._data, self._objective = parts.model, parts.train_data, parts.objective
         self._frozen = parts.frozen
         flash = parts.objective.flash
-        self.attention = f"flash, {flash.kernel}" if flash and case.length >= flash.min_length else "dense"
+        is_flash = flash and case.length >= flash.min_length and not attention_dropout(parts.model)
+        self.attention = f"flash, {flash.kernel}" if is_flash else "dense"
         self.steps_per_round = case.steps_per_round or self._data.batches_per_epoch
         # A log point, and a validation in which the loop waits, at the end of every round.
         plan = replace(parts.plan, log_every_steps=self.steps_per_round, eval_every_steps=self.steps_per_round)
@@ -212,10 +216,12 @@ def about() -> dict[str, Any]:
     from importlib.metadata import version
 
     device = jax.devices()[0]
+    checkout = tomllib.loads((ROOT / "pyproject.toml").read_text())  # it need not be installed
     return {
         "device": "cpu" if device.platform == "cpu" else "gpu",
         "device_name": device.device_kind,
-        "versions": {name: version(name) for name in ("jaxpeft", "jax", "flax", "transformers")},
+        "versions": {"jaxpeft": checkout["project"]["version"]}
+        | {name: version(name) for name in ("jax", "flax", "transformers")},
     }
 
 

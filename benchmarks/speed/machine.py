@@ -39,7 +39,10 @@ def measured_now() -> dict[str, Any]:
 
 def _git(*args: str) -> str:
     root = str(Path(__file__).parents[2])
-    return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # a bare machine has no git
+        return ""
 
 
 def _cpu() -> str:

@@ -30,11 +30,11 @@ def main(side: str) -> None:
     # stdout carries the answers, so whatever a library prints goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    module = importlib.import_module(f"benchmarks.speed.{MODULES[side]}")
     trainer: Any = None
     for line in sys.stdin:
         command = json.loads(line)
         try:
+            module = importlib.import_module(f"benchmarks.speed.{MODULES[side]}")
             if command["do"] == "start":
                 trainer = _start(module, command)
             answer = _answer(module, trainer, command)
