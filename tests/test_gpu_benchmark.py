@@ -251,6 +251,7 @@ def test_a_side_that_does_not_start(monkeypatch, capsys, tmp_path):
     assert why == "its side does not start: ModuleNotFoundError: No module named 'rich'; see --peft_pythonpath"
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
 def test_texts_in_one_row_without_padding():
     pytest.importorskip("torch")
     import torch
