@@ -55,7 +55,7 @@ def run_steps(
             print(f"{step.name}: done before", flush=True)
             continue
         if step.needs and entries.get(step.needs, {}).get("status") != "done":
-            entry = {"status": "left out", "why": f"it needs the step {step.needs!r}, which is not done"}
+            entry: Entry = {"status": "left out", "why": f"it needs the step {step.needs!r}, which is not done"}
         elif left < step.seconds / 2:
             entry = {
                 "status": "left out",

@@ -29,6 +29,9 @@ IN_JAXPEFT = ("correctness", "together", "tests")
 """Kinds that import jaxpeft in this process, which then has the packages of jaxpeft's side."""
 
 
+_COMPILES_TINY = "bert-base-128"
+
+
 class Skipped(Exception):
     """The machine lacks something that the step needs. The message says what, and the way out."""
 
@@ -84,7 +87,10 @@ def _offered(step: Step, method: str, settings: Settings, paths: Paths) -> dict[
     missing = settings["no_peft"]
     if not missing and method == "qlora" and absent(("bitsandbytes",), paths.environment("theirs")):
         missing = "bitsandbytes is not installed on torch PEFT's side"
-    return {name: why or missing for name, why in offered.items()}
+    found = {name: why or missing for name, why in offered.items()}
+    if settings["tiny"] and "compile" in found and step.name != _COMPILES_TINY:
+        found["compile"] = f"--tiny tries torch.compile only in the step {_COMPILES_TINY!r}"
+    return found
 
 
 def absent(modules: tuple[str, ...], env: dict[str, str]) -> list[str]:
@@ -114,8 +120,8 @@ def together(step: Step, settings: Settings, keep: Keep) -> None:
     """Eight runs in one program against one run after the other: MiniLM, 16 × 128, bf16."""
     from benchmarks.together import measure
 
-    size = {"length": 8, "sizes": [2], "steps": 1} if settings["tiny"] else {"length": 128, "sizes": [8], "steps": 50}
-    keep(measure(**size, rounds=settings["rounds"], dtype="bfloat16")[0])
+    length, members, steps = (8, 2, 1) if settings["tiny"] else (128, 8, 50)
+    keep(measure(length, [members], steps, settings["rounds"], dtype="bfloat16")[0])
 
 
 def tests(step: Step, settings: Settings, keep: Keep) -> None:

@@ -96,8 +96,9 @@ class Trainer:
         self._model, self._data, self._objective = parts.model, parts.train_data, parts.objective
         self._frozen = parts.frozen
         flash = parts.objective.flash
-        is_flash = flash and case.length >= flash.min_length and not attention_dropout(parts.model)
-        self.attention = f"flash, {flash.kernel}" if is_flash else "dense"
+        if flash and (case.length < flash.min_length or attention_dropout(parts.model)):
+            flash = None  # as `Objective` chooses in training
+        self.attention = f"flash, {flash.kernel}" if flash else "dense"
         self.steps_per_round = case.steps_per_round or self._data.batches_per_epoch
         # A log point, and a validation in which the loop waits, at the end of every round.
         plan = replace(parts.plan, log_every_steps=self.steps_per_round, eval_every_steps=self.steps_per_round)
