@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import benchmarks.gpu.__main__ as gpu  # noqa: E402
+from benchmarks.gpu import work  # noqa: E402
 from benchmarks.gpu.record import GPU_BOUNDS, completed, continued, write  # noqa: E402
 from benchmarks.gpu.steps import STEPS, TESTS, Step, case_of  # noqa: E402
 from benchmarks.gpu.work import absent, wrong_in  # noqa: E402
@@ -115,6 +116,27 @@ def test_a_step_that_takes_too_long_is_stopped_and_keeps_what_it_has(tmp_path):
     (tmp_path / "peaks.json").write_text('{"result": {"so": "far"}, "skipped": "", "wrong": ""}')
     entry = gpu.perform_in_a_process(one("peaks"), 0.05, settings(tmp_path), record())
     assert entry == {"status": "failed", "why": "it was stopped after 0 s", "result": {"so": "far"}}
+
+
+def test_a_variant_of_peft_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    tried, kept = [], []
+
+    def compare(case, runners, **options):
+        tried.append([runner.column for runner in runners])
+        if "compile" in tried[-1]:
+            raise work.RunnerError(runners[2], "Traceback\nno compiler\n")
+        return {}
+
+    monkeypatch.setattr(work, "compare", compare)
+    monkeypatch.setattr(work, "row", lambda case, method, timings, config, *, offered, measured: offered)
+    monkeypatch.setattr(work, "summary", lambda *args: "")
+    (tmp_path / "bert-base-gpu" / "model").mkdir(parents=True)
+    for name in ("check.npz", "model/config.json"):
+        (tmp_path / "bert-base-gpu" / name).write_text("{}")
+    work.speed(one("bert-base-128"), settings(tmp_path, peak=1.0), lambda *result: kept.append(result))
+    assert tried == [["ours", "eager", "compile"], ["ours", "eager"]]
+    rows = {"lora": {"eager": "", "compile": "it failed: no compiler"}}
+    assert kept == [({"bert-base-gpu": rows}, "lora, PEFT compile: it failed: no compiler\n")]
 
 
 def test_what_the_machine_lacks_is_skipped_with_the_way_out(tmp_path):

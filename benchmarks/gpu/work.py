@@ -19,11 +19,11 @@ from benchmarks.gpu.steps import STEPS, TESTS, Step, case_of, checked_case
 from benchmarks.speed.cases import peft_variants
 from benchmarks.speed.machine import measured_now
 from benchmarks.speed.record import row, summary
-from benchmarks.speed.rounds import ROOT, Paths, Runner, compare, measure_peaks, write_workload
+from benchmarks.speed.rounds import ROOT, Paths, Runner, RunnerError, compare, measure_peaks, write_workload
 
 Settings = dict[str, Any]
-Keep = Callable[[dict[str, Any]], None]
-"""Writes the result so far."""
+Keep = Callable[..., None]
+"""`(result, wrong="")` writes the result so far, and what failed beside it."""
 
 IN_JAXPEFT = ("correctness", "together", "tests")
 """Kinds that import jaxpeft in this process, which then has the packages of jaxpeft's side."""
@@ -68,16 +68,27 @@ def speed(step: Step, settings: Settings, keep: Keep) -> None:
         workload.mkdir(exist_ok=True)
         write_workload(case, data, workload, paths)
     offered = {method: _offered(step, method, settings, paths) for method in step.methods}
-    runners = [] if "lora" in step.methods else [Runner("lora")]
-    for method, variants in offered.items():
-        runners += [Runner(method), *(Runner(method, name) for name, missing in variants.items() if not missing)]
-    timings = compare(case, runners, rounds=settings["rounds"], workload=workload, paths=paths, count=False)
+    failed = ""
+    while True:
+        runners = [] if "lora" in step.methods else [Runner("lora")]
+        for method, variants in offered.items():
+            runners += [Runner(method), *(Runner(method, name) for name, missing in variants.items() if not missing)]
+        try:
+            timings = compare(case, runners, rounds=settings["rounds"], workload=workload, paths=paths, count=False)
+            break
+        except RunnerError as error:
+            # Without the variant of PEFT that fails, the others are still worth measuring.
+            if not error.runner.variant:
+                raise
+            why = f"it failed: {str(error).strip().splitlines()[-1]}"
+            offered[error.runner.method][error.runner.variant] = why
+            failed += f"{error.runner.method}, PEFT {error.runner.variant}: {why}\n"
     config = json.loads((workload / "model" / "config.json").read_text())
     measured = {**measured_now(), "rounds": settings["rounds"], "peak": settings["peak"]}
     rows = {m: row(case, m, timings, config, offered=offered[m], measured=measured) for m in step.methods}
     for method, found in rows.items():
         print(summary(case.name, method, found), flush=True)
-    keep({case.name: rows})
+    keep({case.name: rows}, failed)
 
 
 def _offered(step: Step, method: str, settings: Settings, paths: Paths) -> dict[str, str]:
@@ -159,15 +170,15 @@ def main(name: str, settings: Settings, file: Path) -> None:
     """Do the step `name`."""
     (step,) = (step for step in STEPS if step.name == name)
 
-    def keep(result: dict[str, Any], skipped: str = "") -> None:
-        file.write_text(json.dumps({"result": result, "skipped": skipped, "wrong": wrong_in(result)}))
+    def keep(result: dict[str, Any], wrong: str = "", skipped: str = "") -> None:
+        file.write_text(json.dumps({"result": result, "skipped": skipped, "wrong": wrong.strip() or wrong_in(result)}))
 
     try:
         {"peaks": peaks, "speed": speed, "correctness": correctness, "together": together, "tests": tests}[step.kind](
             step, settings, keep
         )
     except Skipped as why:
-        keep({}, str(why))
+        keep({}, skipped=str(why))
 
 
 if __name__ == "__main__":

@@ -113,6 +113,14 @@ class Runner:
         return self.variant or "ours"
 
 
+class RunnerError(RuntimeError):
+    """`runner` cannot be compared."""
+
+    def __init__(self, runner: Runner, message: str) -> None:
+        super().__init__(message)
+        self.runner = runner
+
+
 @dataclass
 class Timing:
     """A runner's answers: of the start, the warm-up rounds, the timed rounds, memory and FLOPs."""
@@ -164,17 +172,21 @@ def compare(
     `count` also has the frameworks count a step's operations, for which jaxpeft's step is compiled once more.
 
     Raises:
-        RuntimeError: if a worker fails, or if the two sides of a method do not do the same work.
+        RunnerError: a runner does not start, or its work is not that of jaxpeft's side.
+        RuntimeError: a worker fails later.
     """
     with workers([runner.side for runner in runners], paths) as started:
         served = dict(zip(runners, started, strict=True))
         timings = {}
         for runner, worker in served.items():
-            start = worker.ask(
-                "start", case=asdict(case), method=runner.method, workload=str(workload), variant=runner.variant
-            )
-            timings[runner] = Timing(start)
-            timings[runner].warm = [worker.ask("round") for _ in range(WARM_ROUNDS[runner.side])]
+            try:
+                start = worker.ask(
+                    "start", case=asdict(case), method=runner.method, workload=str(workload), variant=runner.variant
+                )
+                timings[runner] = Timing(start)
+                timings[runner].warm = [worker.ask("round") for _ in range(WARM_ROUNDS[runner.side])]
+            except RuntimeError as error:
+                raise RunnerError(runner, str(error)) from None
             timings[runner].memory = {"life": worker.ask("memory", reset=True)["process"]}
         _require_same_work(case, timings)
         for i in range(rounds):
@@ -196,4 +208,6 @@ def _require_same_work(case: Case, timings: Mapping[Runner, Timing]) -> None:
         a, b = ours.start, timing.start
         exact = runner.method != "qlora"  # each side rounds the base in its own way
         if a["trainable"] != b["trainable"] or abs(a["first_loss"] - b["first_loss"]) > (tolerance if exact else 0.1):
-            raise RuntimeError(f"{case.name}, {runner.method}: ours starts from {a}, PEFT ({runner.variant}) from {b}")
+            raise RunnerError(
+                runner, f"{case.name}, {runner.method}: ours starts from {a}, PEFT ({runner.variant}) from {b}"
+            )
