@@ -51,5 +51,5 @@ def ranks_left(masks: Mapping[str, np.ndarray]) -> int | None:
     counts = []
     for wide, tall in _PRODUCTS:
         sides = ([masks[wide].any(0)] if wide in masks else []) + ([masks[tall].any(1)] if tall in masks else [])
-        counts += [int(np.logical_and.reduce(sides).sum())] if sides else []
+        counts += [int(np.all(sides, axis=0).sum())] if sides else []
     return (max(counts) if all(counts) else 0) if counts else None
