@@ -6,7 +6,8 @@ interceptor around a jitted function: jit's cache does not depend on it, so a pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -33,6 +34,46 @@ LayerOverride = Callable[[Callable[..., jax.Array], jax.Array], jax.Array]
 `channels` (default: all of them)."""
 
 
+class RecordedCalls:
+    """The calls of linear layers and embeddings, as `(layer path, kind)`, in order. `sites` makes sites of them."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[str, Literal["linear", "embedding"]]] = []
+
+    def record(self, call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        """Note a call and let it through, as `flax.linen.intercept_methods` asks for it."""
+        if kind := _kind(context):
+            self._calls.append(("/".join(context.module.path), kind))
+        return call(*args, **kwargs)
+
+    def sites(self, leaves: Mapping[str, Any]) -> dict[str, Site]:
+        """The sites by layer path, in the order of the calls. `leaves` are the module's parameters or their shapes, by leaf path.
+
+        Raises:
+            InputError: for a module scanned over its layers, because all of them share one path.
+        """
+        sites: dict[str, Site] = {}
+        for path, kind in self._calls:
+            if f"{path}/{_MATRIX[kind]}" not in leaves:
+                continue
+            shape = leaves[f"{path}/{_MATRIX[kind]}"].shape
+            if len(shape) != 2:
+                raise InputError(
+                    f"layer {path} has a kernel of shape {shape}: a model scanned over its layers has one path for "
+                    "all of them and cannot be adapted; build it unscanned"
+                )
+            sites[path] = Site(path, shape[0], shape[1], kind)
+        return sites
+
+
+@contextmanager
+def recorded_calls() -> Iterator[RecordedCalls]:
+    """A context manager that records the layers that Flax modules call in it."""
+    calls = RecordedCalls()
+    with nn.intercept_methods(calls.record):
+        yield calls
+
+
 def discover_sites(module: nn.Module, params: Params, **inputs: Any) -> dict[str, Site]:
     """Return the linear layers and embeddings that `module` calls on `inputs`, by layer path, in the order of the calls.
 
@@ -43,29 +84,11 @@ def discover_sites(module: nn.Module, params: Params, **inputs: Any) -> dict[str
         InputError: for a module scanned over its layers, because all of them share one path.
     """
     leaves = leaf_paths(params)
-    sites: dict[str, Site] = {}
-
-    def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        path = "/".join(context.module.path)
-        kind = _kind(context)
-        if kind and f"{path}/{_MATRIX[kind]}" in leaves:
-            shape = leaves[f"{path}/{_MATRIX[kind]}"].shape
-            if len(shape) != 2:
-                raise InputError(
-                    f"layer {path} has a kernel of shape {shape}: a model scanned over its layers has one path for "
-                    "all of them and cannot be adapted; build it unscanned"
-                )
-            sites[path] = Site(path, shape[0], shape[1], kind)
-        return call(*args, **kwargs)
-
-    def trace(dense: Params) -> Any:
-        with nn.intercept_methods(record):
-            return module.apply({"params": dense}, **inputs)
-
     # Flax checks the shapes of parameters, so a quantised kernel is replaced by the shape of its matrix.
     dense = nest({path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in leaves.items()})
-    jax.eval_shape(trace, dense)
-    return sites
+    with recorded_calls() as calls:
+        jax.eval_shape(lambda dense: module.apply({"params": dense}, **inputs), dense)
+    return calls.sites(leaves)
 
 
 def apply(

@@ -18,7 +18,7 @@ from jaxpeft.adapters.base import Site
 from jaxpeft.errors import InputError, check_choice
 from jaxpeft.families import family_of, required
 from jaxpeft.families.base import Family
-from jaxpeft.inject import discover_sites
+from jaxpeft.inject import discover_sites, recorded_calls
 from jaxpeft.models.heads import HEADS, Head
 from jaxpeft.models.inputs import module_inputs
 from jaxpeft.models.quantized_files import check_method
@@ -120,7 +120,7 @@ class AbstractModel:
     Attributes:
         model: transformers' Flax model, not initialised.
         shapes: leaf path → `jax.ShapeDtypeStruct`.
-        sites: the linear layers and embeddings by path, from `discover_sites`.
+        sites: the linear layers and embeddings by path, as from `discover_sites`.
         kernels: leaf paths of the linear layers' kernels.
         base_prefix: path of the encoder below the heads, such as `bert`.
     """
@@ -147,9 +147,13 @@ def build_abstract_model(
             is asked for, or with more inputs than an encoder has.
     """
     flax_class = _flax_class(config, task)
-    model = _bare(flax_class, config, jnp.dtype(dtype), gradient_checkpointing)
+    with (
+        recorded_calls() as calls
+    ):  # transformers traces the model for its shapes; another trace would take as long again
+        model = _bare(flax_class, config, jnp.dtype(dtype), gradient_checkpointing)
+    _example(model.module, config)  # refuses a decoder
     shapes = leaf_paths(model.params_shape_tree)
-    sites = discover_sites(model.module, nest(shapes), **_example(model.module, config))
+    sites = calls.sites(shapes)
     kernels = frozenset(f"{layer}/kernel" for layer in sites) & shapes.keys()
     return AbstractModel(model, shapes, sites, kernels, _base_prefix(config, flax_class))
 
