@@ -28,7 +28,7 @@ from jaxpeft.config import AdapterConfig
 from jaxpeft.report.metrics_log import read_metrics
 from jaxpeft.runs.adapters import build_method, prepare_adapters
 from jaxpeft.runs.base_model import load_base
-from jaxpeft.runs.data import load_data, row_options
+from jaxpeft.runs.data import load_data, text_pipeline
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.schedule import make_plan
 from jaxpeft.trees import by_leaf
@@ -67,16 +67,16 @@ def train_peft(config: RunConfig) -> float:
     from transformers import AutoModelForSequenceClassification
 
     task, splits = load_data(config.data, config.task)
-    rows = row_options(config.data)
     # The start of DoRA is LoRA's and the norms of the base, which PEFT takes itself.
     plain = AdapterConfig(rank=8, method=config.adapter.method)
     method = build_method(plain)
-    model, tokenizer = load_base(config.model, task, method, plain, max_length=rows.max_length, seed=config.seed)
+    model, tokenizer = load_base(config.model, task, method, plain, max_length=config.data.max_length, seed=config.seed)
     start = prepare_adapters(plain, method, task, model, seed=config.seed).adapters
     batch_size = config.training.batch_size
-    data = task.make_data(splits.train, tokenizer, rows, batch_size=batch_size, seed=config.seed)
+    pipeline = text_pipeline(config.data, model, tokenizer)
+    data = task.make_data(splits.train, pipeline, batch_size=batch_size, seed=config.seed)
     batch_size = config.evaluation.batch_size
-    dev = task.make_data(splits.validation, tokenizer, rows, batch_size=batch_size, seed=config.seed)
+    dev = task.make_data(splits.validation, pipeline, batch_size=batch_size, seed=config.seed)
     plan = make_plan(
         config.training, config.pruning, batches_per_epoch=data.batches_per_epoch, metric="accuracy", method=method
     )

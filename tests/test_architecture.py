@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import jaxpeft
+from jaxpeft.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxpeft"
@@ -183,6 +184,20 @@ def test_few_signatures_take_a_whole_configuration():
 def test_what_only_one_file_may_use(pattern):
     users = {name_of(path) for path in FILES if any(re.fullmatch(pattern, name) for name in names(path))}
     assert users == {ONLY_IN[pattern]}
+
+
+def test_only_tasks_know_their_names():
+    """No other file compares a task with a string: it asks the task."""
+    compared = [
+        f"{path}:{node.lineno}"
+        for path in FILES
+        if path.parent.name != "tasks"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and part.value in TASKS
+    ]
+    assert compared == []
 
 
 def test_data_and_config_run_without_jax():

@@ -25,14 +25,15 @@ NUM_BATCHES = 16
 def write_workload(case: Case, data: Path, directory: Path) -> None:
     """Write all of it; `data` is SST-2's file of whole sentences, for a classification."""
     from jaxpeft.runs.data import load_data, row_options
+    from jaxpeft.tasks.text_pipeline import TextPipeline
 
     if case.task == "classification":
         _write_slice(case, data, directory)
     tokenizer = _write_model(case, directory)
     config = run_config(case, "lora", directory)
     task, splits = load_data(config.data, config.task)
-    rows = row_options(config.data)
-    train = task.make_data(splits.train, tokenizer, rows, batch_size=case.rows, seed=config.seed)
+    pipeline = TextPipeline(tokenizer, row_options(config.data), case.length)
+    train = task.make_data(splits.train, pipeline, batch_size=case.rows, seed=config.seed)
     if case.task == "masked-lm":
         batches = [train.train_batch(i) for i in range(NUM_BATCHES)]
         _save(directory / "batches.npz", {name: np.stack([batch[name] for batch in batches]) for name in batches[0]})

@@ -29,7 +29,7 @@ def evaluate(run: str, split: str, pseudo_perplexity: bool, pseudo_perplexity_ro
     """Print the metrics of the best adapter of the run in the directory `run` on its validation or test rows."""
     from jaxpeft.report.console import log
     from jaxpeft.runs.compilation_cache import enable_compilation_cache
-    from jaxpeft.runs.data import load_data, row_options
+    from jaxpeft.runs.data import load_data
     from jaxpeft.runs.evaluator import Evaluator
     from jaxpeft.runs.load import load_run
     from jaxpeft.tasks.metrics import get_metric
@@ -51,10 +51,9 @@ def evaluate(run: str, split: str, pseudo_perplexity: bool, pseudo_perplexity_ro
     evaluator = Evaluator.build(
         options,
         splits,
-        finished.tokenizer,
+        finished.pipeline,
         replace(finished.objective, task=task),
         data_parallel(),
-        rows=row_options(config.data),
         seed=config.seed,
     )
     for name, value in evaluator.test(finished.frozen, finished.adapters, {}).items():

@@ -68,7 +68,9 @@ def merge(run: str, output: str, requantize: bool, keep_sparsity: bool) -> None:
     if keep_sparsity:
         for line in cost_of_keeping_zeros(finished, params):
             log(line)
-    weights = save_model(target, model, params, tokenizer=finished.tokenizer, label_names=finished.results.label_names)
+    weights = save_model(
+        target, model, params, tokenizer=finished.pipeline.tokenizer, label_names=finished.results.label_names
+    )
     log(
         f"merged model in {target} ({weights.stat().st_size / 1e6:.1f} MB); {model.torch_class}.from_pretrained('{target}') loads it"
     )

@@ -63,7 +63,7 @@ def sparsity_plan(
     from jaxpeft.report.console import log
     from jaxpeft.runs.base_model import load_base
     from jaxpeft.runs.compilation_cache import enable_compilation_cache
-    from jaxpeft.runs.data import load_data, training_data
+    from jaxpeft.runs.data import load_data, text_pipeline
 
     check_reachable(operations)  # before the sweep, which takes minutes
     enable_compilation_cache()
@@ -71,7 +71,7 @@ def sparsity_plan(
     texts = DataConfig(name=None if is_file else data, train_file=data if is_file else None, max_length=max_length)
     task, splits = load_data(texts, "masked-lm")
     loaded, tokenizer = load_base(ModelConfig(name=model), task, None, AdapterConfig(), max_length=max_length, seed=0)
-    rows = training_data(task, splits.train, loaded, tokenizer, texts, batch_size=batch_size, seed=0, num_devices=1)
+    rows = task.make_data(splits.train, text_pipeline(texts, loaded, tokenizer), batch_size=batch_size, seed=0)
     seen = [rows.train_batch(i) for i in range(batches)]
     number = loaded.config.num_hidden_layers
     estimators = make_estimators(loaded, range(number), rank=estimator_rank)

@@ -15,7 +15,7 @@ from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, RunConfig
 from jaxpeft.errors import InputError
 from jaxpeft.models.build import Model
 from jaxpeft.runs.base_model import base_shapes, load_base
-from jaxpeft.runs.data import load_data, row_options
+from jaxpeft.runs.data import load_data, text_pipeline
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.load import TrainedRun, load_run
 from jaxpeft.runs.train import run
@@ -92,8 +92,7 @@ def reference(
         raise InputError(f"the checkpoint of {base.name} has no masked-LM head to measure forgetting with")
     rows = task.make_data(
         splits.test or splits.validation,
-        tokenizer,
-        row_options(data),
+        text_pipeline(data, model, tokenizer),
         batch_size=batch_size,
         seed=seed,
     )

@@ -24,11 +24,12 @@ from jaxpeft.models.build import Model
 from jaxpeft.runs.adapters import Adapted, build_method, prepare_adapters
 from jaxpeft.runs.base_model import base_shapes, tokenizer_of
 from jaxpeft.runs.contextual import contextual_sparsity, estimator_shapes_of
-from jaxpeft.runs.data import load_data, row_options, training_data
+from jaxpeft.runs.data import load_data, row_options, text_pipeline, training_data
 from jaxpeft.runs.schedule import make_plan
 from jaxpeft.runs.setup import make_optimizer, state_of
 from jaxpeft.tasks import task_for
-from jaxpeft.tasks.base import RowOptions, Task
+from jaxpeft.tasks.base import Task
+from jaxpeft.tasks.text_pipeline import RowOptions
 from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.input_pipeline import draw_of_length, fits, in_program
 from jaxpeft.training.micro_batches import WHOLE, MicroBatches
@@ -166,8 +167,8 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
                 task,
                 data,
                 model,
-                tokenizer,
-                config.data,
+                text_pipeline(config.data, model, tokenizer, method=method),
+                packing=config.data.packing,
                 batch_size=t.batch_size,
                 seed=config.seed,
                 num_devices=parallel.mesh.size,

@@ -17,7 +17,8 @@ from jaxpeft.report.methods import citations, in_peft, method_name, options
 from jaxpeft.report.results import Results
 from jaxpeft.targets import default_targets
 from jaxpeft.tasks import TASKS
-from jaxpeft.tasks.base import RowOptions, Task
+from jaxpeft.tasks.base import Task
+from jaxpeft.tasks.text_pipeline import RowOptions
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,30 @@ class TrainingBar:
             log(f"step {step:>5}/{self._total}  {figures}  {_duration(seconds_left)} left")
 
 
+class RowsBar:
+    """A progress bar over rows, on the error stream. Without a terminal there is none."""
+
+    def __init__(self, what: str, total: int) -> None:
+        errors = Console(stderr=True)
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=errors, disable=not errors.is_terminal)
+        self._task = self._progress.add_task(what, total=total)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._progress.disable:
+            self._progress.stop()
+
+    def advance(self, rows: int) -> None:
+        """Move the bar by `rows`."""
+        self._progress.update(self._task, advance=rows)
+
+
 def before_after_table(rows: Sequence[tuple[str, str, str]]) -> None:
     """Print a table of rows (name, before, after)."""
     table = Table("", "before", "after", title=None)

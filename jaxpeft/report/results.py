@@ -32,6 +32,7 @@ class Results:
     `before` and `test` are metrics on `test_split`. `trained_together` is the number of runs that shared the program:
     `seconds`, `seconds_per_step` and `peak_memory_bytes` cover all of them, `tokens_per_second` only this run.
     `micro_batch_tokens` is the number of tokens that a pass computed of the longest rows; None: a batch was one pass.
+    `reads_pairs` is True if every row of the data has two texts.
     `channel_overlap` says for each encoder layer that left channels out how good the choice was (`contextual.overlap`).
     """
 
@@ -43,6 +44,7 @@ class Results:
     torch_class: str
     num_labels: int | None
     label_names: list[str] | None
+    reads_pairs: bool
     data: str
     data_notes: list[str]
     parameters_total: int
@@ -117,6 +119,7 @@ def measure(
     evaluation: EvaluationConfig,
     model: Model,
     splits: Splits,
+    reads_pairs: bool,
     outcome: Outcome,
     masks: Layers,
     adapters: Adapters,
@@ -149,6 +152,7 @@ def measure(
         torch_class=model.torch_class,
         num_labels=splits.num_labels,
         label_names=list(splits.label_names) if splits.label_names else None,
+        reads_pairs=reads_pairs,
         data=splits.source,
         data_notes=[*splits.notes, *_limits(evaluation)],
         parameters_total=num_total,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jaxpeft.adapters import Method, SiteMethod
 from jaxpeft.config import DataConfig
-from jaxpeft.data import GLUE, PackedData, Split, Splits, TokenCache, load_splits
+from jaxpeft.data import GLUE, PackedData, Split, Splits, TokenCache, load_file, load_splits
 from jaxpeft.errors import InputError
 from jaxpeft.models.attention import check_packing
 from jaxpeft.models.build import Model
+from jaxpeft.models.inputs import max_tokens
 from jaxpeft.report.console import log
 from jaxpeft.runs.user_cache import AUTO, default_folder, writable_folder
 from jaxpeft.tasks import TASKS
-from jaxpeft.tasks.base import RowOptions, Task
+from jaxpeft.tasks.base import Task
+from jaxpeft.tasks.text_pipeline import RowOptions, TextPipeline
 
 _TOKENS = "tokens"
 
@@ -47,6 +51,23 @@ def load_data(data: DataConfig, task_name: str) -> tuple[Task, Splits]:
     return task, splits
 
 
+def read_texts(data: DataConfig, path: str, *, text_column: str | None, text_pair_column: str | None) -> Split:
+    """The texts of the file at `path` for prediction, without labels. Columns that are not given are those of `data`.
+
+    Raises:
+        InputError: as `load_file`.
+    """
+    glue = GLUE.get((data.name or "").removeprefix("glue/")) if data.train_file is None else None
+    own = (*glue.text_columns, None)[:2] if glue else (None, None)
+    return load_file(
+        path,
+        column_names=data.column_names,
+        text_column=text_column or data.text_column or own[0],
+        text_pair_column=text_pair_column or data.text_pair_column or own[1],
+        use_labels=False,
+    )
+
+
 def row_options(data: DataConfig) -> RowOptions:
     """The flags of `data` that turn texts into rows.
 
@@ -64,6 +85,30 @@ def token_cache(directory: str | None) -> TokenCache | None:
     return _token_cache(directory, default_folder(_TOKENS) if directory == AUTO else None)
 
 
+def text_pipeline(
+    data: DataConfig,
+    model: Model,
+    tokenizer: Any,
+    *,
+    method: Method | None = None,
+    reads_pairs: bool | None = None,
+    label_names: Sequence[str] | None = None,
+) -> TextPipeline:
+    """What turns the texts of a run into rows.
+
+    Args:
+        data: the run's flags.
+        model: the base, which has a number of positions.
+        tokenizer: its tokenizer.
+        method: the run's method, whose virtual tokens take up positions.
+        reads_pairs: True if each of the run's rows has two texts; None if any may have them.
+        label_names: the names of the classes, or None.
+    """
+    virtual = method.virtual_tokens if isinstance(method, SiteMethod) else 0
+    names = None if label_names is None else tuple(label_names)
+    return TextPipeline(tokenizer, row_options(data), max_tokens(model.config) - virtual, reads_pairs, names)
+
+
 @cache  # of several calls for one run, only the first one warns
 def _token_cache(directory: str, _: Path | None) -> TokenCache | None:
     folder = writable_folder(directory, name=_TOKENS, flag="data.token_cache", content="tokenised rows")
@@ -74,25 +119,25 @@ def training_data(
     task: Task,
     split: Split,
     model: Model,
-    tokenizer: Any,
-    data: DataConfig,
+    pipeline: TextPipeline,
     *,
+    packing: bool,
     batch_size: int,
     seed: int,
     num_devices: int,
 ) -> Any:
-    """The training rows in batches of `batch_size` texts. With `data.packing`, a row holds several texts.
+    """The training rows in batches of `batch_size` texts. With `packing`, a row holds several texts.
 
     Raises:
-        InputError: `data.packing` is set, but the task or the attention of `model` does not support it.
+        InputError: `packing` is set, but the task or the attention of `model` does not support it.
     """
-    rows = task.make_data(split, tokenizer, row_options(data), batch_size=batch_size, seed=seed)
-    if not data.packing:
+    rows = task.make_data(split, pipeline, batch_size=batch_size, seed=seed)
+    if not packing:
         return rows
     if not task.can_pack:
         raise InputError(f"data.packing cannot be used with {task.name}, whose rows are already full; set it to false")
     check_packing(model)
-    return PackedData(rows, data.max_length, num_devices)
+    return PackedData(rows, pipeline.rows.max_length, num_devices)
 
 
 def without_packing(data: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxpeft.config import EvaluationConfig
 from jaxpeft.data import Splits
-from jaxpeft.tasks.base import RowOptions
+from jaxpeft.tasks.text_pipeline import TextPipeline
 from jaxpeft.training.evaluation import EvalStep, evaluate, pseudo_perplexity
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.sharding import DataParallel
@@ -43,17 +43,16 @@ class Evaluator:
         cls,
         options: EvaluationConfig,
         splits: Splits,
-        tokenizer: Any,
+        pipeline: TextPipeline,
         objective: Objective,
         parallel: DataParallel,
         *,
-        rows: RowOptions,
         seed: int,
     ) -> Evaluator:
         """Tokenise the validation and test rows. Nothing is compiled yet."""
 
         def data(split: Any) -> Any:
-            return objective.task.make_data(split, tokenizer, rows, batch_size=options.batch_size, seed=seed)
+            return objective.task.make_data(split, pipeline, batch_size=options.batch_size, seed=seed)
 
         validation = data(splits.validation)
         test = data(splits.test) if splits.test else validation

@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxpeft.contextual.overlap import Overlap, channel_overlap
+from jaxpeft.data import Split
 from jaxpeft.interop.peft.files import BaseInfo, save_adapter
 from jaxpeft.interop.transformers_files import save_model
 from jaxpeft.merging import merge
@@ -25,7 +28,7 @@ from jaxpeft.runs.setup import RunSetup
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import Checkpoints
 from jaxpeft.training.loop import Outcome
-from jaxpeft.training.prediction import predict
+from jaxpeft.training.prediction import answer
 from jaxpeft.training.step import TrainState
 from jaxpeft.training.throughput import seconds_compiling
 from jaxpeft.trees import ESTIMATORS, Adapters, Layers, count
@@ -73,6 +76,7 @@ def finalize(
             evaluation=evaluation,
             model=setup.model,
             splits=setup.splits,
+            reads_pairs=bool(setup.pipeline.reads_pairs),
             outcome=outcome,
             masks=best.masks,
             adapters=best.adapters,
@@ -140,7 +144,10 @@ def _draw_masks(directory: RunDirectory, export: Path, title: str) -> Path | Non
 def _examples(setup: RunSetup, adapters: Adapters, masks: Layers) -> list | None:
     if not setup.examples:
         return None
-    return predict(setup.objective, setup.frozen, adapters, masks, setup.tokenizer, setup.examples, top=3)
+    texts = setup.examples
+    questions = setup.task.make_questions(Split(texts), setup.pipeline, batch_size=len(texts), top=3)
+    logits = jax.jit(setup.objective.logits)
+    return answer(questions, lambda batch: logits(setup.frozen, adapters, masks, batch))
 
 
 def _channel_overlap(setup: RunSetup, estimators: Layers) -> Overlap:
@@ -160,7 +167,7 @@ def _is_drawn(setup: RunSetup) -> bool:
 def _export(setup: RunSetup, frozen: Any, best: TrainState) -> Path:
     """Write the adapter in PEFT's files, or the model after full fine-tuning. Returns the path of the weights."""
     config, model, adapted, directory = setup.config, setup.model, setup.adapted, setup.directory
-    also: dict[str, Any] = {"tokenizer": setup.tokenizer, "label_names": setup.splits.label_names}
+    also: dict[str, Any] = {"tokenizer": setup.pipeline.tokenizer, "label_names": setup.splits.label_names}
     if _is_drawn(setup):
         # No other place has this base, and the adapter is useless without it.
         save_model(directory.base, model, merge(model.params, {**adapted.adapters, "sites": {}}), **also)

@@ -9,7 +9,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.merging import dropped_updates
 from jaxpeft.pruning.base_zeros import KeptZeros, dropped_in_total
 from jaxpeft.quantization import is_quantized
-from jaxpeft.runs.data import load_data, row_options
+from jaxpeft.runs.data import load_data
 from jaxpeft.runs.evaluator import Evaluator
 from jaxpeft.runs.load import TrainedRun
 from jaxpeft.tasks.metrics import get_metric
@@ -47,10 +47,9 @@ def _metrics(run: TrainedRun, merged: Params) -> Iterator[str]:
         yield f"the metrics were not measured, because the run's data cannot be read: {error}"
         return
     options = replace(config.evaluation, max_batches=_BATCHES)
-    rows = row_options(config.data)
     splits = replace(splits, test=None)
     objective = replace(run.objective, task=task)
-    adapted = Evaluator.build(options, splits, run.tokenizer, objective, data_parallel(), rows=rows, seed=config.seed)
+    adapted = Evaluator.build(options, splits, run.pipeline, objective, data_parallel(), seed=config.seed)
     plain = adapted.with_objective(replace(objective, method=None))
     before = adapted.validate(run.frozen, run.adapters, {})
     after = plain.validate(merged, {"sites": {}, "modules": {}}, {})

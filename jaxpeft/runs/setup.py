@@ -11,7 +11,7 @@ import optax
 
 from jaxpeft.adapters import Method
 from jaxpeft.config import RunConfig, TrainingConfig
-from jaxpeft.data import Splits
+from jaxpeft.data import Split, Splits
 from jaxpeft.errors import InputError
 from jaxpeft.merging import check_has_zeros
 from jaxpeft.models.attention import choose_flash
@@ -23,18 +23,18 @@ from jaxpeft.report.results import describe_devices
 from jaxpeft.runs.adapters import Adapted, build_method, prepare_adapters
 from jaxpeft.runs.base_model import load_base
 from jaxpeft.runs.contextual import contextual_sparsity, estimators_of
-from jaxpeft.runs.data import load_data, row_options, training_data, without_packing
+from jaxpeft.runs.data import load_data, text_pipeline, training_data, without_packing
 from jaxpeft.runs.directory import RunDirectory
 from jaxpeft.runs.evaluator import Evaluator
 from jaxpeft.runs.schedule import check_pruning, check_redraw, make_plan, pruner_of
 from jaxpeft.tasks.base import Batch, Task
+from jaxpeft.tasks.text_pipeline import TextPipeline
 from jaxpeft.training import multihost
 from jaxpeft.training.checkpoint import hash_base
 from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.optimizer import LoraPlus, build_optimizer
 from jaxpeft.training.plan import Plan
-from jaxpeft.training.prediction import encode
 from jaxpeft.training.sharding import DataParallel, data_parallel
 from jaxpeft.training.step import TrainState, init_state
 from jaxpeft.trees import ESTIMATORS, Params, constants_of, leaf_paths, nest
@@ -50,7 +50,7 @@ class RunSetup:
         task: the task, for the labels of this data.
         splits: texts and labels.
         model: the base, as loaded.
-        tokenizer: its tokenizer.
+        pipeline: turns texts into rows; it has the tokenizer.
         method: the adapter method, as configured; None for the baselines.
         adapted: the base and its initial adapters. Its method also has the options that depend on the model.
         train_data: the training rows.
@@ -68,7 +68,7 @@ class RunSetup:
     task: Task
     splits: Splits
     model: Model
-    tokenizer: Any
+    pipeline: TextPipeline
     method: Method | None
     adapted: Adapted
     train_data: Any
@@ -113,12 +113,20 @@ def setup_run(config: RunConfig) -> RunSetup:
 
         task, splits = load_data(config.data, config.task)
         model, tokenizer = load_base(m, task, method, config.adapter, max_length=length, seed=config.seed)
+        pipeline = text_pipeline(
+            config.data,
+            model,
+            tokenizer,
+            method=method,
+            reads_pairs=task.reads_pairs and splits.train.pairs is not None,
+            label_names=splits.label_names,
+        )
         train_data = training_data(
             task,
             splits.train,
             model,
-            tokenizer,
-            config.data,
+            pipeline,
+            packing=config.data.packing,
             batch_size=t.batch_size,
             seed=config.seed,
             num_devices=parallel.mesh.size,
@@ -159,15 +167,15 @@ def setup_run(config: RunConfig) -> RunSetup:
     check_pruning(plan, adapted.adapters)
     check_redraw(plan, adapted.frozen)
     if task.fills_masks and config.evaluation.examples:
-        encode(objective, tokenizer, config.evaluation.examples)  # an error must come before the run's directory exists
-    rows = row_options(config.data)
+        # An error must come before the run's directory exists.
+        task.make_questions(Split(config.evaluation.examples), pipeline, batch_size=1, top=1)
     return RunSetup(
         config=config,
         directory=directory,
         task=task,
         splits=splits,
         model=model,
-        tokenizer=tokenizer,
+        pipeline=pipeline,
         method=method,
         adapted=adapted,
         train_data=train_data,
@@ -175,9 +183,7 @@ def setup_run(config: RunConfig) -> RunSetup:
         base_hash=base_hash,
         frozen=parallel.replicate({**adapted.frozen, **({ESTIMATORS: estimators} if estimators else {})}),
         objective=objective,
-        evaluator=Evaluator.build(
-            config.evaluation, splits, tokenizer, objective, parallel, rows=rows, seed=config.seed
-        ),
+        evaluator=Evaluator.build(config.evaluation, splits, pipeline, objective, parallel, seed=config.seed),
         plan=plan,
         optimizer=make_optimizer(t, method, model, plan.learning_rate),
     )
@@ -206,7 +212,7 @@ def setup_replica(first: RunSetup, config: RunConfig) -> RunSetup:
         task,
         model,
         seed=config.seed,
-        tokenizer=first.tokenizer,
+        tokenizer=first.pipeline.tokenizer,
         tokenizer_name=config.model.tokenizer,
         batches=_batches(train_data),
     )

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.data import Split, Splits, TokenCache
+from jaxpeft.data import Split, Splits
 from jaxpeft.errors import InputError
+from jaxpeft.tasks.text_pipeline import RowOptions, TextPipeline
 
 Batch = Mapping[str, Any]
 """Arrays of one micro-step with the batch as first axis: token ids and mask, labels, weights. Labels of weight 0 do not count."""
@@ -28,14 +29,36 @@ Take = Callable[[jax.Array], jax.Array]
 """`[rows, length, d]` → `[rows, tokens, d]`: takes the tokens that a head reads."""
 
 
-@dataclass(frozen=True)
-class RowOptions:
-    """The options that turn texts into rows: the flags of the same names in `data`, and the place that keeps the rows."""
+class RowError(InputError):
+    """A text that a task cannot answer. `row` is its number, from 0."""
 
-    max_length: int = 128
-    mask_ratio: float = 0.15
-    bucket_lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
-    token_cache: TokenCache | None = None
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+HOST_ONLY = ("rows", "num_masks")
+"""Keys of a batch that only the host reads."""
+
+
+def for_device(batch: Batch) -> dict[str, Any]:
+    """The arrays of `batch` that a program reads."""
+    return {key: value for key, value in batch.items() if key not in HOST_ONLY}
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A user's own texts, and how to answer them.
+
+    Attributes:
+        batches: batches of the texts, without labels. Keys of `HOST_ONLY` stay on the host.
+        answers: makes the answers, one for each text in the order of the texts, of the logits of all batches.
+        num_truncated: number of texts that were cut to the run's `max_length`.
+    """
+
+    batches: Sequence[Batch]
+    answers: Callable[[Sequence[np.ndarray]], list[Any]]
+    num_truncated: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,8 @@ class Task(ABC):
     """The metrics of a comparison's report, the deciding one first."""
     reads_labels: ClassVar[bool] = True
     """True if the data must have labels."""
+    reads_pairs: ClassVar[bool] = True
+    """True if a row may have two texts."""
     can_pack: ClassVar[bool] = False
     """True if several texts may share a training row."""
     trains_head: ClassVar[bool] = True
@@ -88,11 +113,33 @@ class Task(ABC):
             )
 
     @abstractmethod
-    def make_data(self, split: Split, tokenizer: Any, rows: RowOptions, *, batch_size: int, seed: int) -> Any:
+    def make_data(self, split: Split, pipeline: TextPipeline, *, batch_size: int, seed: int) -> Any:
         """Tokenise `split` into batches of `batch_size` rows. `seed` decides the order of training.
 
         The result has the methods of `jaxpeft.training.input_pipeline.Data`, and `eval_batches()`.
         """
+
+    @abstractmethod
+    def make_questions(self, split: Split, pipeline: TextPipeline, *, batch_size: int, top: int | None) -> Questions:
+        """The texts of `split` as questions, in the rows that training and evaluation would make of them. Labels are not read.
+
+        Args:
+            split: the texts, and their pairs if the run reads pairs.
+            pipeline: the run's own.
+            batch_size: rows per batch.
+            top: the number of answers per text or mask; None: all of them.
+
+        Raises:
+            InputError: the task cannot answer one of the texts, or a text is too long to be answered.
+        """
+
+    @abstractmethod
+    def in_words(self, answer: Any) -> list[str]:
+        """An answer of `make_questions` for the terminal, a line for each of its parts."""
+
+    @abstractmethod
+    def as_record(self, answer: Any) -> dict[str, Any]:
+        """An answer of `make_questions` as values for a line of JSON."""
 
     @abstractmethod
     def tokens_read(self, batch: Batch, virtual_tokens: int = 0) -> Take | None:
@@ -153,28 +200,6 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def encode(
-        self, texts: Sequence[str], tokenizer: Any, *, num_positions: int, virtual_tokens: int = 0
-    ) -> dict[str, np.ndarray]:
-        """A batch of a user's own `texts`.
-
-        Args:
-            texts: the texts.
-            tokenizer: the model's tokenizer.
-            num_positions: the model's positions, without those of virtual tokens.
-            virtual_tokens: the number of tokens that the method puts in front of every row.
-
-        Raises:
-            InputError: the task cannot answer one of the texts, or the text is too long.
-        """
-
-    @abstractmethod
-    def answer(
-        self, logits: np.ndarray, batch: Batch, tokenizer: Any, label_names: Sequence[str] | None, top: int
-    ) -> list[Any]:
-        """The `Answers` for every text of a batch from `encode`; or, if the task fills masks, a list of them, one per mask."""
-
-    @abstractmethod
     def batch_shapes(self, rows: RowOptions, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of an evaluation batch of `batch_size` rows of `length` tokens."""
 
@@ -195,28 +220,14 @@ class Task(ABC):
         return []
 
 
-def most_likely(logits: np.ndarray, names: Callable[[list[int]], Sequence[str]], top: int) -> Answers:
-    """The `top` most likely classes of `logits: [classes]` with their softmax probabilities. `names` maps class ids to names."""
+def most_likely(logits: np.ndarray, names: Callable[[list[int]], Sequence[str]], top: int | None) -> Answers:
+    """The `top` (None: all) most likely classes of `logits: [classes]`, with softmax probabilities. `names` maps ids to names."""
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
     best = np.argsort(-probabilities, kind="stable")[:top]
     return list(zip(names(best.tolist()), probabilities[best].tolist(), strict=True))
 
 
-def tokenize(
-    texts: Sequence[str], tokenizer: Any, *, num_positions: int, virtual_tokens: int = 0
-) -> dict[str, np.ndarray]:
-    """`texts` as one batch of token ids, padded to a multiple of 16 tokens or to `num_positions`.
-
-    Raises:
-        InputError: a text has more than `num_positions` tokens.
-    """
-    encoded = tokenizer(list(texts), padding=True, pad_to_multiple_of=16, return_tensors="np")
-    lengths = encoded["attention_mask"].sum(1)
-    if lengths.max() > num_positions:
-        text = texts[int(lengths.argmax())]
-        besides = " besides the prompt's" if virtual_tokens else ""
-        raise InputError(
-            f"'{text[:40]}…' has {lengths.max()} tokens; the model has {num_positions} positions{besides}: shorten it"
-        )
-    return {key: value[:, :num_positions].astype(np.int32) for key, value in encoded.items()}
+def in_percent(answers: Answers) -> str:
+    """`answers` in a line, with probabilities in percent."""
+    return ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in answers)

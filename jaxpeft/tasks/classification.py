@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,9 @@ from jaxpeft.data import ClassificationData, Split, classification_data
 from jaxpeft.data.classification import cap_buckets
 from jaxpeft.errors import InputError
 from jaxpeft.tasks import TASKS
-from jaxpeft.tasks.base import Answers, Batch, RowOptions, Take, Task, most_likely, tokenize
+from jaxpeft.tasks.base import Answers, Batch, Questions, Take, Task, in_percent, most_likely
 from jaxpeft.tasks.metrics import get_metric
+from jaxpeft.tasks.text_pipeline import RowOptions, TextPipeline
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,47 @@ class Classification(Task):
         # Accuracy and F1 are always measured, so that any two runs can be compared.
         return cls(num_labels, tuple(dict.fromkeys([*headline_metrics, *cls.reported_metrics])))
 
-    def make_data(
-        self, split: Split, tokenizer: Any, rows: RowOptions, *, batch_size: int, seed: int
-    ) -> ClassificationData:
+    def make_data(self, split: Split, pipeline: TextPipeline, *, batch_size: int, seed: int) -> ClassificationData:
         """One row per text, batched by length."""
+        rows = pipeline.rows
         return classification_data(
             split.texts,
             split.pairs,
             split.labels,
-            tokenizer,
+            pipeline.tokenizer,
             max_length=rows.max_length,
             batch_size=batch_size,
             seed=seed,
             bucket_lengths=rows.bucket_lengths,
             cache=rows.token_cache,
         )
+
+    def make_questions(self, split: Split, pipeline: TextPipeline, *, batch_size: int, top: int | None) -> Questions:
+        """The batches of an evaluation. An answer has the `top` most likely labels with their probabilities."""
+        pipeline.check(split)
+        data = self.make_data(replace(split, labels=None), pipeline, batch_size=batch_size, seed=0)
+        batches = list(data.eval_batches())
+
+        def answers(outputs: Sequence[np.ndarray]) -> list[Any]:
+            rows, logits = np.concatenate([batch["rows"] for batch in batches]), np.concatenate(outputs)
+            in_order = logits[rows >= 0][np.argsort(rows[rows >= 0])]
+            return self.answers(in_order, pipeline.label_names, top)
+
+        return Questions(batches, answers, data.num_truncated)
+
+    def answers(self, logits: np.ndarray, label_names: Sequence[str] | None, top: int | None) -> list[Answers]:
+        """The `top` most likely labels for every text, from `logits: [texts, classes]`."""
+        names = label_names or [str(i) for i in range(logits.shape[-1])]
+        return [most_likely(row, lambda ids: [names[i] for i in ids], top) for row in logits]
+
+    def in_words(self, answer: Answers) -> list[str]:
+        """The labels in a line, most likely first."""
+        return [in_percent(answer)]
+
+    def as_record(self, answer: Answers) -> dict[str, Any]:
+        """The most likely `label`, its `probability`, and all `probabilities` by name."""
+        (label, probability), *_ = answer
+        return {"label": label, "probability": probability, "probabilities": dict(answer)}
 
     def tokens_read(self, batch: Batch, virtual_tokens: int = 0) -> Take:
         """Takes the first token of every text, as the classifiers of transformers' encoders do.
@@ -84,19 +111,6 @@ class Classification(Task):
         """`loss` and the metrics, from the logits `outputs: [texts, num_labels]` and `labels: [texts]`."""
         loss = sums["loss"] / sums["weight"]
         return {"loss": loss, **{name: get_metric(name).compute(outputs, labels) for name in self.metrics}}
-
-    def encode(
-        self, texts: Sequence[str], tokenizer: Any, *, num_positions: int, virtual_tokens: int = 0
-    ) -> dict[str, np.ndarray]:
-        """`texts` as one batch."""
-        return tokenize(texts, tokenizer, num_positions=num_positions, virtual_tokens=virtual_tokens)
-
-    def answer(
-        self, logits: np.ndarray, batch: Batch, tokenizer: Any, label_names: Sequence[str] | None, top: int
-    ) -> list[Answers]:
-        """The `top` most likely labels for every text."""
-        names = label_names or [str(i) for i in range(logits.shape[-1])]
-        return [most_likely(row, lambda ids: [names[i] for i in ids], top) for row in logits]
 
     def batch_shapes(self, rows: RowOptions, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of token ids, mask and types, `[batch_size, length]`, and of `labels` and `weights`, `[batch_size]`."""

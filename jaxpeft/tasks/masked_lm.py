@@ -14,9 +14,12 @@ import numpy as np
 import optax
 
 from jaxpeft.data import MaskedLMData, Split, masked_lm_data, num_masked
-from jaxpeft.errors import InputError
-from jaxpeft.tasks.base import Answers, Batch, RowOptions, Take, Task, most_likely, tokenize
+from jaxpeft.data.order import cut
+from jaxpeft.tasks.base import Answers, Batch, Questions, RowError, Take, Task, in_percent, most_likely
 from jaxpeft.tasks.metrics import perplexity
+from jaxpeft.tasks.text_pipeline import RowOptions, TextPipeline
+
+_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class MaskedLM(Task):
     known_metrics = ("loss", "perplexity", "accuracy")
     reported_metrics = ("perplexity", "accuracy")
     reads_labels = False
+    reads_pairs = False
     trains_head = False
     fills_masks = True
     example = "This is a great [MASK]!"
@@ -40,17 +44,49 @@ class MaskedLM(Task):
         """The same task for any data: labels are not read, and the loss decides."""
         return cls(None, cls.known_metrics)
 
-    def make_data(self, split: Split, tokenizer: Any, rows: RowOptions, *, batch_size: int, seed: int) -> MaskedLMData:
-        """The texts joined and cut into rows of `rows.max_length` tokens."""
+    def make_data(self, split: Split, pipeline: TextPipeline, *, batch_size: int, seed: int) -> MaskedLMData:
+        """The texts joined and cut into rows of `max_length` tokens."""
+        rows = pipeline.rows
         return masked_lm_data(
             split.texts,
-            tokenizer,
+            pipeline.tokenizer,
             length=rows.max_length,
             batch_size=batch_size,
             seed=seed,
             ratio=rows.mask_ratio,
             cache=rows.token_cache,
         )
+
+    def make_questions(self, split: Split, pipeline: TextPipeline, *, batch_size: int, top: int | None) -> Questions:
+        """Texts with [MASK] or the tokenizer's own mask. An answer has for each mask the `top` most likely tokens.
+
+        Raises:
+            InputError: a text has no mask, or has more tokens than the model has positions. It is not cut, because masks could be lost.
+        """
+        pipeline.check(split)
+        tokenizer = pipeline.tokenizer
+        encoded, num_masks = _encode(list(split.texts), pipeline)
+        batches = [
+            _batch(encoded, rows, tokenizer, pipeline.num_positions) for rows in cut(np.arange(len(split)), batch_size)
+        ]
+
+        def answers(outputs: Sequence[np.ndarray]) -> list[Any]:
+            logits = [row for output in outputs for row in output]
+            return [
+                [most_likely(logits[i][j], tokenizer.convert_ids_to_tokens, top) for j in range(number)]
+                for i, number in enumerate(num_masks)
+            ]
+
+        return Questions(batches, answers)
+
+    def in_words(self, answer: list[Answers]) -> list[str]:
+        """A line for each mask."""
+        places = [f"mask {i + 1}: " for i in range(len(answer))] if len(answer) > 1 else [""]
+        return [place + in_percent(tokens) for place, tokens in zip(places, answer, strict=True)]
+
+    def as_record(self, answer: list[Answers]) -> dict[str, Any]:
+        """`masks`: for each mask a list of tokens with their probabilities."""
+        return {"masks": [[{"token": token, "probability": p} for token, p in tokens] for tokens in answer]}
 
     def tokens_read(self, batch: Batch, virtual_tokens: int = 0) -> Take | None:
         """Takes the tokens at `batch["positions"]: [rows, positions]`. None (all tokens) if the batch has no such key."""
@@ -84,34 +120,6 @@ class MaskedLM(Task):
     def single_mask_batches(self, data: MaskedLMData, num_rows: int) -> Iterable[Batch]:
         """Batches in which every token of the first `num_rows` rows is masked once, by itself (Salazar et al. 2020, equation 1)."""
         return data.head(num_rows).single_mask_batches()
-
-    def encode(
-        self, texts: Sequence[str], tokenizer: Any, *, num_positions: int, virtual_tokens: int = 0
-    ) -> dict[str, np.ndarray]:
-        """`texts` as one batch with `positions: [texts, largest number of masks]` and the number of masks, `num_masks: [texts]`.
-
-        Raises:
-            InputError: a text has no mask, or is too long.
-        """
-        texts = [text.replace("[MASK]", tokenizer.mask_token) for text in texts]
-        encoded = tokenize(texts, tokenizer, num_positions=num_positions, virtual_tokens=virtual_tokens)
-        is_mask = encoded["input_ids"] == tokenizer.mask_token_id
-        for text, row in zip(texts, is_mask, strict=True):
-            if not row.any():
-                raise InputError(f"'{text}' has no {tokenizer.mask_token} to fill")
-        positions = np.zeros((len(texts), is_mask.sum(1).max()), np.int32)
-        for i, row in enumerate(is_mask):
-            positions[i, : row.sum()] = np.flatnonzero(row)
-        return {**encoded, "positions": positions, "num_masks": is_mask.sum(1)}
-
-    def answer(
-        self, logits: np.ndarray, batch: Batch, tokenizer: Any, label_names: Sequence[str] | None, top: int
-    ) -> list[list[Answers]]:
-        """For every text and mask the `top` most likely tokens."""
-        return [
-            [most_likely(logits[i, j], tokenizer.convert_ids_to_tokens, top) for j in range(number)]
-            for i, number in enumerate(batch["num_masks"].tolist())
-        ]
 
     def batch_shapes(self, rows: RowOptions, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of token ids and mask, `[batch_size, length]`, and of `positions`, `labels` and `weights`, `[batch_size, positions]`."""
@@ -159,3 +167,40 @@ class MaskedLM(Task):
 def take_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
     """Take `x: [batch, seq, d]` at `positions: [batch, p]`: `[batch, p, d]`."""
     return jnp.take_along_axis(x, positions[..., None], axis=1)
+
+
+def _encode(texts: list[str], pipeline: TextPipeline) -> tuple[list[list[int]], list[int]]:
+    """The token ids of `texts` and their numbers of masks."""
+    tokenizer, limit = pipeline.tokenizer, pipeline.num_positions
+    texts = [text.replace("[MASK]", tokenizer.mask_token) for text in texts]
+    encoded = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+    num_masks = [ids.count(tokenizer.mask_token_id) for ids in encoded]
+    for i, (text, ids, number) in enumerate(zip(texts, encoded, num_masks, strict=True)):
+        if not number:
+            raise RowError(i, f"'{text}' has no {tokenizer.mask_token} to fill")
+        if len(ids) > limit:
+            raise RowError(
+                i, f"'{text[:40]}…' has {len(ids)} tokens; the model has {limit} positions for a text: shorten it"
+            )
+    return encoded, num_masks
+
+
+def _batch(encoded: list[list[int]], rows: np.ndarray, tokenizer: Any, num_positions: int) -> dict[str, np.ndarray]:
+    """The texts `rows` (-1: a copy of text 0 in its place) as a batch, with the masks' `positions: [texts, masks]`.
+
+    Texts are padded at the end, to a multiple of 16 tokens or to `num_positions`; positions with 0, to a power of two. So few programs
+    are compiled.
+    """
+    chosen = [np.asarray(encoded[max(row, 0)], np.int32) for row in rows]
+    longest = max(map(len, chosen))
+    length = min(-(-longest // _MULTIPLE) * _MULTIPLE, num_positions)
+    ids = np.full((len(rows), length), tokenizer.pad_token_id, np.int32)
+    mask = np.zeros_like(ids)
+    for i, tokens in enumerate(chosen):
+        ids[i, : len(tokens)], mask[i, : len(tokens)] = tokens, 1
+    places = [np.flatnonzero(row == tokenizer.mask_token_id) for row in ids]
+    most = max(map(len, places))
+    positions = np.zeros((len(rows), 1 << (most - 1).bit_length()), np.int32)
+    for i, found in enumerate(places):
+        positions[i, : len(found)] = found
+    return {"input_ids": ids, "attention_mask": mask, "positions": positions}

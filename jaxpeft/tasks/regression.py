@@ -47,11 +47,17 @@ class Regression(Classification):
         total, weight = self.loss(logits, batch)
         return {"loss": total, "weight": weight}
 
-    def answer(
-        self, logits: np.ndarray, batch: Batch, tokenizer: Any, label_names: Sequence[str] | None, top: int
-    ) -> list[Answers]:
+    def answers(self, logits: np.ndarray, label_names: Sequence[str] | None, top: int | None) -> list[Answers]:
         """The number of every text, as a single answer with the name "value"."""
         return [[("value", float(row[0]))] for row in logits]
+
+    def in_words(self, answer: Answers) -> list[str]:
+        """The number."""
+        return [f"{answer[0][1]:.3f}"]
+
+    def as_record(self, answer: Answers) -> dict[str, Any]:
+        """The number as `value`."""
+        return dict(answer)
 
     @property
     def _label_dtype(self) -> Any:

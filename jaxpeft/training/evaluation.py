@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
-from jaxpeft.tasks.base import Batch, Task
+from jaxpeft.tasks.base import Batch, Task, for_device
 from jaxpeft.training.sharding import DataParallel
 from jaxpeft.trees import Adapters, Layers, Params
 
@@ -33,7 +32,7 @@ def evaluate(
     """Mean `loss` and the task's metrics over the rows of `batches` whose weight is not 0."""
     sums, outputs, labels = [], [], []
     for batch in batches:
-        statistics, out = step(frozen, adapters, masks, parallel.shard(_without_row_numbers(batch)))
+        statistics, out = step(frozen, adapters, masks, parallel.shard(for_device(batch)))
         sums.append(statistics)
         if out is not None:
             real = np.asarray(batch["weights"]) > 0
@@ -51,16 +50,11 @@ def pseudo_perplexity(
     """exp of the mean loss over tokens that are masked one at a time (Salazar et al. 2020, section 2.3). Not the perplexity."""
     sums: list[dict[str, jax.Array]] = []
     for batch in batches:
-        sums.append(step(frozen, adapters, masks, parallel.shard(_without_row_numbers(batch)))[0])
+        sums.append(step(frozen, adapters, masks, parallel.shard(for_device(batch)))[0])
         if len(sums) > _MAX_QUEUED:
             jax.block_until_ready(sums[-_MAX_QUEUED])
     total = _total(sums)
     return math.exp(total["loss"] / total["weight"])
-
-
-def _without_row_numbers(batch: Batch) -> dict[str, Any]:
-    # `rows` restores the order on the host; the step does not read it.
-    return {key: value for key, value in batch.items() if key != "rows"}
 
 
 def _total(results: Sequence[dict[str, jax.Array]]) -> dict[str, float]:

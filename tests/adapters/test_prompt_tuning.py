@@ -14,16 +14,17 @@ from jaxpeft import BaseInfo, load_adapter, load_model, save_adapter
 from jaxpeft.adapters import PromptTuning, Site
 from jaxpeft.adapters.build import init_adapters
 from jaxpeft.config import AdapterConfig, DataConfig, RunConfig
+from jaxpeft.data import Split
 from jaxpeft.errors import InputError
 from jaxpeft.families import family_of
 from jaxpeft.inject import apply, discover_sites
 from jaxpeft.merging import merge
 from jaxpeft.models.build import Quantization
 from jaxpeft.runs import base_model
+from jaxpeft.runs.data import text_pipeline
 from jaxpeft.targets import match_targets
 from jaxpeft.tasks.masked_lm import MaskedLM
 from jaxpeft.training.objective import Objective
-from jaxpeft.training.prediction import predict
 from jaxpeft.training.step import make_train_step
 
 WORDS = Site("bert/embeddings/word_embeddings", tiny.VOCABULARY, 32, "embedding")
@@ -246,9 +247,8 @@ def test_the_prompt_s_positions_are_not_the_text_s(bert, monkeypatch):
         mask_token, mask_token_id = "[MASK]", 4
 
         def __call__(self, texts, **options):
-            ids = np.full((len(texts), 48), 4)
-            return {"input_ids": ids, "attention_mask": np.arange(48)[None] < 38}
+            return {"input_ids": [[4] * 38 for _ in texts]}
 
-    method, frozen, adapters = prompted(bert)
-    with pytest.raises(InputError, match="has 38 tokens; the model has 37 positions besides the prompt's: shorten it"):
-        predict(Objective(bert, method, tiny.task_of(bert)), frozen, adapters, {}, Tokenizer(), ["a [MASK]"])
+    pipeline = text_pipeline(config.data, bert, Tokenizer(), method=PromptTuning(3))
+    with pytest.raises(InputError, match="has 38 tokens; the model has 37 positions for a text: shorten it"):
+        MaskedLM().make_questions(Split(["a [MASK]"]), pipeline, batch_size=1, top=1)
