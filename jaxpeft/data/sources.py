@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jaxpeft.data.columns import Columns, choose_columns, class_names, column_values
 from jaxpeft.data.files import read_file
 from jaxpeft.data.glue import GLUE
 from jaxpeft.data.hub import KNOWN_NAMES, read_hub
-from jaxpeft.data.labels import encode_labels
+from jaxpeft.data.label_values import WITHHELD
+from jaxpeft.data.labels import Labels, check_two_classes, encode_labels
 from jaxpeft.data.python_docs import load_python_docs
-from jaxpeft.data.splits import Split, Splits, hold_out
+from jaxpeft.data.splits import Split, Splits, hold_out, take
 from jaxpeft.data.texts import read_texts
 from jaxpeft.errors import InputError
 
@@ -45,6 +44,8 @@ def load_splits(
     label_column: str | None = None,
     label_names: Sequence[str] | None = None,
     num_labels: int | None = None,
+    base_names: Sequence[str] | None = None,
+    drop_unlabelled: bool = False,
     use_labels: bool = True,
     validation_split: str | None = None,
     test_split: str | None = None,
@@ -54,7 +55,7 @@ def load_splits(
         load_splits("glue/sst2")
         load_splits(train_file="reviews.csv", text_column="review", label_column="stars")
 
-    Without a validation split, 10 % of train is held out. A test split whose labels are all -1 (GLUE's) is dropped.
+    Without a validation split, 10 % of train is held out. A test split without labels (GLUE's are all -1) is dropped.
     `notes` of the result reports both.
 
     Args:
@@ -69,6 +70,8 @@ def load_splits(
       label_column: the column of the label; None takes `label` if there is one.
       label_names: the names of the classes in the order of their ids; None sorts the names found in train.
       num_labels: the number of classes, 1 for regression; None counts those in train.
+      base_names: the names of the base's classes in the order of their ids; classes of the same names take its ids.
+      drop_unlabelled: leave out rows without a label, instead of refusing them.
       use_labels: False leaves the labels unread, for masked language modelling.
       validation_split: the hub's name of the split to validate on; None is "validation" (MNLI: "validation_matched").
       test_split: the hub's name of the split to test on; None is "test".
@@ -97,7 +100,8 @@ def load_splits(
         )
         for split, table in read.tables.items()
     }
-    return _to_splits(read, columns, use_labels=use_labels, num_labels=num_labels, label_names=label_names)
+    options = {"num_labels": num_labels, "base_names": base_names, "drop_unlabelled": drop_unlabelled}
+    return _to_splits(read, columns, options if use_labels else None, label_names)
 
 
 def load_file(
@@ -122,8 +126,8 @@ def load_file(
     raw = column_values(table, columns.label) if use_labels and columns.label is not None else []
     if _all_hidden(raw):
         return split
-    encoded, _, _ = encode_labels({path: raw}, num_labels=num_labels, label_names=label_names)
-    return replace(split, labels=encoded[path])
+    encoded = encode_labels({path: raw}, num_labels=num_labels, label_names=label_names)
+    return replace(split, labels=encoded.columns[path])
 
 
 def _from_files(files: Mapping[str, str], name: str | None, column_names: Sequence[str] | None) -> _Tables:
@@ -156,25 +160,32 @@ def _from_hub(name: str, subset: str | None, validation_split: str | None, test_
 
 
 def _to_splits(
-    read: _Tables,
-    columns: Mapping[str, Columns],
-    *,
-    use_labels: bool,
-    num_labels: int | None,
-    label_names: Sequence[str] | None,
+    read: _Tables, columns: Mapping[str, Columns], options: dict[str, Any] | None, label_names: Sequence[str] | None
 ) -> Splits:
+    """The splits of `read`. `options` are those of `encode_labels` besides the names; None leaves the labels unread."""
     notes = list(read.notes)
     splits = {split: _texts(table, columns[split], read.where[split]) for split, table in read.tables.items()}
-    if use_labels and columns["train"].label is not None:
+    num_labels, names = None, None
+    if options is not None and columns["train"].label is not None:
         raw = _raw_labels(read, columns)
         # GLUE's test labels are not public, so a run on it cannot be tested on them.
-        if "test" in raw and _all_hidden(raw["test"]):
-            notes.append(f"the labels of {read.where['test']} are all -1 (not public): it is not used")
-            del raw["test"], splits["test"]
+        if "test" in splits and ("test" not in raw or _all_hidden(raw["test"])):
+            why = "the labels of {} are all -1 (not public)" if "test" in raw else "{} has no label column"
+            notes.append(f"{why.format(read.where['test'])}: it is not used")
+            del splits["test"]
+            raw.pop("test", None)
         declared = class_names(read.tables["train"], columns["train"].label)
-        splits, num_labels, names = _label(splits, raw, read.where, num_labels, label_names or declared)
-    else:
-        num_labels, names = None, None
+        if declared and not label_names and options["num_labels"] != 1:
+            raw = {
+                split: [declared[v] if v in range(len(declared)) else v for v in values]
+                for split, values in raw.items()
+            }
+        labels = _encode(raw, read.where, label_names or declared, options)
+        splits = {
+            name: replace(take(split, labels.rows[name]), labels=labels.columns[name]) for name, split in splits.items()
+        }
+        num_labels, names = labels.num_labels, labels.names
+        notes += labels.notes
     # After the labels are read, because labelled and unlabelled rows are held out differently.
     if "validation" not in splits:
         splits["train"], splits["validation"], note = hold_out(splits["train"], read.where["train"])
@@ -201,7 +212,7 @@ def _texts(table: Dataset, columns: Columns, where: str) -> Split:
 
 def _all_hidden(raw: Sequence[Any]) -> bool:
     """True if every label is -1, which means that the labels are withheld (as GLUE's test labels are)."""
-    return all(value in (-1, "-1") for value in raw)
+    return all(value in (WITHHELD, str(WITHHELD)) for value in raw)
 
 
 def _raw_labels(read: _Tables, columns: Mapping[str, Columns]) -> dict[str, list[Any]]:
@@ -217,17 +228,16 @@ def _raw_labels(read: _Tables, columns: Mapping[str, Columns]) -> dict[str, list
     return raw
 
 
-def _label(
-    splits: Mapping[str, Split],
-    raw: Mapping[str, list[Any]],
-    where: Mapping[str, str],
-    num_labels: int | None,
-    label_names: Sequence[str] | None,
-) -> tuple[dict[str, Split], int, tuple[str, ...] | None]:
+def _encode(
+    raw: Mapping[str, list[Any]], where: Mapping[str, str], names: Sequence[str] | None, options: dict[str, Any]
+) -> Labels:
+    """The labels by split. Those of train must be of two classes, unless the names or the number of classes are known."""
     # Two splits may come from one file, so the key for errors also holds the split's name.
     keys = {split: f"{split} ({where[split]})" for split in raw}
-    encoded, count, names = encode_labels(
-        {keys[split]: values for split, values in raw.items()}, num_labels=num_labels, label_names=label_names
+    found = encode_labels({keys[split]: values for split, values in raw.items()}, label_names=names, **options)
+    check_two_classes(found, keys["train"])
+    return replace(
+        found,
+        columns={split: found.columns[key] for split, key in keys.items()},
+        rows={split: found.rows[key] for split, key in keys.items()},
     )
-    labelled: dict[str, np.ndarray] = {split: encoded[key] for split, key in keys.items()}
-    return {name: replace(split, labels=labelled.get(name)) for name, split in splits.items()}, count, names
