@@ -72,7 +72,7 @@ def encode_labels(
         value.
     """
     labels = read_labels(columns)
-    kinds = {label.kind for column in labels.values() for label in column} - {"missing"}
+    kinds = {str(label.kind) for column in labels.values() for label in column} - {"missing"}
     free = num_labels is None and label_names is None
     numbers = num_labels == 1 or (free and "fraction" in kinds and kinds <= _NUMBERS)
     rows = rows_with_label(columns, labels, numbers=numbers, names=label_names or (), drop=drop_unlabelled)

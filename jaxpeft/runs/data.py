@@ -6,12 +6,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.config import DataConfig
+from jaxpeft.config import DataConfig, ModelConfig
 from jaxpeft.data import GLUE, PackedData, Split, Splits, TokenCache, load_splits
 from jaxpeft.errors import InputError
 from jaxpeft.models.attention import check_packing
 from jaxpeft.models.build import Model
 from jaxpeft.report.console import log
+from jaxpeft.runs.base_model import label_names_of_base
 from jaxpeft.runs.user_cache import AUTO, default_folder, writable_folder
 from jaxpeft.tasks import TASKS
 from jaxpeft.tasks.base import RowOptions, Task
@@ -19,8 +20,8 @@ from jaxpeft.tasks.base import RowOptions, Task
 _TOKENS = "tokens"
 
 
-def load_data(data: DataConfig, task_name: str) -> tuple[Task, Splits]:
-    """Read the texts and labels that `data` names.
+def load_data(data: DataConfig, task_name: str, model: ModelConfig | None = None) -> tuple[Task, Splits]:
+    """Read the texts and labels that `data` names. Classes that the base `model` knows by name get its ids.
 
     Returns:
         the task for these labels (for example regression, if they are numbers), and the splits.
@@ -39,6 +40,10 @@ def load_data(data: DataConfig, task_name: str) -> tuple[Task, Splits]:
         text_column=data.text_column,
         text_pair_column=data.text_pair_column,
         label_column=data.label_column,
+        label_names=data.label_names,
+        num_labels=1 if data.regression else data.num_labels,
+        base_names=label_names_of_base(model) if model and kind.reads_labels else None,
+        drop_unlabelled=data.drop_unlabelled,
         use_labels=kind.reads_labels,
     )
     glue = GLUE.get((data.name or "").removeprefix("glue/"))

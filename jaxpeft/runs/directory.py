@@ -62,6 +62,11 @@ class RunDirectory:
         return self.path / "sparsity.png"
 
     @property
+    def confusion(self) -> Path:
+        """A picture of which classes a classification takes for which. The export has a copy."""
+        return self.path / "confusion.png"
+
+    @property
     def checkpoints(self) -> Path:
         """Orbax's checkpoints, one directory per step."""
         return self.path / "checkpoints"

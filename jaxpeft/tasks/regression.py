@@ -47,6 +47,10 @@ class Regression(Classification):
         total, weight = self.loss(logits, batch)
         return {"loss": total, "weight": weight}
 
+    def by_class(self, outputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None) -> None:
+        """None, because numbers have no classes."""
+        return None
+
     def answer(
         self, logits: np.ndarray, batch: Batch, tokenizer: Any, label_names: Sequence[str] | None, top: int
     ) -> list[Answers]:
