@@ -80,9 +80,11 @@ def load_splits(
       InputError: a file, dataset, split or column does not exist, cannot be reached or read, or has no rows.
     """
     if train_file is None and (validation_file or test_file):
-        raise InputError(f"{validation_file or test_file} is given without train_file; give train_file, or neither")
+        raise InputError(f"{validation_file or test_file} is given without data.train_file; give it, or neither")
     if train_file is None and name is None:
-        raise InputError(f"no dataset: set name (such as {', '.join(KNOWN_NAMES[:2])} or glue/sst2) or train_file")
+        raise InputError(
+            f"no dataset: set data.name (such as {', '.join(KNOWN_NAMES[:2])} or glue/sst2) or data.train_file"
+        )
     if train_file is None and name == "python-docs":
         return load_python_docs()
     if train_file is not None:
@@ -135,7 +137,7 @@ def _from_files(files: Mapping[str, str], name: str | None, column_names: Sequen
         tables={split: read_file(path, column_names=column_names) for split, path in files.items()},
         where=files,
         source="files: " + ", ".join(f"{split} {path}" for split, path in files.items()),
-        notes=() if name is None else (f"the dataset '{name}' is not read: train_file overrides it",),
+        notes=() if name is None else (f"the dataset '{name}' is not read: data.train_file overrides it",),
     )
 
 
@@ -148,7 +150,7 @@ def _from_hub(name: str, subset: str | None, validation_split: str | None, test_
         "validation": validation_split or f"validation{suffix}",
         "test": test_split or f"test{suffix}",
     }
-    for flag, split in (("name", "train"), ("validation_split", validation_split), ("test_split", test_split)):
+    for flag, split in (("data.name", "train"), ("validation_split", validation_split), ("test_split", test_split)):
         if split is not None and split not in found:
             raise InputError(f"{flag}: the dataset '{name}' has no split '{split}'; splits: {', '.join(found)}")
     present = {split: hub_split for split, hub_split in wanted.items() if hub_split in found}
@@ -205,7 +207,7 @@ def _texts(table: Dataset, columns: Columns, where: str) -> Split:
     texts = read_texts(table, columns.text, where)
     if not any(text.strip() for text in texts):
         raise InputError(
-            f"{where}: column '{columns.text}' has no text in its {len(texts)} rows; give text_column or a file"
+            f"{where}: column '{columns.text}' has no text in its {len(texts)} rows; give another data.text_column or file"
         )
     return Split(texts, None if columns.pair is None else read_texts(table, columns.pair, where))
 

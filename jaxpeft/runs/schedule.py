@@ -155,7 +155,7 @@ def _allocation(method: AdaLora, num_steps: int) -> Allocation:
     total = method.total_step or num_steps
     if total > num_steps:
         raise InputError(
-            f"adapter.total_step {total} exceeds the run's {num_steps} steps; train longer, or leave it out"
+            f"adapter.options.total_step {total} exceeds the run's {num_steps} steps; train longer, or leave it out"
         )
     last = total - method.tfinal
     if method.tinit >= last:

@@ -196,6 +196,7 @@ def _entered(
     directory = setup.directory
     metrics_log = logs.enter_context(MetricsLog(directory.metrics, directory.tensorboard, progress.step))
     logs.enter_context(checkpoints.kept())
+    logs.enter_context(directory.in_use())
     return run_state(setup, state, progress, checkpoints, metrics_log)
 
 

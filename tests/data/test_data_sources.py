@@ -223,9 +223,9 @@ def test_missing_files_and_names(tmp_path):
         load_file(str(tmp_path / "trian.csv"))
     with pytest.raises(InputError, match=r"no file /nowhere/a.csv; check the path"):
         load_file("/nowhere/a.csv")
-    with pytest.raises(InputError, match=r"a.csv is given without train_file"):
+    with pytest.raises(InputError, match=r"a.csv is given without data.train_file"):
         load_splits("glue/sst2", validation_file="a.csv")
-    with pytest.raises(InputError, match=r"no dataset: set name"):
+    with pytest.raises(InputError, match=r"no dataset: set data.name"):
         load_splits()
 
 
@@ -320,7 +320,7 @@ def test_an_unreachable_hub_is_one_line(variables, tmp_path):
     first, second = run.stdout.splitlines()
     assert first.startswith("dataset 'glue/sst2' (hub: nyu-mll/glue, sst2) cannot be loaded: Couldn't reach")
     assert second.startswith("dataset 'me/nothing' (hub: me/nothing) cannot be loaded: Couldn't reach")
-    assert first.endswith("give local files: train_file=PATH validation_file=PATH")
+    assert first.endswith("give local files: data.train_file and data.validation_file")
     assert run.stderr == ""
 
 
