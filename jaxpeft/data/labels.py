@@ -168,7 +168,7 @@ def _with_base_names(found: Labels, base: Sequence[str]) -> Labels:
         return replace(found, names=tuple(base)) if found.num_labels == len(base) else found
     folded = [name.casefold() for name in found.names]
     if len(set(folded)) < len(folded) or not ids.keys() >= set(folded):
-        return found
+        return replace(found, notes=(f"the base's own classes are others: {_listed(base)}",))
     to_base = np.asarray([ids[name] for name in folded], np.int32)
     note = f"the classes are the base's own: {_listed([f'{i} {name}' for i, name in enumerate(base)])}"
     columns = {where: to_base[column] for where, column in found.columns.items()}

@@ -19,7 +19,7 @@ from jaxpeft.errors import InputError, check_choice
 from jaxpeft.families import family_of, required
 from jaxpeft.families.base import Family
 from jaxpeft.inject import discover_sites
-from jaxpeft.models.heads import HEADS, Head
+from jaxpeft.models.heads import HEADS, Head, check_request
 from jaxpeft.models.inputs import module_inputs
 from jaxpeft.models.quantized_files import check_method
 from jaxpeft.models.sources import Source, resolve
@@ -194,6 +194,7 @@ def open_model(
 ) -> CheckpointHandle:
     """Find a model's files and build everything that needs no weight. Arguments and errors are those of `load_model`."""
     check_choice("weights", weights, get_args(Weights))
+    check_request(task, num_labels=num_labels, dtype=dtype, dropout=dropout)
     source = resolve(name)
     config = read_config(source, num_labels)
     abstract = build_abstract_model(

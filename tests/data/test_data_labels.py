@@ -80,6 +80,7 @@ def test_classes_of_the_base_keep_its_ids():
 
 def test_other_classes_than_the_bases():
     assert ids(["ham", "spam"], base_names=BASE) == ([0, 1], ("ham", "spam"))
+    assert notes(["ham", "spam"], base_names=BASE) == ("the base's own classes are others: POSITIVE, NEGATIVE",)
     assert ids(["negative", "positive", "neutral"], base_names=BASE)[1] == ("negative", "neutral", "positive")
     assert ids([0, 1, 2], base_names=BASE) == ([0, 1, 2], None)
     assert encode([0.5, 1], base_names=BASE)[1:] == (1, None)

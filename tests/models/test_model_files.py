@@ -310,6 +310,22 @@ def test_an_unknown_task_is_refused(saved):
 
 
 @pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("banana", {}, "there is no task 'banana'; choose from masked-lm, classification"),
+        ("classification", {"num_labels": 0}, "num_labels is 0; it must be at least 1"),
+        ("masked-lm", {"num_labels": 2}, "num_labels is 2, but masked-lm has no classes; leave it out"),
+        ("masked-lm", {"dtype": "float64"}, "dtype is 'float64'; it must be one of float32, bfloat16"),
+        ("masked-lm", {"dropout": 1.5}, "dropout is 1.5; it must be at least 0 and below 1, or None"),
+        ("masked-lm", {"weights": "none"}, "weights is 'none'; it must be one of pretrained, random"),
+    ],
+)
+def test_what_the_command_line_refuses_is_refused_before_a_file_is_read(task, options, message):
+    with pytest.raises(InputError, match=message):
+        load_model("owner/name-that-is-nowhere", task, **options)
+
+
+@pytest.mark.parametrize(
     ("model_type", "new"),
     [
         ("bert", ["classifier/bias", "classifier/kernel"]),
