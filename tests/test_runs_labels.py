@@ -118,7 +118,8 @@ def test_a_base_of_another_number_of_classes_gets_a_new_head(root, capsys):
     directory, results = topics(root)
     shown = capsys.readouterr().out
     assert (
-        "the checkpoint's head has 2 classes and the data 3, so initialised at random and trained: classifier" in shown
+        "the checkpoint's head has 2 outputs and this data needs 3, so initialised at random and trained: classifier"
+        in shown
     )
     assert f"16 of 40 rows of train ({root}/topics.tsv) have no label and are left out" in shown
     assert "(10 %, stratified by class)" in shown

@@ -172,7 +172,7 @@ def _to_splits(
         raw = _raw_labels(read, columns)
         # GLUE's test labels are not public, so a run on it cannot be tested on them.
         if "test" in splits and ("test" not in raw or _all_hidden(raw["test"])):
-            why = "the labels of {} are all -1 (not public)" if "test" in raw else "{} has no label column"
+            why = "the labels of {} are all -1 or empty (not public)" if "test" in raw else "{} has no label column"
             notes.append(f"{why.format(read.where['test'])}: it is not used")
             del splits["test"]
             raw.pop("test", None)
@@ -213,8 +213,8 @@ def _texts(table: Dataset, columns: Columns, where: str) -> Split:
 
 
 def _all_hidden(raw: Sequence[Any]) -> bool:
-    """True if every label is -1, which means that the labels are withheld (as GLUE's test labels are)."""
-    return all(value in (WITHHELD, str(WITHHELD)) for value in raw)
+    """True if every label is -1 or empty, which means that the labels are withheld (as GLUE's test labels are)."""
+    return all(value in (WITHHELD, str(WITHHELD), "", None) for value in raw)
 
 
 def _raw_labels(read: _Tables, columns: Mapping[str, Columns]) -> dict[str, list[Any]]:

@@ -35,9 +35,7 @@ class Head:
 
 
 MASKED_LM = Head("transformers:FLAX_MODEL_FOR_MASKED_LM_MAPPING", ties_words=True, has_classes=False)
-CLASSIFICATION = Head(
-    "transformers:FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", peft_task_type="SEQ_CLS", has_classes=True
-)
+CLASSIFICATION = Head("transformers:FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", peft_task_type="SEQ_CLS")
 
 HEADS = Registry(
     "task", {"masked-lm": "jaxpeft.models.heads:MASKED_LM", "classification": "jaxpeft.models.heads:CLASSIFICATION"}

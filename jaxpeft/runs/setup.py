@@ -287,7 +287,7 @@ def log_setup(setup: RunSetup) -> None:
         modules = sorted({path.rpartition("/")[0].replace("/", ".") for path in model.missing})
         why = "not in the checkpoint"
         if model.other_classes:
-            why = f"the checkpoint's head has {model.other_classes} classes and the data {setup.task.num_labels}"
+            why = f"the checkpoint's head has {model.other_classes} outputs and this data needs {setup.task.num_labels}"
         log(f"       {why}, so initialised at random and trained: {', '.join(modules)}")
     log(f"data   {splits.source}")
     for note in splits.notes:

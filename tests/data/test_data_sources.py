@@ -178,6 +178,10 @@ def test_a_test_file_may_have_no_labels(tmp_path):
     splits = load_splits(train_file=train, test_file=bare)
     assert splits.test is None
     assert splits.notes[0] == f"{bare} has no label column: it is not used"
+    empty = write(tmp_path / "empty.csv", "text,label\na,\nb,\n")
+    splits = load_splits(train_file=train, test_file=empty)
+    assert splits.test is None
+    assert splits.notes[0] == f"the labels of {empty} are all -1 or empty (not public): it is not used"
     with pytest.raises(InputError, match=r"bare.csv has no label column, but train has one; columns: text"):
         load_splits(train_file=train, validation_file=bare)
 
@@ -262,7 +266,7 @@ def test_glue_from_the_hub(hub):
     assert splits.label_names == ("no", "yes")
     assert splits.num_labels == 2
     assert splits.test is None
-    assert splits.notes == ("the labels of glue/cola [test] are all -1 (not public): it is not used",)
+    assert splits.notes == ("the labels of glue/cola [test] are all -1 or empty (not public): it is not used",)
     assert splits.source == "hub dataset glue/cola: train, validation, test"
 
 
