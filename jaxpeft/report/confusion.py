@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 _MOST_NUMBERS = 20
 _MOST_NAMES = 40
+_LONGEST_NAME = 24
 
 
 def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], path: Path, title: str) -> Path:
@@ -30,10 +30,15 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], pat
         for (i, j), count in np.ndenumerate(counts):
             axes.text(j, i, f"{count:,}", ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
     if len(names) <= _MOST_NAMES:
-        short = [textwrap.shorten(name, 24, placeholder="…") or name[:24] for name in names]
+        short = [_plain(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…") for name in names]
         axes.set_xticks(range(len(names)), short, rotation=45, ha="right")
         axes.set_yticks(range(len(names)), short)
-    axes.set(title=title, xlabel="predicted class", ylabel="class")
+    axes.set(title=_plain(title), xlabel="predicted class", ylabel="class")
     figure.colorbar(image, label="share of the class's rows", shrink=0.8)
     figure.savefig(path, dpi=150)
     return path
+
+
+def _plain(text: str) -> str:
+    """`text` as it is: matplotlib would read a formula between two dollar signs."""
+    return text.replace("$", r"\$")

@@ -28,6 +28,6 @@ def test_many_classes_have_no_matrix():
 @pytest.mark.parametrize("number", [2, 30, 60])
 def test_the_picture_is_drawn_for_any_number_of_classes(number, tmp_path):
     confusion = np.random.default_rng(0).integers(0, 9, (number, number)).tolist()
-    names = [f"a class with a rather long name, number {i}" for i in range(number)]
+    names = [f"a class with a rather long name, $ {i}$" for i in range(number)]
     path = plot_confusion(confusion, names, tmp_path / "confusion.png", "a run")
     assert path.read_bytes().startswith(b"\x89PNG")
