@@ -107,7 +107,7 @@ MISTAKES = {
     ),
     "adalora-ranks": (
         f"{TEXT} --adapter.method adalora --adapter.target_r 99",
-        r"adapter\.target_r is 99; .* from 0 to init_r",
+        r"adapter\.target_r is 99; .* from 0 to adapter\.init_r",
     ),
     "no-config-file": ("--config nowhere.yaml", r"nowhere\.yaml"),
     "out-of-range": (f"{TEXT} --pruning.sparsity 1.5", r"pruning\.sparsity is 1\.5; it must be at least 0 and below 1"),
@@ -169,6 +169,17 @@ MISTAKES = {
     ),
     "warm-up": (f"{TEXT} --training.warmup_steps 9", r"training\.warmup_steps 9 is not below the run's 3 steps"),
     "metric": (f"{TEXT} --training.metric f1", r"training\.metric 'f1' is not measured for masked-lm; .*accuracy"),
+    "metric-of-other-labels": (
+        f"{LABELS} --training.metric pearson",
+        r"training\.metric 'pearson' is not measured in this classification with 2 classes; .*accuracy, f1, matthews",
+    ),
+    "one-class": (f"{LABELS} --data.num_labels 1", r"data\.num_labels is 1; .*data\.regression true"),
+    "names-and-numbers": (
+        f"{LABELS} --data.label_names [a,b] --data.regression true",
+        r"data\.label_names is for classes, and data\.regression predicts numbers",
+    ),
+    "one-name-twice": (f"{LABELS} --data.label_names [a,a]", r"data\.label_names is \['a', 'a'\]; .* each given once"),
+    "names-without-labels": (f"{TEXT} --data.label_names [a,b]", r"data\.label_names is for tasks with labels"),
     "batch-size": (f"{TEXT} --training.batch_size 6", r"training\.batch_size 6 cannot be split over 4 devices; 4 can"),
     "nothing-to-resume": (f"{TEXT} --resume", r"nothing to resume in 'runs/x'; start the run without --resume"),
 }

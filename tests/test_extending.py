@@ -100,7 +100,7 @@ def test_one_of_each_kind_is_one_file_and_one_line_and_trains(root, tmp_path):
     assert results["method"]["parameters_trainable"] > 0
     assert results["schedule-criterion-format"]["sparsity"] == pytest.approx(0.5, abs=0.01)
     assert results["task"]["task"] == "smoothed-classification"
-    assert set(results["task"]["test"]) == {"loss", "accuracy", "f1"}
+    assert set(results["task"]["test"]) == {"loss", "accuracy", "f1", "matthews"}
     card = (root / "runs/toy-schedule-criterion-format/adapter/README.md").read_text()
     assert "bfloat16" in card
     for name in RUNS:

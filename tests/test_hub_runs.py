@@ -102,5 +102,5 @@ def test_qlora_on_sst2_from_the_hub(hub, tmp_path):
     results, output = train(hub, tmp_path, "sst2-qlora-bert-base")
     assert results["test_split"] == "validation"
     assert "initialised at random and trained" in output  # the checkpoint has a masked-LM head, and no classifier
-    assert set(results["test"]) == {"loss", "accuracy", "f1"}
+    assert set(results["test"]) == {"loss", "accuracy", "f1", "matthews"}
     assert results["label_names"] is None or len(results["label_names"]) == 2

@@ -79,7 +79,9 @@ def test_a_run_on_pairs_asks_for_pairs(root, monkeypatch):
     tiny_runs.train(root, f"--name asks-for-pairs {PAIRS}")
     monkeypatch.chdir(root)
     run = load_run("runs/asks-for-pairs")
-    with pytest.raises(InputError, match=r"trained on pairs of texts, and it is asked about a single text \('A call\.'\)"):
+    with pytest.raises(
+        InputError, match=r"trained on pairs of texts, and it is asked about a single text \('A call\.'\)"
+    ):
         run.predict(["A call."])
     assert len(run.predict(["A call."], ["A name."], top=None)[0]) == 2
 
@@ -88,7 +90,9 @@ def test_a_run_on_single_texts_takes_no_pairs(root, monkeypatch):
     tiny_runs.labels(root)
     monkeypatch.chdir(root)
     run = load_run("runs/labels")
-    with pytest.raises(InputError, match="trained on single texts, and it is asked about pairs: give one text for each"):
+    with pytest.raises(
+        InputError, match="trained on single texts, and it is asked about pairs: give one text for each"
+    ):
         run.predict(["A call."], ["A name."])
 
 

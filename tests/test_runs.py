@@ -134,7 +134,8 @@ def test_early_stopping_keeps_the_best(labels, root):
     assert best == min(losses, key=losses.get)
     assert results["steps"] == best + 2 == max(losses) < 40
     assert results["test"]["loss"] == pytest.approx(losses[best], rel=1e-6)
-    assert set(results["test"]) == {"loss", "accuracy", "f1"}
+    assert set(results["test"]) == {"loss", "accuracy", "f1", "matthews"}
+    assert results["best_metric"] == "loss"
     assert {int(path.name) for path in (directory / "checkpoints").iterdir()} == {best, best + 2}
 
 

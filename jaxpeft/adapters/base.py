@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.entry_effects import EntryEffects
+from jaxpeft.adapters.option_names import check_names
 from jaxpeft.errors import InputError
 from jaxpeft.trees import Layers, pattern_value
 
@@ -135,6 +136,11 @@ class Method(ABC):
     """Which layers it adapts by default, as a role that every model family maps to names; None if it has no choice of layers."""
     shareable: ClassVar[tuple[str, ...]] = ()
     """Options in which runs that train in one program may differ (`jaxpeft.runs.sweep_key`)."""
+
+    def __new__(cls, *values: Any, **options: Any) -> Self:
+        """Refuse an option that the method does not have, and say what PEFT's name for it is here."""
+        check_names(cls, options, cls.__name__)
+        return super().__new__(cls)
 
     @property
     def thresholds(self) -> Mapping[str, float]:

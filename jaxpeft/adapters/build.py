@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import HasConstants, Method, ModifiesBase, SharesFactors, Site, SiteMethod
-from jaxpeft.errors import InputError, did_you_mean
+from jaxpeft.adapters.option_names import check_names
+from jaxpeft.errors import InputError
 from jaxpeft.quantization import dequantize, is_quantized, quantize_like
 from jaxpeft.trees import CONSTANTS, SHARED, Adapters, Layers, Params, leaf_paths, nest, split
 
@@ -114,10 +115,8 @@ def checked_options(kind: type[Method], given: Mapping[str, Any], where: str) ->
     """
     options = {option.name: option for option in fields(kind)}  # type: ignore[arg-type]
     checked = {}
+    check_names(kind, given, f"{where}: the method {kind.name}")
     for name, value in given.items():
-        if name not in options:
-            hint = did_you_mean(name, options) or f"; it has {', '.join(options) or 'none'}"
-            raise InputError(f"{where}: the method {kind.name} has no option '{name}'{hint}")
         default = options[name].default
         value = tuple(value) if isinstance(default, tuple) and isinstance(value, list) else value
         # Types are compared as they are, because bool is a subclass of int. A bool default may have names as alternatives.

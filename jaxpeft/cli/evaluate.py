@@ -27,11 +27,12 @@ def main(argv: Sequence[str], *, prog: str) -> None:
 
 def evaluate(run: str, split: str, pseudo_perplexity: bool, pseudo_perplexity_rows: int) -> None:
     """Print the metrics of the best adapter of the run in the directory `run` on its validation or test rows."""
-    from jaxpeft.report.console import log
+    from jaxpeft.report.console import log, show_table
     from jaxpeft.runs.compilation_cache import enable_compilation_cache
     from jaxpeft.runs.data import load_data
     from jaxpeft.runs.evaluator import Evaluator
     from jaxpeft.runs.load import load_run
+    from jaxpeft.tasks.by_class import HEADS
     from jaxpeft.tasks.metrics import get_metric
     from jaxpeft.training.sharding import data_parallel
 
@@ -43,7 +44,7 @@ def evaluate(run: str, split: str, pseudo_perplexity: bool, pseudo_perplexity_ro
     options = replace(
         config.evaluation, pseudo_perplexity=pseudo_perplexity, pseudo_perplexity_rows=pseudo_perplexity_rows
     )
-    task, splits = load_data(config.data, config.task)
+    task, splits = load_data(config.data, config.task, config.model)
     if split == "test" and splits.test is None:
         log("there is no labelled test split: measuring on validation")
     if split == "validation":
@@ -56,6 +57,8 @@ def evaluate(run: str, split: str, pseudo_perplexity: bool, pseudo_perplexity_ro
         data_parallel(),
         seed=config.seed,
     )
-    for name, value in evaluator.test(finished.frozen, finished.adapters, {}).items():
-        metric = get_metric(name)
-        log(f"{metric.title:24} {metric.in_words(value)}")
+    metrics, classes = evaluator.test(finished.frozen, finished.adapters, {})
+    for name, value in metrics.items():
+        log(f"{task.metric_title(name, splits.label_names):24} {get_metric(name).in_words(value)}")
+    if classes:
+        show_table("", HEADS, [each.cells() for each in classes.classes])

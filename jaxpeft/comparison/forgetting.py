@@ -123,4 +123,4 @@ def _perplexity(objective: Objective, frozen: Params, adapters: Adapters, batche
     parallel = data_parallel()
     frozen, adapters = parallel.replicate(frozen), parallel.replicate(adapters)
     step = make_eval_step(objective)
-    return evaluate(objective.task, step, parallel, frozen, adapters, {}, batches)["perplexity"]
+    return objective.task.measure(*evaluate(step, parallel, frozen, adapters, {}, batches))["perplexity"]

@@ -150,6 +150,10 @@ def notes(summary: Summary) -> list[str]:
         for task, rows in summary.rows.items()
         if rows and rows[0].any.test_split == "validation"
     ]
+    chosen_by = {search.task: get_metric(search.metric).title for search in summary.searches if search.metric}
+    if chosen_by:
+        said = ", ".join(f"{metric} ({task})" for task, metric in chosen_by.items())
+        lines.insert(1, f"Validation chose learning rates and adapters by one metric: {said}.")
     edges = [f"{search.method} on {search.task} ({search.best:g})" for search in summary.searches if search.at_the_edge]
     if edges:
         lines.append(

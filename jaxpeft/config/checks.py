@@ -96,13 +96,17 @@ def check_ranges(
         ("training.learning_rate", t.learning_rate, t.learning_rate > 0, "above 0"),
         ("training.loraplus_lr_ratio", t.loraplus_lr_ratio, t.loraplus_lr_ratio is None or t.loraplus_lr_ratio >= 1, "at least 1, or null"),
         ("training.loraplus_lr_embedding", t.loraplus_lr_embedding, t.loraplus_lr_embedding > 0, "above 0"),
-        ("training.warmup_steps", t.warmup_steps, t.warmup_steps >= 0, "at least 0"),
+        ("training.warmup_steps", t.warmup_steps, (t.warmup_steps or 0) >= 0, "at least 0, or null"),
         ("training.weight_decay", t.weight_decay, t.weight_decay >= 0, "at least 0"),
         ("training.max_grad_norm", t.max_grad_norm, t.max_grad_norm >= 0, "at least 0"),
         ("training.micro_steps_per_dispatch", t.micro_steps_per_dispatch, t.micro_steps_per_dispatch >= 1, "at least 1"),
         ("training.log_every_steps", t.log_every_steps, t.log_every_steps >= 1, "at least 1"),
         ("training.eval_every_steps", t.eval_every_steps, (t.eval_every_steps or 1) >= 1, "at least 1, or null"),
         ("training.early_stopping_patience", t.early_stopping_patience, (t.early_stopping_patience or 1) >= 1, "at least 1, or null"),
+        ("data.label_names", d.label_names, d.label_names is None or 1 < len(set(d.label_names)) == len(d.label_names),
+         "two or more names, each given once, or null"),
+        ("data.num_labels", d.num_labels, d.num_labels is None or d.num_labels >= 2,
+         "at least 2, or null; data.regression true predicts the labels as numbers"),
         ("data.max_length", d.max_length, d.max_length >= 8, "at least 8"),
         ("data.mask_ratio", d.mask_ratio, 0 < d.mask_ratio < 1, "between 0 and 1"),
         ("data.bucket_lengths", d.bucket_lengths, min(d.bucket_lengths, default=0) >= 1, "lengths of at least 1"),
@@ -143,6 +147,7 @@ def check_combinations(
         raise InputError(
             f"data.name '{data.name}' and data.train_file '{data.train_file}' exclude each other: set one to null"
         )
+    _check_labels(task, data)
     given = [name for name, value in vars(cluster).items() if value is not None]
     if given and not distributed:
         raise InputError(f"cluster.{given[0]} {getattr(cluster, given[0])} needs --distributed")
@@ -181,6 +186,18 @@ def check_combinations(
             raise InputError(
                 f"training.metric '{training.metric}' is not measured for {task}; choose from {', '.join(allowed)}"
             )
+
+
+def _check_labels(task: str, data: DataConfig) -> None:
+    """Raise InputError for options of the labels that exclude each other, or that a task without labels cannot use."""
+    values = {name: getattr(data, name) for name in ("label_names", "num_labels", "regression", "drop_unlabelled")}
+    given = [name for name, value in values.items() if value not in (None, False)]
+    if given and not TASKS[task].reads_labels:
+        raise InputError(f"data.{given[0]} is for tasks with labels, and {task} reads none; leave it out")
+    if data.regression and len(given) > 1 and given[0] != "regression":
+        raise InputError(
+            f"data.{given[0]} is for classes, and data.regression predicts numbers: set one of them to null or false"
+        )
 
 
 def _check_redraw(adapter: AdapterConfig, pruning: PruningConfig) -> None:

@@ -27,6 +27,14 @@ class DataConfig:
     """Column with the second text of a pair, for classification."""
     label_column: str | None = None
     """Column with the label, for classification; null: 'label' if there is one."""
+    label_names: list[str] | None = None
+    """Names of all classes in the order of their ids; null: the base's own if the data has these, else those in train, sorted."""
+    num_labels: int | None = None
+    """Number of classes, if the labels are class ids; null: counted in train."""
+    regression: bool = False
+    """Predict the labels as numbers, even if all are whole numbers such as ratings from 1 to 5."""
+    drop_unlabelled: bool = False
+    """Leave out rows without a label (empty, null, - or -1), and say how many."""
     max_length: int = 128
     """Tokens per row: the block length in masked-lm, the truncation limit in classification."""
     mask_ratio: float = 0.15

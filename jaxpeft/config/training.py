@@ -30,8 +30,8 @@ class TrainingConfig:
     """LoRA+: peak learning rate of adapted embeddings."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warm-up: it falls to 0 linearly or as a cosine, or stays constant."""
-    warmup_steps: int = 100
-    """Steps over which the learning rate rises linearly from 0."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises linearly from 0; null: a tenth of the run, but at most 100."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay; biases and norms are not decayed."""
     max_grad_norm: float = 1.0

@@ -70,7 +70,7 @@ def encode_texts(
     """
     if max_length < 3:
         raise InputError(
-            f"max_length {max_length} leaves no room for a token between the special tokens; give at least 3"
+            f"data.max_length {max_length} leaves no room for a token between the special tokens; give at least 3"
         )
     if pairs is not None and len(pairs) != len(texts):
         raise InputError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair per text")
@@ -91,7 +91,9 @@ def _chunks_of_texts(
         too_long = [row for row, tokens in enumerate(chunk["input_ids"]) if len(tokens) > max_length]
         if too_long and not truncate:
             found, row = len(chunk["input_ids"][too_long[0]]), start + too_long[0] + 1
-            raise InputError(f"row {row} has {found} tokens, max_length is {max_length}; raise it or allow truncation")
+            raise InputError(
+                f"row {row} has {found} tokens, data.max_length is {max_length}; raise it or allow truncation"
+            )
         if too_long:
             chunk = _encode(texts[rows], None if pairs is None else pairs[rows], tokenizer, max_length)
         names = ("input_ids", "token_type_ids")

@@ -36,10 +36,10 @@ def choose_columns(
     for flag, name in (("text_column", text), ("text_pair_column", pair), ("label_column", label)):
         if name is not None and name not in available:
             hint = f"{did_you_mean(name, available)}; columns: {', '.join(available)}"
-            raise InputError(f"{flag}='{name}': {where} has no such column{hint}")
+            raise InputError(f"data.{flag}='{name}': {where} has no such column{hint}")
     if text is None and pair is not None:
         raise InputError(
-            f"text_pair_column='{pair}' also needs text_column; columns of {where}: {', '.join(available)}"
+            f"data.text_pair_column='{pair}' also needs data.text_column; columns of {where}: {', '.join(available)}"
         )
     if text is None:
         text, pair = _guess_text(available, where)
@@ -52,7 +52,7 @@ def _guess_text(available: Sequence[str], where: str) -> tuple[str, str | None]:
     found = [columns for columns in found if not any(set(columns) < set(other) for other in found)]
     if len(found) != 1:
         problem = "several columns could be the text" if found else "no column is known to be the text"
-        way_out = "set text_column (and text_pair_column), or column_names if the file has no header"
+        way_out = "set data.text_column (and data.text_pair_column), or data.column_names if the file has no header"
         raise InputError(f"{where}: {problem} ({', '.join(available)}); {way_out}")
     text, *pair = found[0]
     return text, pair[0] if pair else None

@@ -32,7 +32,7 @@ def hub_id(name: str, subset: str | None) -> tuple[str, str | None]:
         )
     if subset is not None:
         raise InputError(
-            f"subset '{subset}' cannot be set for the dataset '{name}', which implies its own; leave it out"
+            f"data.subset '{subset}' cannot be set for the dataset '{name}', which implies its own; leave it out"
         )
     family, _, task = name.partition("/")
     return ("nyu-mll/glue", task) if family == "glue" else ("Salesforce/wikitext", name)
@@ -62,7 +62,9 @@ def _no_dataset(name: str, repository: str, config_name: str | None, error: Exce
     reason = " ".join(str(error.__cause__ or error).split()).partition(" Example of usage")[0].rstrip(".")
     what = f"dataset '{name}' (hub: {repository}{f', {config_name}' if config_name else ''}) cannot be loaded: {reason}"
     if "BuilderConfig" in reason or "Config name is missing" in reason:
-        return f"{what}; set subset to one of these"
+        return f"{what}; set data.subset to one of these"
     if isinstance(error, ConnectionError):
-        return f"{what}; check the network and HF_ENDPOINT, or give local files: train_file=PATH validation_file=PATH"
-    return f"{what}{did_you_mean(name, KNOWN_NAMES)}; check the name and HF_TOKEN, or give local files: train_file=PATH"
+        return (
+            f"{what}; check the network and HF_ENDPOINT, or give local files: data.train_file and data.validation_file"
+        )
+    return f"{what}{did_you_mean(name, KNOWN_NAMES)}; check the name and HF_TOKEN, or give local files: data.train_file"

@@ -70,7 +70,7 @@ def load_python_docs() -> Splits:
     except ImportError as error:
         raise InputError(
             "python-docs: this Python has no pydoc_data module (a stripped-down package);"
-            " give train_file=PATH or another dataset, such as wikitext-2-raw-v1"
+            " give data.train_file or another data.name, such as wikitext-2-raw-v1"
         ) from error
     splits = {name: Split(texts) for name, texts in split_topics(topics).items()}
     return Splits(

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jaxpeft.data.columns import Columns, choose_columns, class_names, column_values
 from jaxpeft.data.files import read_file
 from jaxpeft.data.glue import GLUE
 from jaxpeft.data.hub import KNOWN_NAMES, read_hub
-from jaxpeft.data.labels import encode_labels
+from jaxpeft.data.label_values import WITHHELD
+from jaxpeft.data.labels import Labels, check_two_classes, encode_labels
 from jaxpeft.data.python_docs import load_python_docs
-from jaxpeft.data.splits import Split, Splits, hold_out
+from jaxpeft.data.splits import Split, Splits, hold_out, take
 from jaxpeft.data.texts import read_texts
 from jaxpeft.errors import InputError
 
@@ -45,6 +44,8 @@ def load_splits(
     label_column: str | None = None,
     label_names: Sequence[str] | None = None,
     num_labels: int | None = None,
+    base_names: Sequence[str] | None = None,
+    drop_unlabelled: bool = False,
     use_labels: bool = True,
     validation_split: str | None = None,
     test_split: str | None = None,
@@ -54,7 +55,7 @@ def load_splits(
         load_splits("glue/sst2")
         load_splits(train_file="reviews.csv", text_column="review", label_column="stars")
 
-    Without a validation split, 10 % of train is held out. A test split whose labels are all -1 (GLUE's) is dropped.
+    Without a validation split, 10 % of train is held out. A test split without labels (GLUE's are all -1) is dropped.
     `notes` of the result reports both.
 
     Args:
@@ -69,6 +70,8 @@ def load_splits(
       label_column: the column of the label; None takes `label` if there is one.
       label_names: the names of the classes in the order of their ids; None sorts the names found in train.
       num_labels: the number of classes, 1 for regression; None counts those in train.
+      base_names: the names of the base's classes in the order of their ids; classes of the same names take its ids.
+      drop_unlabelled: leave out rows without a label, instead of refusing them.
       use_labels: False leaves the labels unread, for masked language modelling.
       validation_split: the hub's name of the split to validate on; None is "validation" (MNLI: "validation_matched").
       test_split: the hub's name of the split to test on; None is "test".
@@ -77,9 +80,11 @@ def load_splits(
       InputError: a file, dataset, split or column does not exist, cannot be reached or read, or has no rows.
     """
     if train_file is None and (validation_file or test_file):
-        raise InputError(f"{validation_file or test_file} is given without train_file; give train_file, or neither")
+        raise InputError(f"{validation_file or test_file} is given without data.train_file; give it, or neither")
     if train_file is None and name is None:
-        raise InputError(f"no dataset: set name (such as {', '.join(KNOWN_NAMES[:2])} or glue/sst2) or train_file")
+        raise InputError(
+            f"no dataset: set data.name (such as {', '.join(KNOWN_NAMES[:2])} or glue/sst2) or data.train_file"
+        )
     if train_file is None and name == "python-docs":
         return load_python_docs()
     if train_file is not None:
@@ -97,7 +102,8 @@ def load_splits(
         )
         for split, table in read.tables.items()
     }
-    return _to_splits(read, columns, use_labels=use_labels, num_labels=num_labels, label_names=label_names)
+    options = {"num_labels": num_labels, "base_names": base_names, "drop_unlabelled": drop_unlabelled}
+    return _to_splits(read, columns, options if use_labels else None, label_names)
 
 
 def load_file(
@@ -122,8 +128,8 @@ def load_file(
     raw = column_values(table, columns.label) if use_labels and columns.label is not None else []
     if _all_hidden(raw):
         return split
-    encoded, _, _ = encode_labels({path: raw}, num_labels=num_labels, label_names=label_names)
-    return replace(split, labels=encoded[path])
+    encoded = encode_labels({path: raw}, num_labels=num_labels, label_names=label_names)
+    return replace(split, labels=encoded.columns[path])
 
 
 def _from_files(files: Mapping[str, str], name: str | None, column_names: Sequence[str] | None) -> _Tables:
@@ -131,7 +137,7 @@ def _from_files(files: Mapping[str, str], name: str | None, column_names: Sequen
         tables={split: read_file(path, column_names=column_names) for split, path in files.items()},
         where=files,
         source="files: " + ", ".join(f"{split} {path}" for split, path in files.items()),
-        notes=() if name is None else (f"the dataset '{name}' is not read: train_file overrides it",),
+        notes=() if name is None else (f"the dataset '{name}' is not read: data.train_file overrides it",),
     )
 
 
@@ -144,7 +150,7 @@ def _from_hub(name: str, subset: str | None, validation_split: str | None, test_
         "validation": validation_split or f"validation{suffix}",
         "test": test_split or f"test{suffix}",
     }
-    for flag, split in (("name", "train"), ("validation_split", validation_split), ("test_split", test_split)):
+    for flag, split in (("data.name", "train"), ("validation_split", validation_split), ("test_split", test_split)):
         if split is not None and split not in found:
             raise InputError(f"{flag}: the dataset '{name}' has no split '{split}'; splits: {', '.join(found)}")
     present = {split: hub_split for split, hub_split in wanted.items() if hub_split in found}
@@ -156,25 +162,32 @@ def _from_hub(name: str, subset: str | None, validation_split: str | None, test_
 
 
 def _to_splits(
-    read: _Tables,
-    columns: Mapping[str, Columns],
-    *,
-    use_labels: bool,
-    num_labels: int | None,
-    label_names: Sequence[str] | None,
+    read: _Tables, columns: Mapping[str, Columns], options: dict[str, Any] | None, label_names: Sequence[str] | None
 ) -> Splits:
+    """The splits of `read`. `options` are those of `encode_labels` besides the names; None leaves the labels unread."""
     notes = list(read.notes)
     splits = {split: _texts(table, columns[split], read.where[split]) for split, table in read.tables.items()}
-    if use_labels and columns["train"].label is not None:
+    num_labels, names = None, None
+    if options is not None and columns["train"].label is not None:
         raw = _raw_labels(read, columns)
         # GLUE's test labels are not public, so a run on it cannot be tested on them.
-        if "test" in raw and _all_hidden(raw["test"]):
-            notes.append(f"the labels of {read.where['test']} are all -1 (not public): it is not used")
-            del raw["test"], splits["test"]
+        if "test" in splits and ("test" not in raw or _all_hidden(raw["test"])):
+            why = "the labels of {} are all -1 or empty (not public)" if "test" in raw else "{} has no label column"
+            notes.append(f"{why.format(read.where['test'])}: it is not used")
+            del splits["test"]
+            raw.pop("test", None)
         declared = class_names(read.tables["train"], columns["train"].label)
-        splits, num_labels, names = _label(splits, raw, read.where, num_labels, label_names or declared)
-    else:
-        num_labels, names = None, None
+        if declared and not label_names and options["num_labels"] != 1:
+            raw = {
+                split: [declared[v] if v in range(len(declared)) else v for v in values]
+                for split, values in raw.items()
+            }
+        labels = _encode(raw, read.where, label_names or declared, options)
+        splits = {
+            name: replace(take(split, labels.rows[name]), labels=labels.columns[name]) for name, split in splits.items()
+        }
+        num_labels, names = labels.num_labels, labels.names
+        notes += labels.notes
     # After the labels are read, because labelled and unlabelled rows are held out differently.
     if "validation" not in splits:
         splits["train"], splits["validation"], note = hold_out(splits["train"], read.where["train"])
@@ -194,14 +207,14 @@ def _texts(table: Dataset, columns: Columns, where: str) -> Split:
     texts = read_texts(table, columns.text, where)
     if not any(text.strip() for text in texts):
         raise InputError(
-            f"{where}: column '{columns.text}' has no text in its {len(texts)} rows; give text_column or a file"
+            f"{where}: column '{columns.text}' has no text in its {len(texts)} rows; give another data.text_column or file"
         )
     return Split(texts, None if columns.pair is None else read_texts(table, columns.pair, where))
 
 
 def _all_hidden(raw: Sequence[Any]) -> bool:
-    """True if every label is -1, which means that the labels are withheld (as GLUE's test labels are)."""
-    return all(value in (-1, "-1") for value in raw)
+    """True if every label is -1 or empty, which means that the labels are withheld (as GLUE's test labels are)."""
+    return all(value in (WITHHELD, str(WITHHELD), "", None) for value in raw)
 
 
 def _raw_labels(read: _Tables, columns: Mapping[str, Columns]) -> dict[str, list[Any]]:
@@ -217,17 +230,16 @@ def _raw_labels(read: _Tables, columns: Mapping[str, Columns]) -> dict[str, list
     return raw
 
 
-def _label(
-    splits: Mapping[str, Split],
-    raw: Mapping[str, list[Any]],
-    where: Mapping[str, str],
-    num_labels: int | None,
-    label_names: Sequence[str] | None,
-) -> tuple[dict[str, Split], int, tuple[str, ...] | None]:
+def _encode(
+    raw: Mapping[str, list[Any]], where: Mapping[str, str], names: Sequence[str] | None, options: dict[str, Any]
+) -> Labels:
+    """The labels by split. Those of train must be of two classes, unless the names or the number of classes are known."""
     # Two splits may come from one file, so the key for errors also holds the split's name.
     keys = {split: f"{split} ({where[split]})" for split in raw}
-    encoded, count, names = encode_labels(
-        {keys[split]: values for split, values in raw.items()}, num_labels=num_labels, label_names=label_names
+    found = encode_labels({keys[split]: values for split, values in raw.items()}, label_names=names, **options)
+    check_two_classes(found, keys["train"])
+    return replace(
+        found,
+        columns={split: found.columns[key] for split, key in keys.items()},
+        rows={split: found.rows[key] for split, key in keys.items()},
     )
-    labelled: dict[str, np.ndarray] = {split: encoded[key] for split, key in keys.items()}
-    return {name: replace(split, labels=labelled.get(name)) for name, split in splits.items()}, count, names

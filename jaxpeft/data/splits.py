@@ -80,15 +80,41 @@ def hold_out(split: Split, where: str) -> tuple[Split, Split, str]:
     """Split train into (train, validation, a note): 10 % of the rows, at least one, become the validation split.
 
     Unlabelled rows are running text whose neighbours share sentences, so the last rows are held out in one piece.
-    Labelled files are often sorted by label, so a fixed random choice is held out. Raises InputError if there are fewer
-    than two rows.
+    Labelled files are often sorted by label, so a fixed random choice is held out; of class ids, the same share of every
+    class as nearly as possible. Raises InputError if there are fewer than two rows.
     """
     num_rows = len(split)
     if num_rows < 2:
-        raise InputError(f"{where} has {num_rows} row, too few to hold one out for validation; give validation_file")
+        raise InputError(
+            f"{where} has {num_rows} row, too few to hold one out for validation; give data.validation_file"
+        )
     num_held = max(1, round(HELD_OUT_FRACTION * num_rows))
-    order = np.arange(num_rows) if split.labels is None else np.random.default_rng(HOLD_OUT_SEED).permutation(num_rows)
+    stratified = ""
+    if split.labels is None:
+        held = np.arange(num_rows - num_held, num_rows)
+    elif np.issubdtype(split.labels.dtype, np.integer):
+        held, stratified = _stratified(split.labels, num_held), ", stratified by class"
+    else:
+        held = np.random.default_rng(HOLD_OUT_SEED).permutation(num_rows)[-num_held:]
     which = "the last" if split.labels is None else "a fixed random"
-    note = f"no validation split: {which} {num_held} of {num_rows} rows of {where} are held out (10 %)"
+    note = f"no validation split: {which} {num_held} of {num_rows} rows of {where} are held out (10 %{stratified})"
     # Sorted, so that rows stay in the order of the source.
-    return take(split, np.sort(order[:-num_held])), take(split, np.sort(order[-num_held:])), note
+    return take(split, np.setdiff1d(np.arange(num_rows), held)), take(split, np.sort(held)), note
+
+
+def _stratified(labels: np.ndarray, num_held: int) -> np.ndarray:
+    """`num_held` rows, drawn with a fixed seed: of every class the same share, rounded so that the sum is right.
+
+    A class keeps at least one row for training, if that leaves enough rows to hold out.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    limits = counts - 1 if (counts - 1).sum() >= num_held else counts
+    shares = counts * num_held / len(labels)
+    quotas = np.minimum(np.floor(shares).astype(int), limits)
+    # The largest remainders are rounded up; of equal ones, that of the more frequent class.
+    order = np.lexsort((-counts, quotas - shares))
+    while (left := num_held - quotas.sum()) > 0:
+        open_classes = [i for i in order if quotas[i] < limits[i]]
+        quotas[open_classes[:left]] += 1
+    rows = np.random.default_rng(HOLD_OUT_SEED).permutation(len(labels))
+    return np.concatenate([rows[labels[rows] == c][:quota] for c, quota in zip(classes, quotas, strict=True) if quota])

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxpeft.errors import InputError
 from jaxpeft.models.build import Model
+from jaxpeft.models.label_maps import label_maps
 from jaxpeft.models.quantized_files import quantization_config, stored_tensors
 from jaxpeft.models.weights import to_torch_layout, torch_name
 from jaxpeft.quantization import Quantization, is_quantized
@@ -69,8 +70,7 @@ def save_model(
             Quantization.of(quantized), sorted(heads | {path.replace("/", ".") for path in kept})
         )
     if label_names:
-        config.id2label = dict(enumerate(label_names))
-        config.label2id = {name: i for i, name in enumerate(label_names)}
+        config.id2label, config.label2id = label_maps(label_names)
     config.save_pretrained(str(directory))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(directory))

@@ -19,11 +19,11 @@ from jaxpeft.errors import InputError, check_choice
 from jaxpeft.families import family_of, required
 from jaxpeft.families.base import Family
 from jaxpeft.inject import discover_sites, recorded_calls
-from jaxpeft.models.heads import HEADS, Head
+from jaxpeft.models.heads import HEADS, Head, check_request
 from jaxpeft.models.inputs import module_inputs
 from jaxpeft.models.quantized_files import check_method
 from jaxpeft.models.sources import Source, resolve
-from jaxpeft.models.weights import Checkpoint, open_checkpoint
+from jaxpeft.models.weights import Checkpoint, open_checkpoint, without_other_classes
 from jaxpeft.quantization import Quantization, QuantizedTensor, dequantize, is_quantized, quantize
 from jaxpeft.trees import Params, leaf_paths, nest
 
@@ -37,7 +37,8 @@ Leaf = TypeVar("Leaf", np.ndarray, QuantizedTensor, np.ndarray | QuantizedTensor
 class Model:
     """A Flax module of transformers, its parameters, and what training needs to know of it.
 
-    `missing` lists the leaf paths that the checkpoint lacks. They were initialised at random.
+    `missing` lists the leaf paths that the checkpoint lacks. They were initialised at random. If the checkpoint's classifier is
+    for another number of classes, `other_classes` is that number, and the leaves that depend on it are missing.
     """
 
     module: nn.Module
@@ -46,6 +47,7 @@ class Model:
     task: str
     source: Source
     missing: tuple[str, ...] = ()
+    other_classes: int | None = None
     found_sites: dict[str, Site] | None = None
 
     @property
@@ -162,7 +164,8 @@ def build_abstract_model(
 class CheckpointHandle:
     """A model whose weights have not been read yet. `load_model` reads them, `models.shapes` needs only their shapes.
 
-    `trained` are the leaf paths of the fully trained parameters, `missing` those of them that the checkpoint lacks.
+    `trained` are the leaf paths of the fully trained parameters, `missing` those of them that the checkpoint lacks, and
+    `other_classes` is as in `Model`.
     """
 
     config: Any
@@ -172,11 +175,14 @@ class CheckpointHandle:
     reader: Checkpoint
     trained: set[str]
     missing: tuple[str, ...]
+    other_classes: int | None = None
 
     def model(self, params: Params) -> Model:
         """Return the model with `params`."""
         s = self.abstract
-        return Model(s.model.module, self.config, params, self.task, self.source, self.missing, s.sites)
+        return Model(
+            s.model.module, self.config, params, self.task, self.source, self.missing, self.other_classes, s.sites
+        )
 
 
 def open_model(
@@ -192,6 +198,7 @@ def open_model(
 ) -> CheckpointHandle:
     """Find a model's files and build everything that needs no weight. Arguments and errors are those of `load_model`."""
     check_choice("weights", weights, get_args(Weights))
+    check_request(task, num_labels=num_labels, dtype=dtype, dropout=dropout)
     source = resolve(name)
     config = read_config(source, num_labels)
     abstract = build_abstract_model(
@@ -199,9 +206,10 @@ def open_model(
     )
     paths, pretrained = list(abstract.shapes), weights == "pretrained"
     reader = open_checkpoint(source.directory, paths, abstract.base_prefix) if pretrained else Checkpoint({})
+    reader, other_classes = without_other_classes(reader, abstract.shapes, abstract.base_prefix, num_labels)
     missing = tuple(path for path in paths if path not in reader) if pretrained else ()
     trained = trained_leaves(paths, abstract.base_prefix) | set(missing)
-    return CheckpointHandle(config, task, source, abstract, reader, trained, missing)
+    return CheckpointHandle(config, task, source, abstract, reader, trained, missing, other_classes)
 
 
 def load_model(
@@ -226,7 +234,8 @@ def load_model(
         name: hub id, directory, `package:module/folder`, or a `config.json`.
         task: "masked-lm" or "classification" (of sequences).
         weights: "random" initialises every weight and needs only a config.
-        num_labels: number of classes, or 1 for regression; for classification only.
+        num_labels: number of classes, or 1 for regression; for classification only. If the checkpoint's classifier has another
+            number, it is replaced by a new one.
         dtype: what the layers compute in, and what frozen matrices are stored in. Vectors and trained leaves stay fp32.
         dropout: rate of every dropout in the base while training, 0 to 1; None keeps the checkpoint's own.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.

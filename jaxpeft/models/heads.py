@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from jaxpeft.errors import InputError, check_choice
 from jaxpeft.registry import Registry
 
 
@@ -17,12 +18,14 @@ class Head:
     Attributes:
         mapping: place of transformers' mapping from a config's class to the Flax class with this head, "module:attribute".
         peft_task_type: PEFT's `task_type`; None if PEFT has none for it.
+        has_classes: True if it has an output for each class.
         ties_words: True if the decoder is the table of word embeddings, unless the config unties them.
     """
 
     mapping: str
     peft_task_type: str | None = None
     ties_words: bool = False
+    has_classes: bool = True
 
     @property
     def flax_classes(self) -> Mapping[type, Any]:
@@ -31,10 +34,26 @@ class Head:
         return getattr(import_module(module), attribute)
 
 
-MASKED_LM = Head("transformers:FLAX_MODEL_FOR_MASKED_LM_MAPPING", ties_words=True)
+MASKED_LM = Head("transformers:FLAX_MODEL_FOR_MASKED_LM_MAPPING", ties_words=True, has_classes=False)
 CLASSIFICATION = Head("transformers:FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", peft_task_type="SEQ_CLS")
 
 HEADS = Registry(
     "task", {"masked-lm": "jaxpeft.models.heads:MASKED_LM", "classification": "jaxpeft.models.heads:CLASSIFICATION"}
 )
 """The name of a head (`Task.head`) → the head."""
+
+
+def check_request(task: str, *, num_labels: int | None, dtype: str, dropout: float | None) -> None:
+    """Check the arguments of `load_model` that need no file.
+
+    Raises:
+        InputError: there is no such task or dtype, `num_labels` is below 1 or the task has no classes, or `dropout` is no rate.
+    """
+    HEADS.check(task)
+    check_choice("dtype", dtype, ("float32", "bfloat16"))
+    if num_labels is not None and num_labels < 1:
+        raise InputError(f"num_labels is {num_labels}; it must be at least 1 (1: regression)")
+    if num_labels is not None and not HEADS[task].has_classes:
+        raise InputError(f"num_labels is {num_labels}, but {task} has no classes; leave it out")
+    if dropout is not None and not 0 <= dropout < 1:
+        raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1, or None")

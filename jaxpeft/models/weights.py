@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,32 @@ def open_checkpoint(directory: Path, paths: list[str], base_prefix: str) -> Chec
             f"the weights in {directory} have no tensor of this model (prefix '{base_prefix}'): is config.json theirs?"
         )
     return Checkpoint(readers)
+
+
+def without_other_classes(
+    reader: Checkpoint, shapes: Mapping[str, Any], base_prefix: str, num_labels: int | None
+) -> tuple[Checkpoint, int | None]:
+    """`reader` without the leaves of a classifier for another number of classes than `num_labels`.
+
+    Args:
+        reader: an opened checkpoint.
+        shapes: leaf path → the shape that the model needs (anything with `.shape`).
+        base_prefix: the encoder's; a classifier is outside it.
+        num_labels: the number of classes; None if the model is no classifier.
+
+    Returns:
+        the checkpoint without them, and the number of classes of its own classifier; None if that is `num_labels`.
+    """
+    if num_labels is None:
+        return reader, None
+    others = {}
+    for path in reader.readers:
+        if not path.startswith(base_prefix + "/"):
+            wanted, found = shapes[path].shape, np.shape(reader.read(path))
+            if found != wanted and wanted[-1:] == (num_labels,) and found[:-1] == wanted[:-1]:
+                others[path] = found[-1]
+    kept = {path: read for path, read in reader.readers.items() if path not in others}
+    return Checkpoint(kept), next(iter(others.values()), None)
 
 
 def _no_weights(directory: Path) -> str:

@@ -118,7 +118,7 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
     method = build_method(config.adapter)
     task, data = task_for(config.task), None
     if task.dummy_data(rows, 1, vocab_size=1, seed=0) is None:
-        task, splits = load_data(config.data, config.task)
+        task, splits = load_data(config.data, config.task, config.model)
         data = splits.train
     model = base_shapes(config.model, task, method, config.adapter, max_length=rows.max_length)
     flash = choose_flash(config.model.attention, model, parallel.device, parallel.over_devices)

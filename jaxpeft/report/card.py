@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from jaxpeft.adapters import Method
-from jaxpeft.config import ContextualConfig, RunConfig
+from jaxpeft.config import ContextualConfig
 from jaxpeft.config.adapter import redraws_entries
-from jaxpeft.models.build import Model
-from jaxpeft.quantization import NUMBER_FORMATS
-from jaxpeft.report.methods import citations, in_peft, method_name, options
+from jaxpeft.models.label_maps import LABELS_FILE
+from jaxpeft.report.card_subject import CardSubject
+from jaxpeft.report.card_usage import usage
+from jaxpeft.report.methods import in_peft, options
 from jaxpeft.report.results import Results
 from jaxpeft.targets import default_targets
-from jaxpeft.tasks import TASKS
-from jaxpeft.tasks.base import Task
+from jaxpeft.tasks.by_class import HEADS
+from jaxpeft.tasks.metrics import get_metric
 from jaxpeft.tasks.text_pipeline import RowOptions
-
-
-@dataclass(frozen=True)
-class CardSubject:
-    """The finished run that a card describes.
-
-    Attributes:
-        export: the directory of the exported files, where the card is written.
-        config: the run's configuration.
-        task: the run's task.
-        model: the base.
-        method: the adapter method as configured; None for the baselines.
-        results: the run's measurements.
-        drawn_base: the directory of the base if the run initialised it at random, because no other place has it; else None.
-        masks: the picture of the masks, beside the exported files; None if the run has no log of them.
-    """
-
-    export: Path
-    config: RunConfig
-    task: Task
-    model: Model
-    method: Method | None
-    results: Results
-    drawn_base: Path | None = None
-    masks: Path | None = None
-
-    @property
-    def title(self) -> str:
-        """The run's method in words."""
-        return method_name(self.config.adapter, self.config.pruning, self.config.model, self.config.contextual)
-
-    @property
-    def citations(self) -> list[str]:
-        """One line for every published method that the run uses; for a baseline, the encoder's paper, if it is known."""
-        methods = citations(self.config.adapter, self.config.pruning, self.config.model, self.config.contextual)
-        encoder = self.model.family.citation
-        return methods or ([encoder] if encoder else [])
 
 
 def write_card(run: CardSubject) -> None:
@@ -67,12 +28,13 @@ def write_card(run: CardSubject) -> None:
         "## Training configuration\n\n" + _table(_configuration(run)),
         "## Parameters\n\n" + _table(_parameters(results)),
         "## Results\n\n" + _results(results),
+        *(["## Classes\n\n" + _classes(run)] if results.classes else []),
         *(
             [f"## Sparsity\n\n![Pruned entries, changes of the masks, and ranks left]({run.masks.name})"]
             if run.masks
             else []
         ),
-        "## Usage\n\n" + _usage(run),
+        "## Usage\n\n" + usage(run),
         "## How it was measured\n\n" + _measured(run),
     ]
     if run.citations:
@@ -125,8 +87,9 @@ def _dataset_id(name: str | None) -> str | None:
 
 def _description(run: CardSubject) -> str:
     config, results = run.config, run.results
+    base = run.model.source.hub_id or Path(results.base).name
     return (
-        f"{run.title} of `{results.base}` for {TASKS[config.task].title} on {results.data}, trained in JAX with jaxpeft. "
+        f"{run.title} of `{base}` for {run.task.title} on {run.without_paths(results.data)}, trained in JAX with jaxpeft. "
         + (
             "The files are a plain transformers model."
             if config.adapter.method == "full"
@@ -166,7 +129,7 @@ def _configuration(run: CardSubject) -> list[tuple[str, str]]:
         ("batch size", f"{t.batch_size} × {t.accumulation_steps}" if t.accumulation_steps > 1 else f"{t.batch_size}"),
         ("tokens per row", f"{config.data.max_length}"),
         ("optimizer", f"AdamW, weight decay {t.weight_decay:g}, gradients clipped to norm {t.max_grad_norm:g}"),
-        ("learning rate", f"{t.learning_rate:g}, {t.schedule}, {t.warmup_steps} warm-up steps"),
+        ("learning rate", f"{t.learning_rate:g}, {t.schedule}, {run.warmup_steps} warm-up steps"),
         ("seed", f"{config.seed}"),
     ]
 
@@ -193,8 +156,9 @@ def _results(results: Results) -> str:
         "|---|---:|---:|",
         *(f"| {name} | {was} | {now} |" for name, was, now in results.metric_rows()),
     ]
-    text = (
-        "\n".join(lines) + f"\n\nThe adapter after step {results.best_step} of {results.steps}, the best on validation."
+    by = get_metric(results.best_metric).title
+    text = "\n".join(lines) + (
+        f"\n\nThe adapter after step {results.best_step} of {results.steps}, the best on validation by {by}."
     )
     if results.examples:
         examples = [f"- {text}\n  - before: {was}\n  - after: {now}" for text, was, now in results.example_rows()]
@@ -202,67 +166,26 @@ def _results(results: Results) -> str:
     return text
 
 
-def _usage(run: CardSubject) -> str:
-    config, results = run.config, run.results
-    sentence = results.sentence()
-    note = ""
-    if config.model.quantization != "none":
-        data_type = NUMBER_FORMATS[config.model.quantization].title
-        note = (
-            f"\nIt was trained on an {data_type} base. On the full-precision base below its outputs differ slightly.\n"
-        )
-    here = f"""In JAX:
-
-```python
-import jaxpeft
-
-run = jaxpeft.load_run({str(run.export.parent)!r})
-print(run.predict([{sentence!r}]))
-```
-"""
-    if not in_peft(config.adapter):
-        return here
-    if config.adapter.method == "prompt-tuning" and run.task.fills_masks:
-        return (
-            f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models, so it cannot load these files."
-        )
-    if config.adapter.init_lora_weights == "loftq":
-        note += "\ntorch PEFT (0.21) runs LoftQ at every load, which needs an accelerator.\n"
-    return f"""{here}{note}
-In torch, with {"transformers" if config.adapter.method == "full" else "PEFT"}:
-
-```python
-{_torch_lines(run, sentence)}
-```"""
+_MOST_CLASSES = 100
 
 
-def _torch_lines(run: CardSubject, sentence: str) -> str:
-    export, auto = str(run.export), run.task.auto_class
-    labels = f", num_labels={run.results.num_labels}" if run.task.reads_labels else ""
-    lines = [f"from transformers import {auto}, AutoTokenizer", ""]
-    if run.config.adapter.method == "full":
-        lines += [f"base = {export!r}", f"model = {auto}.from_pretrained(base)"]
-    else:
-        lines = ["from peft import PeftModel", *lines, *_base_lines(run)]
-        lines += [
-            f"model = {auto}.from_pretrained(base{labels})",
-            f"model = PeftModel.from_pretrained(model, {export!r})",
-        ]
-    lines += ["tokenizer = AutoTokenizer.from_pretrained(base)", "model.eval()", *run.task.torch_lines(sentence)]
+def _classes(run: CardSubject) -> str:
+    """The figures of every class, up to a number that can be read."""
+    results, rows = run.results, run.results.class_rows()
+    lines = [
+        f"On the {results.test_split} rows. `{LABELS_FILE}` has the names in the order of the ids."
+        if results.label_names
+        else f"On the {results.test_split} rows. The classes have no names, only ids.",
+        "",
+        "| " + " | ".join(HEADS) + " |",
+        "|---|" + "---:|" * (len(HEADS) - 1),
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows[:_MOST_CLASSES]),
+    ]
+    if len(rows) > _MOST_CLASSES:
+        lines += ["", f"The other {len(rows) - _MOST_CLASSES} classes are in the run's `results.json`."]
+    if run.confusion:
+        lines += ["", f"![Rows of each class by their predicted class]({run.confusion.name})"]
     return "\n".join(lines)
-
-
-def _base_lines(run: CardSubject) -> list[str]:
-    model = run.model
-    packaged = model.source.packaged_as
-    if run.drawn_base:
-        return [f"base = {str(run.drawn_base)!r}"]
-    if packaged:
-        package, _, folder = packaged.removeprefix("package:").partition("/")
-        hub = f"  # the hub's {model.source.hub_id}" if model.source.hub_id else ""
-        find = f'find_spec("{package}").submodule_search_locations[0]'
-        return ["from importlib.util import find_spec", "", f'base = {find} + "/{folder}"{hub}']
-    return [f"base = {(model.source.hub_id or os.path.abspath(model.source.directory))!r}"]
 
 
 def _measured(run: CardSubject) -> str:
@@ -281,7 +204,9 @@ def _measured(run: CardSubject) -> str:
     if results.channel_overlap:
         lines.append(_chosen_channels(config.contextual, results))
     rows = RowOptions(config.data.max_length, config.data.mask_ratio)
-    return "\n\n".join([*run.task.notes(rows), *lines, *(f"Data: {note}." for note in results.data_notes)])
+    return "\n\n".join(
+        [*run.task.notes(rows), *lines, *(f"Data: {run.without_paths(note)}." for note in results.data_notes)]
+    )
 
 
 def _chosen_channels(x: ContextualConfig, results: Results) -> str:

@@ -20,6 +20,7 @@ from jaxpeft.data import Splits
 from jaxpeft.models.build import Model
 from jaxpeft.pruning.masks import sparsity_of
 from jaxpeft.tasks import task_for
+from jaxpeft.tasks.by_class import ByClass, ClassFigures
 from jaxpeft.tasks.metrics import get_metric
 from jaxpeft.training.loop import Outcome
 from jaxpeft.trees import Adapters, Layers, Params, size_bytes
@@ -33,6 +34,8 @@ class Results:
     `seconds`, `seconds_per_step` and `peak_memory_bytes` cover all of them, `tokens_per_second` only this run.
     `micro_batch_tokens` is the number of tokens that a pass computed of the longest rows; None: a batch was one pass.
     `reads_pairs` is True if every row of the data has two texts.
+    `best_metric` is the validation metric that selected the adapter. `classes` are the figures of every class on `test_split`
+    (`tasks.by_class.ClassFigures`), and `confusion` its rows by their class and by the predicted one, for up to 100 classes.
     `channel_overlap` says for each encoder layer that left channels out how good the choice was (`contextual.overlap`).
     """
 
@@ -74,6 +77,8 @@ class Results:
     micro_batch_tokens: int | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
     channel_overlap: dict[str, dict[str, float]] = field(default_factory=dict)
+    classes: list[dict[str, Any]] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of (name, before, after) for the terminal."""
@@ -92,11 +97,20 @@ class Results:
 
     def metric_rows(self) -> list[tuple[str, str, str]]:
         """(name, before, after) of every metric as text. `before` is – if the initial model was not tested."""
+        title = task_for(self.task, self.num_labels).metric_title
         return [
-            (m.title, m.in_words(self.before[name]) if name in self.before else "–", m.in_words(value))
+            (
+                title(name, self.label_names),
+                m.in_words(self.before[name]) if name in self.before else "–",
+                m.in_words(value),
+            )
             for name, value in self.test.items()
             for m in [get_metric(name)]
         ]
+
+    def class_rows(self) -> list[tuple[str, ...]]:
+        """The figures of every class as text, in the order of `tasks.by_class.HEADS`."""
+        return [ClassFigures(**figures).cells() for figures in self.classes]
 
     def sentence(self) -> str:
         """A sentence to try the run on, with a [MASK] for masked-lm."""
@@ -128,6 +142,7 @@ def measure(
     num_trainable: int,
     before: dict[str, float],
     test: dict[str, float],
+    classes: ByClass | None,
     exported: Path,
     traces: Counter,
     examples: tuple[list | None, list | None],
@@ -182,6 +197,8 @@ def measure(
         micro_batch_tokens=outcome.progress.micro_batch_tokens,
         examples=_examples(evaluation.examples, examples),
         channel_overlap={str(layer): shares for layer, shares in channel_overlap.items()},
+        classes=[asdict(figures) for figures in classes.classes] if classes else [],
+        confusion=[list(row) for row in classes.confusion] if classes and classes.confusion else None,
     )
 
 

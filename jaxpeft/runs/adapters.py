@@ -55,7 +55,7 @@ def build_method(adapter: AdapterConfig) -> Method | None:
     method = kind(**arguments, **_further_options(a, kind)) if kind else None
     if isinstance(method, AdaLora) and method.target_r > method.init_r:
         raise InputError(
-            f"adapter.target_r is {method.target_r}; for AdaLoRA it must be from 0 to init_r ({method.init_r})"
+            f"adapter.target_r is {method.target_r}; for AdaLoRA it must be from 0 to adapter.init_r ({method.init_r})"
         )
     if a.prompt_tuning_init_text and a.prompt_tuning_init != "TEXT":
         raise InputError("adapter.prompt_tuning_init_text needs adapter.prompt_tuning_init TEXT")

@@ -7,8 +7,9 @@ from typing import Any
 from jaxpeft.adapters import Method, SiteMethod
 from jaxpeft.config import AdapterConfig, ModelConfig
 from jaxpeft.errors import InputError
-from jaxpeft.models.build import Model, Quantization, load_model, load_tokenizer
+from jaxpeft.models.build import Model, Quantization, load_model, load_tokenizer, read_config
 from jaxpeft.models.inputs import max_tokens
+from jaxpeft.models.label_maps import class_names
 from jaxpeft.models.quantized_files import check_storable
 from jaxpeft.models.shapes import model_shapes
 from jaxpeft.models.sources import resolve
@@ -58,6 +59,15 @@ def base_shapes(
     shapes = model_shapes(model.name, task.head, **_options(model, task, adapter))
     _check_length(model, shapes, method, max_length)
     return shapes
+
+
+def label_names_of_base(model: ModelConfig) -> tuple[str, ...] | None:
+    """The names of the base's classes in the order of their ids, by its config; None if it names none.
+
+    Raises:
+        InputError: as `load_model`, for the model's files.
+    """
+    return class_names(read_config(resolve(model.name)))
 
 
 def tokenizer_of(model: ModelConfig, loaded: Model) -> Any:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxpeft.adapters import Method, SiteMethod
-from jaxpeft.config import DataConfig
+from jaxpeft.config import DataConfig, ModelConfig
 from jaxpeft.data import GLUE, PackedData, Split, Splits, TokenCache, load_file, load_splits
 from jaxpeft.errors import InputError
 from jaxpeft.models.attention import check_packing
 from jaxpeft.models.build import Model
 from jaxpeft.models.inputs import max_tokens
 from jaxpeft.report.console import log
+from jaxpeft.runs.base_model import label_names_of_base
 from jaxpeft.runs.user_cache import AUTO, default_folder, writable_folder
 from jaxpeft.tasks import TASKS
 from jaxpeft.tasks.base import Task
@@ -23,8 +24,8 @@ from jaxpeft.tasks.text_pipeline import RowOptions, TextPipeline
 _TOKENS = "tokens"
 
 
-def load_data(data: DataConfig, task_name: str) -> tuple[Task, Splits]:
-    """Read the texts and labels that `data` names.
+def load_data(data: DataConfig, task_name: str, model: ModelConfig | None = None) -> tuple[Task, Splits]:
+    """Read the texts and labels that `data` names. Classes that the base `model` knows by name get its ids.
 
     Returns:
         the task for these labels (for example regression, if they are numbers), and the splits.
@@ -43,6 +44,10 @@ def load_data(data: DataConfig, task_name: str) -> tuple[Task, Splits]:
         text_column=data.text_column,
         text_pair_column=data.text_pair_column,
         label_column=data.label_column,
+        label_names=data.label_names,
+        num_labels=1 if data.regression else data.num_labels,
+        base_names=label_names_of_base(model) if model and kind.reads_labels else None,
+        drop_unlabelled=data.drop_unlabelled,
         use_labels=kind.reads_labels,
     )
     glue = GLUE.get((data.name or "").removeprefix("glue/"))

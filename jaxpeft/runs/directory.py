@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,11 @@ class RunDirectory:
         return self.path / "sparsity.png"
 
     @property
+    def confusion(self) -> Path:
+        """A picture of which classes a classification takes for which. The export has a copy."""
+        return self.path / "confusion.png"
+
+    @property
     def checkpoints(self) -> Path:
         """Orbax's checkpoints, one directory per step."""
         return self.path / "checkpoints"
@@ -118,6 +126,11 @@ class RunDirectory:
         return self.results.is_file()
 
     @property
+    def has_nothing_to_keep(self) -> bool:
+        """True if a run started here and ended before its first checkpoint. The same command may start it again."""
+        return self.is_started and not self.is_finished and self.newest_step == 0
+
+    @property
     def resume_flags(self) -> str:
         """The flags that resume the run."""
         return f"--config {self.config} --resume"
@@ -138,9 +151,12 @@ class RunDirectory:
             resume: True to resume a run, False to start one.
 
         Raises:
-            InputError: the check fails. The message says what to do instead.
+            InputError: the check fails, or another process is training the run. The message says what to do instead.
         """
         if not resume:
+            if self.has_nothing_to_keep:
+                with self.in_use():
+                    return
             if self.path.exists() and any(self.path.iterdir()):
                 raise InputError(
                     f"'{self}' already holds a run; continue it with {self.resume_flags}, or give another --name"
@@ -155,11 +171,35 @@ class RunDirectory:
                 f"'{self}' was started with another configuration ({'; '.join(changed)}); resume with {self.resume_flags}"
             )
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep other processes from starting a run here while the block runs, by a lock on the configuration's file.
+
+        Raises:
+            InputError: another process has the lock.
+        """
+        with self.config.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"another process is training the run in '{self}'; wait for its end, or give another --name"
+                ) from None
+            yield
+
     def differences(self, values: Mapping[str, Any]) -> list[str]:
         """The keys that differ between the run's configuration and `values`, each as `key: old, now new`."""
         return differences(self.read_config().resolved(), values)
 
     def create(self, values: Mapping[str, Any]) -> None:
-        """Create the directory, and write the configuration's `resolved()` values to it."""
+        """Create the directory, and write the configuration's `resolved()` values to it.
+
+        The files of a run that ended here before its first checkpoint are removed.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        if self.has_nothing_to_keep:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            shutil.rmtree(self.tensorboard, ignore_errors=True)
+            for file in (self.metrics, self.sparsity, self.estimators, self.failure):
+                file.unlink(missing_ok=True)
         write_config(values, self.config)

@@ -8,8 +8,9 @@ from typing import Any
 
 from jaxpeft.config import EvaluationConfig
 from jaxpeft.data import Splits
+from jaxpeft.tasks.by_class import ByClass
 from jaxpeft.tasks.text_pipeline import TextPipeline
-from jaxpeft.training.evaluation import EvalStep, evaluate, pseudo_perplexity
+from jaxpeft.training.evaluation import EvalStep, Evaluated, evaluate, pseudo_perplexity
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.sharding import DataParallel
 from jaxpeft.training.step import make_eval_step
@@ -27,6 +28,7 @@ class Evaluator:
         test_data: the tokenised test rows; without a test split, the validation rows.
         step: the jitted evaluation step.
         parallel: the devices.
+        label_names: the classes' names in the order of their ids, if they have any.
         traces: the evaluation programs compiled so far, counted by batch shape.
     """
 
@@ -36,6 +38,7 @@ class Evaluator:
     test_data: Any
     step: EvalStep
     parallel: DataParallel
+    label_names: tuple[str, ...] | None = None
     traces: Counter = field(default_factory=Counter)
 
     @classmethod
@@ -58,7 +61,7 @@ class Evaluator:
         test = data(splits.test) if splits.test else validation
         traces: Counter = Counter()
         step = make_eval_step(objective, traces)
-        return cls(options, objective, validation, test, step, parallel, traces)
+        return cls(options, objective, validation, test, step, parallel, splits.label_names, traces)
 
     def with_objective(self, objective: Objective) -> Evaluator:
         """An evaluator of another `objective` on the same data."""
@@ -67,26 +70,30 @@ class Evaluator:
 
     def validate(self, frozen: Params, adapters: Adapters, masks: Layers) -> dict[str, float]:
         """Metrics on the validation rows, or on at most `evaluation.max_batches` batches of them."""
-        return self._measure(frozen, adapters, masks, self.validation_data, self.options.max_batches)
+        return self._measure(frozen, adapters, masks, self.validation_data, self.options.max_batches)[0]
 
-    def test(self, frozen: Params, adapters: Adapters, masks: Layers) -> dict[str, float]:
-        """Metrics on the test rows, or on at most `evaluation.max_test_batches` batches of them.
+    def test(self, frozen: Params, adapters: Adapters, masks: Layers) -> tuple[dict[str, float], ByClass | None]:
+        """Metrics on the test rows, or on at most `evaluation.max_test_batches` batches of them; and the figures of each class,
+        if the task has classes.
 
         `pseudo_perplexity` is among them if `evaluation.pseudo_perplexity` is set and the task has such a figure.
         """
         e = self.options
-        metrics = self._measure(frozen, adapters, masks, self.test_data, e.max_test_batches)
+        task = self.objective.task
+        metrics, found = self._measure(frozen, adapters, masks, self.test_data, e.max_test_batches)
         if e.pseudo_perplexity:
-            batches = self.objective.task.single_mask_batches(self.test_data, e.pseudo_perplexity_rows)
+            batches = task.single_mask_batches(self.test_data, e.pseudo_perplexity_rows)
             if batches is not None:
                 metrics["pseudo_perplexity"] = pseudo_perplexity(
                     self.step, self.parallel, frozen, adapters, masks, batches
                 )
-        return metrics
+        if found.outputs is None or found.labels is None:
+            return metrics, None
+        return metrics, task.by_class(found.outputs, found.labels, self.label_names)
 
     def _measure(
         self, frozen: Params, adapters: Adapters, masks: Layers, data: Any, most: int | None
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], Evaluated]:
         task = self.objective.task
-        batches = task.eval_batches(data, most)
-        return evaluate(task, self.step, self.parallel, frozen, adapters, masks, batches)
+        found = evaluate(self.step, self.parallel, frozen, adapters, masks, task.eval_batches(data, most))
+        return task.measure(*found), found

@@ -15,7 +15,10 @@ from jaxpeft.data import Split
 from jaxpeft.interop.peft.files import BaseInfo, save_adapter
 from jaxpeft.interop.transformers_files import save_model
 from jaxpeft.merging import merge
-from jaxpeft.report.card import CardSubject, write_card
+from jaxpeft.models.label_maps import save_label_names
+from jaxpeft.report.card import write_card
+from jaxpeft.report.card_subject import CardSubject
+from jaxpeft.report.confusion import plot_confusion
 from jaxpeft.report.console import before_after_table, log
 from jaxpeft.report.curves import plot_curves
 from jaxpeft.report.metrics_log import read_metrics
@@ -58,8 +61,8 @@ def finalize(
     checkpoints.close()
     # The initial adapters are still in memory, so they are tested here, and training need not wait for it.
     start = parallel.replicate(setup.adapted.adapters)
-    before = setup.evaluator.test(setup.frozen, start, {}) if evaluation.before else {}
-    test = setup.evaluator.test(setup.frozen, best.adapters, best.masks)
+    before = setup.evaluator.test(setup.frozen, start, {})[0] if evaluation.before else {}
+    test, classes = setup.evaluator.test(setup.frozen, best.adapters, best.masks)
     answers = (_examples(setup, start, {}), _examples(setup, best.adapters, best.masks))
     best = replace(best, adapters=parallel.local(best.adapters), masks=parallel.local(best.masks))
     frozen = dict(parallel.local(setup.frozen))
@@ -72,7 +75,7 @@ def finalize(
             name=setup.config.run_name,
             task=setup.config.task,
             method=setup.config.adapter.method,
-            best_metric=setup.config.training.metric or next(iter(test)),
+            best_metric=setup.plan.metric,
             evaluation=evaluation,
             model=setup.model,
             splits=setup.splits,
@@ -85,6 +88,7 @@ def finalize(
             num_trainable=num_trainable,
             before=before,
             test=test,
+            classes=classes,
             exported=exported,
             traces=traces,
             examples=answers,
@@ -93,10 +97,19 @@ def finalize(
             channel_overlap=_channel_overlap(setup, estimators),
         )
         plot_curves(read_metrics(directory.metrics), directory.curves, setup.config.run_name)
-        base = directory.base if _is_drawn(setup) else None
-        masks = _draw_masks(directory, exported.parent, setup.config.run_name)
         write_card(
-            CardSubject(exported.parent, setup.config, setup.task, setup.model, setup.method, results, base, masks)
+            CardSubject(
+                exported.parent,
+                setup.config,
+                setup.task,
+                setup.model,
+                setup.method,
+                results,
+                warmup_steps=setup.plan.warmup_steps,
+                drawn_base=directory.base if _is_drawn(setup) else None,
+                masks=_draw_masks(directory, exported.parent, setup.config.run_name),
+                confusion=_draw_confusion(directory, exported.parent, results),
+            )
         )
         write_results(results, directory.results)
         return results
@@ -117,7 +130,16 @@ def show(setup: RunSetup, results: Results) -> None:
     log(f"compiled {len(results.compiled_shapes)} training programs, one for each shape of a batch: {shapes}{first}")
     directory = setup.directory
     masks = (directory.sparsity_picture, directory.sparsity) if directory.sparsity.is_file() else ()
-    files = (directory.curves, *masks, directory.results, directory.metrics, directory.config, directory.checkpoints)
+    confusion = (directory.confusion,) if results.confusion else ()
+    files = (
+        directory.curves,
+        *masks,
+        *confusion,
+        directory.results,
+        directory.metrics,
+        directory.config,
+        directory.checkpoints,
+    )
     log(f"\nfiles in {directory}: adapter, model card, {', '.join(path.name for path in files)}")
     log("next:")
     log(f"  python -m jaxpeft predict {directory} {results.sentence()!r}")
@@ -138,6 +160,16 @@ def _draw_masks(directory: RunDirectory, export: Path, title: str) -> Path | Non
     if not records:
         return None
     picture = plot_sparsity(records, directory.sparsity_picture, title)
+    return Path(shutil.copy(picture, export / picture.name))
+
+
+def _draw_confusion(directory: RunDirectory, export: Path, results: Results) -> Path | None:
+    """Draw which classes are taken for which, if the run has some; return the copy of the picture beside the model card."""
+    if not results.confusion:
+        return None
+    names = [figures["name"] for figures in results.classes]
+    title = f"{results.name}, {results.test_split}"
+    picture = plot_confusion(results.confusion, names, directory.confusion, title)
     return Path(shutil.copy(picture, export / picture.name))
 
 
@@ -173,7 +205,7 @@ def _export(setup: RunSetup, frozen: Any, best: TrainState) -> Path:
         save_model(directory.base, model, merge(model.params, {**adapted.adapters, "sites": {}}), **also)
     if config.adapter.method == "full":
         return save_model(directory.model, model, merge(frozen, best.adapters), **also)
-    return save_adapter(
+    weights = save_adapter(
         directory.adapter,
         best.adapters,
         with_length(adapted.method, setup.plan.num_steps),
@@ -184,3 +216,6 @@ def _export(setup: RunSetup, frozen: Any, best: TrainState) -> Path:
         target_modules=adapted.target_modules,
         exclude_modules=config.adapter.exclude_modules,
     )
+    if setup.splits.label_names:
+        save_label_names(directory.adapter, setup.splits.label_names)
+    return weights

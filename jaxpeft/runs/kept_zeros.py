@@ -42,7 +42,7 @@ def _metrics(run: TrainedRun, merged: Params) -> Iterator[str]:
     """The validation metrics of the adapter, and of `merged` without one."""
     config = run.config
     try:
-        task, splits = load_data(config.data, config.task)
+        task, splits = load_data(config.data, config.task, config.model)
     except InputError as error:
         yield f"the metrics were not measured, because the run's data cannot be read: {error}"
         return

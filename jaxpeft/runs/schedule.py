@@ -21,6 +21,7 @@ from jaxpeft.trees import Adapters, Params, constants_of, leaf_paths, without_sh
 
 # A preempted machine is switched off about 30 seconds after its signal, and a dispatch cannot be interrupted.
 _SECONDS_PER_DISPATCH = 20.0
+_WARMUP_STEPS = 100
 
 
 def make_plan(
@@ -49,9 +50,11 @@ def make_plan(
     """
     t = training
     num_steps = t.num_steps or max(1, round(t.num_epochs * batches_per_epoch / t.accumulation_steps))
-    if t.warmup_steps >= num_steps:
+    # Not more than a tenth, because the default must suit runs of any length.
+    warmup_steps = min(_WARMUP_STEPS, num_steps // 10) if t.warmup_steps is None else t.warmup_steps
+    if warmup_steps >= num_steps:
         raise InputError(
-            f"training.warmup_steps {t.warmup_steps} is not below the run's {num_steps} steps; lower it or train longer"
+            f"training.warmup_steps {warmup_steps} is not below the run's {num_steps} steps; lower it or train longer"
         )
     return Plan(
         num_steps=num_steps,
@@ -59,10 +62,11 @@ def make_plan(
         log_every_steps=t.log_every_steps,
         eval_every_steps=t.eval_every_steps or max(1, -(-num_steps // 10)),
         metric=t.metric or metric,
-        learning_rate=learning_rate_schedule(t.learning_rate, num_steps, t.warmup_steps, t.schedule),
+        warmup_steps=warmup_steps,
+        learning_rate=learning_rate_schedule(t.learning_rate, num_steps, warmup_steps, t.schedule),
         pruning=_allocation(method, num_steps)
         if isinstance(method, AdaLora)
-        else _pruning(pruning, method, t.warmup_steps, num_steps, pruner_of(pruning, method)),
+        else _pruning(pruning, method, warmup_steps, num_steps, pruner_of(pruning, method)),
         pruner=pruner_of(pruning, method),
         dense_steps=math.ceil(dense_share * num_steps),
         patience=t.early_stopping_patience,
@@ -151,7 +155,7 @@ def _allocation(method: AdaLora, num_steps: int) -> Allocation:
     total = method.total_step or num_steps
     if total > num_steps:
         raise InputError(
-            f"adapter.total_step {total} exceeds the run's {num_steps} steps; train longer, or leave it out"
+            f"adapter.options.total_step {total} exceeds the run's {num_steps} steps; train longer, or leave it out"
         )
     last = total - method.tfinal
     if method.tinit >= last:

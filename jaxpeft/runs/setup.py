@@ -111,7 +111,8 @@ def setup_run(config: RunConfig) -> RunSetup:
             parallel.check(t.micro_batch_size, "training.micro_batch_size")
         parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
 
-        task, splits = load_data(config.data, config.task)
+        task, splits = load_data(config.data, config.task, config.model)
+        task.check_metric(t.metric)
         model, tokenizer = load_base(m, task, method, config.adapter, max_length=length, seed=config.seed)
         pipeline = text_pipeline(
             config.data,
@@ -290,7 +291,10 @@ def log_setup(setup: RunSetup) -> None:
     log(f"model  {model.source.name}, from {model.source.description}")
     if model.missing:
         modules = sorted({path.rpartition("/")[0].replace("/", ".") for path in model.missing})
-        log(f"       not in the checkpoint, so initialised at random and trained: {', '.join(modules)}")
+        why = "not in the checkpoint"
+        if model.other_classes:
+            why = f"the checkpoint's head has {model.other_classes} outputs and this data needs {setup.task.num_labels}"
+        log(f"       {why}, so initialised at random and trained: {', '.join(modules)}")
     log(f"data   {splits.source}")
     for note in splits.notes:
         log(f"       {note}")

@@ -170,7 +170,7 @@ def make_step(
     method, _ = _settings(setups)
 
     def optimizer(learning_rate: jax.Array) -> optax.GradientTransformationExtraArgs:
-        schedule = learning_rate_schedule(learning_rate, first.plan.num_steps, t.warmup_steps, t.schedule)
+        schedule = learning_rate_schedule(learning_rate, first.plan.num_steps, first.plan.warmup_steps, t.schedule)
         return make_optimizer(t, first.method, first.model, schedule)
 
     objective = first.objective if method == first.adapted.method else replace(first.objective, method=method)
@@ -196,6 +196,7 @@ def _entered(
     directory = setup.directory
     metrics_log = logs.enter_context(MetricsLog(directory.metrics, directory.tensorboard, progress.step))
     logs.enter_context(checkpoints.kept())
+    logs.enter_context(directory.in_use())
     return run_state(setup, state, progress, checkpoints, metrics_log)
 
 

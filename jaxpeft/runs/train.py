@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -93,6 +94,7 @@ def run(config: RunConfig) -> Results:
             directory.metrics, directory.tensorboard, progress.step, writes=multihost.is_process_0()
         ) as metrics_log,
         stop_requests() as requested,
+        directory.in_use() if multihost.is_process_0() else nullcontext(),
         TrainingBar(progress.step, setup.plan.num_steps) as bar,
         checkpoints.kept(),
     ):
@@ -171,6 +173,8 @@ def redrawing(setup: RunSetup, pipeline: InputPipeline, micro_batches: MicroBatc
 
 def create_directory(setup: RunSetup) -> None:
     """Create the run's directory, with everything that a resumed run reads from it."""
+    if setup.directory.has_nothing_to_keep:
+        log(f"the run in {setup.directory} ended before its first checkpoint, so it starts anew")
     setup.directory.create(setup.config.resolved())
     save_estimators(setup.frozen.get(ESTIMATORS, {}), setup.directory)
 

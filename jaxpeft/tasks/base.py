@@ -17,6 +17,8 @@ import numpy as np
 
 from jaxpeft.data import Split, Splits
 from jaxpeft.errors import InputError
+from jaxpeft.tasks.by_class import ByClass
+from jaxpeft.tasks.metrics import get_metric
 from jaxpeft.tasks.text_pipeline import RowOptions, TextPipeline
 
 Batch = Mapping[str, Any]
@@ -112,6 +114,19 @@ class Task(ABC):
                 f"{self.name} needs labels, and {splits.source} has none; name their column with data.label_column"
             )
 
+    def check_metric(self, metric: str | None) -> None:
+        """Raise InputError if `metric`, the value of `training.metric`, is not measured on this data."""
+        measured = dict.fromkeys(["loss", *self.metrics])
+        if metric and metric not in measured:
+            classes = f" with {self.num_labels} classes" if self.num_labels and self.num_labels > 1 else ""
+            raise InputError(
+                f"training.metric '{metric}' is not measured in this {self.title}{classes}; choose from {', '.join(measured)}"
+            )
+
+    def metric_title(self, name: str, label_names: Sequence[str] | None) -> str:
+        """The metric's name for readers. `label_names` are the classes' names in the order of their ids, if they have any."""
+        return get_metric(name).title
+
     @abstractmethod
     def make_data(self, split: Split, pipeline: TextPipeline, *, batch_size: int, seed: int) -> Any:
         """Tokenise `split` into batches of `batch_size` rows. `seed` decides the order of training.
@@ -188,6 +203,10 @@ class Task(ABC):
             outputs: the `outputs` of all rows, `[rows, …]`; None if the task has none.
             labels: the labels of the same rows; None if the task has no `outputs`.
         """
+
+    def by_class(self, outputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None) -> ByClass | None:
+        """The figures of each class, from the `outputs` and `labels` of all rows; None if the task has no classes."""
+        return None
 
     def eval_batches(self, data: Any, most: int | None) -> Iterable[Batch]:
         """The evaluation batches of `data`. If `most` is given, at most so many, of rows drawn at random but always the same."""

@@ -17,6 +17,7 @@ from jaxpeft.data.classification import cap_buckets
 from jaxpeft.errors import InputError
 from jaxpeft.tasks import TASKS
 from jaxpeft.tasks.base import Answers, Batch, Questions, Take, Task, in_percent, most_likely
+from jaxpeft.tasks.by_class import ByClass, by_class
 from jaxpeft.tasks.metrics import get_metric
 from jaxpeft.tasks.text_pipeline import RowOptions, TextPipeline
 
@@ -45,8 +46,15 @@ class Classification(Task):
             raise InputError(f"task {cls.name} needs classes, and the labels are numbers: give task classification")
         if num_labels == 1:
             return TASKS["regression"].for_labels(1)
-        # Accuracy and F1 are always measured, so that any two runs can be compared.
-        return cls(num_labels, tuple(dict.fromkeys([*headline_metrics, *cls.reported_metrics])))
+        # Accuracy and F1 are always measured, so that any two runs can be compared; of two classes also CoLA's metric.
+        of_two = ("matthews",) if num_labels == 2 else ()
+        return cls(num_labels, tuple(dict.fromkeys([*headline_metrics, *cls.reported_metrics, *of_two])))
+
+    def metric_title(self, name: str, label_names: Sequence[str] | None) -> str:
+        """The metric's name. F1 is that of the class with id 1 if there are two, else the mean over the classes."""
+        if name != "f1" or self.num_labels is None:
+            return super().metric_title(name, label_names)
+        return f"F1 of '{(label_names or ('0', '1'))[1]}'" if self.num_labels == 2 else "F1 (macro mean)"
 
     def make_data(self, split: Split, pipeline: TextPipeline, *, batch_size: int, seed: int) -> ClassificationData:
         """One row per text, batched by length."""
@@ -111,6 +119,11 @@ class Classification(Task):
         """`loss` and the metrics, from the logits `outputs: [texts, num_labels]` and `labels: [texts]`."""
         loss = sums["loss"] / sums["weight"]
         return {"loss": loss, **{name: get_metric(name).compute(outputs, labels) for name in self.metrics}}
+
+    def by_class(self, outputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None) -> ByClass | None:
+        """Precision, recall, F1 and the confusion matrix, from the logits `outputs: [texts, num_labels]`."""
+        names = label_names or [str(i) for i in range(outputs.shape[-1])]
+        return by_class(outputs.argmax(-1), labels, names)
 
     def batch_shapes(self, rows: RowOptions, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of token ids, mask and types, `[batch_size, length]`, and of `labels` and `weights`, `[batch_size]`."""

@@ -47,6 +47,10 @@ class Regression(Classification):
         total, weight = self.loss(logits, batch)
         return {"loss": total, "weight": weight}
 
+    def by_class(self, outputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None) -> None:
+        """None, because numbers have no classes."""
+        return None
+
     def answers(self, logits: np.ndarray, label_names: Sequence[str] | None, top: int | None) -> list[Answers]:
         """The number of every text, as a single answer with the name "value"."""
         return [[("value", float(row[0]))] for row in logits]

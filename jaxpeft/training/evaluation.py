@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from jaxpeft.tasks.base import Batch, Task, for_device
+from jaxpeft.tasks.base import Batch, for_device
 from jaxpeft.training.sharding import DataParallel
 from jaxpeft.trees import Adapters, Layers, Params
 
@@ -20,16 +21,23 @@ EvalStep = Callable[..., tuple[dict, jax.Array | None]]
 _MAX_QUEUED = 8
 
 
+class Evaluated(NamedTuple):
+    """A data set after the evaluation step: the summed statistics and, if the task has outputs, those and the labels of all rows."""
+
+    sums: dict[str, float]
+    outputs: np.ndarray | None
+    labels: np.ndarray | None
+
+
 def evaluate(
-    task: Task,
     step: EvalStep,
     parallel: DataParallel,
     frozen: Params,
     adapters: Adapters,
     masks: Layers,
     batches: Iterable[Batch],
-) -> dict[str, float]:
-    """Mean `loss` and the task's metrics over the rows of `batches` whose weight is not 0."""
+) -> Evaluated:
+    """Run the evaluation step on `batches`. Rows of weight 0 are left out. `Task.measure` turns the result into metrics."""
     sums, outputs, labels = [], [], []
     for batch in batches:
         statistics, out = step(frozen, adapters, masks, parallel.shard(for_device(batch)))
@@ -41,7 +49,7 @@ def evaluate(
         elif len(sums) > _MAX_QUEUED:
             jax.block_until_ready(sums[-_MAX_QUEUED])
     joined = (np.concatenate(outputs), np.concatenate(labels)) if outputs else (None, None)
-    return task.measure(_total(sums), *joined)
+    return Evaluated(_total(sums), *joined)
 
 
 def pseudo_perplexity(

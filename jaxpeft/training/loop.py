@@ -291,7 +291,7 @@ def _not_finite(losses: np.ndarray, step: int, plan: Plan) -> InputError | None:
         return None
     loss = losses[~np.isfinite(losses)][0]
     return InputError(
-        f"the loss is {loss} at step {bad}; try a smaller training.learning_rate; the last checkpoint before it is kept"
+        f"the loss is {loss} at step {bad}; try a smaller training.learning_rate; a checkpoint before it, if there is one, is kept"
     )
 
 

@@ -29,6 +29,7 @@ class Plan:
         micro_steps_per_dispatch: maximum micro-steps per compiled call.
         seconds_per_dispatch: maximum estimated seconds per call, because a stop signal waits for it. It must be infinite if
             several processes train together: they measure different seconds, but must dispatch the same micro-steps.
+        warmup_steps: steps over which `learning_rate` rises.
     """
 
     num_steps: int
@@ -43,6 +44,7 @@ class Plan:
     patience: int | None = None
     micro_steps_per_dispatch: int = 1
     seconds_per_dispatch: float = math.inf
+    warmup_steps: int = 0
 
     @property
     def allocation(self) -> Allocation | None:

@@ -367,7 +367,7 @@ def test_a_run_s_plan_has_the_allocation():
     assert planned(configured(), method=replace(method, total_step=12)).pruning.last_step == 7
     with pytest.raises(InputError, match=r"ranks fall from step 3 \(adapter\.tinit\) to 2, which is adapter\.tfinal 5"):
         planned(configured(steps=7), method=method)
-    with pytest.raises(InputError, match=r"adapter\.total_step 30 exceeds the run's 20 steps"):
+    with pytest.raises(InputError, match=r"adapter\.options\.total_step 30 exceeds the run's 20 steps"):
         planned(configured(), method=replace(method, total_step=30))
     with pytest.raises(
         InputError, match=r"pruning\.sparsity 0\.5 needs adapter\.method to be one of .*, not 'adalora'"

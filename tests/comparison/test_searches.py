@@ -1,7 +1,9 @@
 """The search for a learning rate: which rate is taken, and what the report says of it."""
 
+from jaxpeft.comparison.grid import CompareConfig
 from jaxpeft.comparison.records import Search
-from jaxpeft.comparison.report import search_row
+from jaxpeft.comparison.report import notes, search_row
+from jaxpeft.comparison.summary import Summary
 
 
 def test_the_best_rate_is_the_smallest_of_equal_ones_and_failed_ones_do_not_count():
@@ -21,6 +23,15 @@ def test_a_score_that_was_negated_is_written_as_it_was():
     row = search_row(Search("words", "lora", "loss", {1e-3: -0.5, 1e-2: -0.7}))
     assert row["tried"] == [("0.001", "0.5", True), ("0.01", "0.7", False)]
     assert row["edge"]
+
+
+def test_the_report_says_by_which_metric_validation_chose():
+    config = CompareConfig(tasks={"words": {}, "numbers": {}}, methods={"lora": {"learning_rates": [1e-3]}})
+    found = [Search(task, "lora", metric, {1e-3: 0.5}) for task, metric in (("words", "f1"), ("numbers", "pearson"))]
+    said = notes(Summary(config, {}, found, [], []))
+    assert (
+        "Validation chose learning rates and adapters by one metric: F1 (words), Pearson correlation (numbers)." in said
+    )
 
 
 def test_a_method_whose_runs_all_failed_is_reported_without_a_metric():

@@ -101,7 +101,7 @@ def test_truncation_is_counted_or_refused(tokenizer):
     encoded = encode_texts(texts, None, tokenizer, max_length=6)
     assert (encoded.num_truncated, encoded.lengths.tolist()) == (1, [4, 6, 3])
     assert encoded.input_ids[encoded.offsets[2] - 1] == tokenizer.sep_token_id
-    with pytest.raises(InputError, match="row 2 has 9 tokens, max_length is 6"):
+    with pytest.raises(InputError, match=r"row 2 has 9 tokens, data\.max_length is 6"):
         encode_texts(texts, None, tokenizer, max_length=6, truncate=False)
     assert encode_texts(texts, None, tokenizer, max_length=9, truncate=False).num_truncated == 0
 

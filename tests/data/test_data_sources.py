@@ -113,14 +113,75 @@ def test_pairs_and_regression(tmp_path):
 def test_labels_may_be_left_unread(tmp_path):
     path = write(tmp_path / "a.csv", "text,label\na,\nb,\n")
     assert load_splits(train_file=path, use_labels=False).train.labels is None
-    with pytest.raises(InputError, match="label is missing"):
+    with pytest.raises(InputError, match=r"train \(.*a\.csv\): none of its 2 rows has a label"):
         load_splits(train_file=path)
+
+
+def sentences_of_sst2(real_data, number):
+    """`number` of SST-2's sentences with their labels, chosen by rule: every ninth."""
+    lines = (real_data / "sst2" / "train-sentences.tsv").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t") for line in lines[: 9 * number : 9]]
+
+
+@pytest.mark.parametrize("code", [lambda label: f"0{label}7", lambda label: int(label) + 4, lambda label: f"{label}e3"])
+def test_sentences_with_codes_as_labels_and_a_tenth_of_them_missing(code, real_data, tmp_path):
+    """Every tenth label is missing, in each of the usual ways in turn: refused in one line, or left out and counted."""
+    rows = sentences_of_sst2(real_data, 200)
+    hidden = ["", "-", "null", None, -1]
+    labels = [hidden[row // 10 % 5] if row % 10 == 3 else code(label) for row, (_, label) in enumerate(rows)]
+    path = tmp_path / "codes.jsonl"
+    texts = [text for text, _ in rows]
+    write(
+        path,
+        "".join(
+            json.dumps({"text": t, "label": str(y) if y is not None else None}) + "\n"
+            for t, y in zip(texts, labels, strict=True)
+        ),
+    )
+    with pytest.raises(
+        InputError, match=r"row 4: the label is missing \(''\), as in 20 of 200 rows; .*data\.drop_unlabelled true"
+    ):
+        load_splits(train_file=str(path))
+    splits = load_splits(train_file=str(path), drop_unlabelled=True)
+    assert splits.label_names == tuple(str(code(label)) for label in "01")
+    assert splits.notes[0] == f"20 of 200 rows of train ({path}) have no label and are left out"
+    expected = {text: int(label) for row, (text, label) in enumerate(rows) if row % 10 != 3}
+    for split in (splits.train, splits.validation):
+        assert split.labels.tolist() == [expected.pop(text) for text in split.texts]
+    assert not expected
+
+
+def test_held_out_rows_are_stratified(tmp_path):
+    labels = ["rare"] * 10 + ["usual"] * 89 + ["single"]
+    path = write(tmp_path / "a.tsv", "text\tlabel\n" + "".join(f"text {i}\t{y}\n" for i, y in enumerate(labels)))
+    splits = load_splits(train_file=path)
+    assert splits.label_names == ("rare", "single", "usual")
+    assert np.bincount(splits.validation.labels, minlength=3).tolist() == [1, 0, 9]
+    assert np.bincount(splits.train.labels).tolist() == [9, 1, 80]
+    assert splits.notes == (
+        f"no validation split: a fixed random 10 of 100 rows of {path} are held out (10 %, stratified by class)",
+    )
+
+
+def test_one_class_alone_is_refused_unless_the_others_are_named(tmp_path):
+    for label in ("good", "0", "3"):
+        path = write(tmp_path / "a.tsv", "text\tlabel\n" + f"a line\t{label}\n" * 20)
+        with pytest.raises(InputError, match=rf"all labels of train \(.*\) are '{label}'.*data\.label_names"):
+            load_splits(train_file=path)
+    splits = load_splits(train_file=path, label_names=["3", "4"])
+    assert splits.notes[0] == f"no row of train ({path}) has the class '4'"
 
 
 def test_a_test_file_may_have_no_labels(tmp_path):
     train = write_as(".csv", tmp_path)
     bare = write(tmp_path / "bare.csv", "text\na\nb\n")
-    assert load_splits(train_file=train, test_file=bare).test.labels is None
+    splits = load_splits(train_file=train, test_file=bare)
+    assert splits.test is None
+    assert splits.notes[0] == f"{bare} has no label column: it is not used"
+    empty = write(tmp_path / "empty.csv", "text,label\na,\nb,\n")
+    splits = load_splits(train_file=train, test_file=empty)
+    assert splits.test is None
+    assert splits.notes[0] == f"the labels of {empty} are all -1 or empty (not public): it is not used"
     with pytest.raises(InputError, match=r"bare.csv has no label column, but train has one; columns: text"):
         load_splits(train_file=train, validation_file=bare)
 
@@ -166,9 +227,9 @@ def test_missing_files_and_names(tmp_path):
         load_file(str(tmp_path / "trian.csv"))
     with pytest.raises(InputError, match=r"no file /nowhere/a.csv; check the path"):
         load_file("/nowhere/a.csv")
-    with pytest.raises(InputError, match=r"a.csv is given without train_file"):
+    with pytest.raises(InputError, match=r"a.csv is given without data.train_file"):
         load_splits("glue/sst2", validation_file="a.csv")
-    with pytest.raises(InputError, match=r"no dataset: set name"):
+    with pytest.raises(InputError, match=r"no dataset: set data.name"):
         load_splits()
 
 
@@ -205,8 +266,18 @@ def test_glue_from_the_hub(hub):
     assert splits.label_names == ("no", "yes")
     assert splits.num_labels == 2
     assert splits.test is None
-    assert splits.notes == ("the labels of glue/cola [test] are all -1 (not public): it is not used",)
+    assert splits.notes == ("the labels of glue/cola [test] are all -1 or empty (not public): it is not used",)
     assert splits.source == "hub dataset glue/cola: train, validation, test"
+
+
+def test_the_ids_of_a_hub_dataset_are_places_in_its_names_even_if_these_are_numbers(hub):
+    hub["me/stars"] = {"train": hub_table(["a", "b", "c", "d"], [2, 1, -1, 2], ("0", "2", "1"), ("text",))}
+    with pytest.raises(InputError, match=r"row 3: the label is missing \(-1\)"):
+        load_splits("me/stars")
+    splits = load_splits("me/stars", drop_unlabelled=True)
+    assert splits.label_names == ("0", "2", "1")
+    assert sorted([*splits.train.labels, *splits.validation.labels]) == [1, 2, 2]
+    assert load_splits("me/stars", label_names=["a", "b", "c"], drop_unlabelled=True).label_names == ("a", "b", "c")
 
 
 def test_mnli_validates_on_matched(hub):
@@ -253,7 +324,7 @@ def test_an_unreachable_hub_is_one_line(variables, tmp_path):
     first, second = run.stdout.splitlines()
     assert first.startswith("dataset 'glue/sst2' (hub: nyu-mll/glue, sst2) cannot be loaded: Couldn't reach")
     assert second.startswith("dataset 'me/nothing' (hub: me/nothing) cannot be loaded: Couldn't reach")
-    assert first.endswith("give local files: train_file=PATH validation_file=PATH")
+    assert first.endswith("give local files: data.train_file and data.validation_file")
     assert run.stderr == ""
 
 

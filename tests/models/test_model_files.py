@@ -309,9 +309,45 @@ def test_an_unknown_task_is_refused(saved):
         load_model(str(saved("bert")), "clasification")
 
 
-def test_a_classifier_of_another_size_is_refused(saved):
-    with pytest.raises(InputError, match=r"classifier/bias has shape \(2,\), and the config asks for \(3,\)"):
-        load_model(str(saved("bert", "classification")), "classification", num_labels=3)
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("banana", {}, "there is no task 'banana'; choose from masked-lm, classification"),
+        ("classification", {"num_labels": 0}, "num_labels is 0; it must be at least 1"),
+        ("masked-lm", {"num_labels": 2}, "num_labels is 2, but masked-lm has no classes; leave it out"),
+        ("masked-lm", {"dtype": "float64"}, "dtype is 'float64'; it must be one of float32, bfloat16"),
+        ("masked-lm", {"dropout": 1.5}, "dropout is 1.5; it must be at least 0 and below 1, or None"),
+        ("masked-lm", {"weights": "none"}, "weights is 'none'; it must be one of pretrained, random"),
+    ],
+)
+def test_what_the_command_line_refuses_is_refused_before_a_file_is_read(task, options, message):
+    with pytest.raises(InputError, match=message):
+        load_model("owner/name-that-is-nowhere", task, **options)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "new"),
+    [
+        ("bert", ["classifier/bias", "classifier/kernel"]),
+        ("roberta", ["classifier/out_proj/bias", "classifier/out_proj/kernel"]),
+    ],
+)
+def test_a_classifier_of_another_size_is_replaced(saved, model_type, new):
+    model = load_model(str(saved(model_type, "classification")), "classification", num_labels=3)
+    assert sorted(model.missing) == new
+    assert model.other_classes == 2
+    leaves = leaf_paths(model.params)
+    assert [leaves[path].shape[-1] for path in new] == [3, 3]
+    same = load_model(str(saved(model_type, "classification")), "classification", num_labels=2)
+    assert (same.missing, same.other_classes) == ((), None)
+
+
+def test_a_head_that_differs_in_another_axis_is_refused(saved, tmp_path):
+    shutil.copytree(saved("bert", "classification"), tmp_path / "wide")
+    config = json.loads((tmp_path / "wide" / "config.json").read_text())
+    (tmp_path / "wide" / "config.json").write_text(json.dumps({**config, "hidden_size": 2 * config["hidden_size"]}))
+    with pytest.raises(InputError, match=r"has shape .*, and the config asks for"):
+        load_model(str(tmp_path / "wide"), "classification", num_labels=3)
 
 
 @pytest.mark.parametrize(

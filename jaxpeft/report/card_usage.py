@@ -1,0 +1,82 @@
+"""The code of a model card: how to use the files in JAX and in torch."""
+
+from __future__ import annotations
+
+from jaxpeft.quantization import NUMBER_FORMATS
+from jaxpeft.report.card_subject import CardSubject
+from jaxpeft.report.methods import in_peft
+
+PLACE = "path/to"
+"""Stands for the directory of a local run or model, because the reader of a card has another one than its writer."""
+
+
+def usage(run: CardSubject) -> str:
+    """The card's section on usage."""
+    config, results = run.config, run.results
+    sentence = results.sentence()
+    note = ""
+    if config.model.quantization != "none":
+        data_type = NUMBER_FORMATS[config.model.quantization].title
+        note = (
+            f"\nIt was trained on an {data_type} base. On the full-precision base below its outputs differ slightly.\n"
+        )
+    here = f"""In JAX:
+
+```python
+import jaxpeft
+
+run = jaxpeft.load_run({f"{PLACE}/{run.export.parent.name}"!r})
+print(run.predict([{sentence!r}]))
+```
+"""
+    if not in_peft(config.adapter):
+        return here
+    if config.adapter.method == "prompt-tuning" and run.task.fills_masks:
+        return (
+            f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models, so it cannot load these files."
+        )
+    if config.adapter.init_lora_weights == "loftq":
+        note += "\ntorch PEFT (0.21) runs LoftQ at every load, which needs an accelerator.\n"
+    return f"""{here}{note}
+In torch, with {"transformers" if config.adapter.method == "full" else "PEFT"}:
+
+```python
+{_torch_lines(run, sentence)}
+```"""
+
+
+def _torch_lines(run: CardSubject, sentence: str) -> str:
+    auto, export = run.task.auto_class, f"{PLACE}/{run.export.parent.name}/{run.export.name}"
+    lines = [f"from transformers import {auto}, AutoTokenizer", ""]
+    if run.config.adapter.method == "full":
+        lines += [f"base = {export!r}", f"model = {auto}.from_pretrained(base)"]
+    else:
+        lines = ["from peft import PeftModel", *lines, *_base_lines(run), *_model_lines(run)]
+        lines += [f"model = PeftModel.from_pretrained(model, {export!r})"]
+    lines += ["tokenizer = AutoTokenizer.from_pretrained(base)", "model.eval()", *run.task.torch_lines(sentence)]
+    return "\n".join(lines)
+
+
+def _model_lines(run: CardSubject) -> list[str]:
+    results, arguments, lines = run.results, ["base"], []
+    if run.task.reads_labels and results.label_names:
+        lines = [f"labels = {dict(enumerate(results.label_names))!r}"]
+        arguments += ["id2label=labels", "label2id={name: i for i, name in labels.items()}"]
+    elif run.task.reads_labels:
+        arguments += [f"num_labels={results.num_labels}"]
+    if run.model.other_classes:  # the adapter's file has the new head
+        arguments += ["ignore_mismatched_sizes=True"]
+    return [*lines, f"model = {run.task.auto_class}.from_pretrained({', '.join(arguments)})"]
+
+
+def _base_lines(run: CardSubject) -> list[str]:
+    model = run.model
+    packaged = model.source.packaged_as
+    if run.drawn_base:
+        return [f"base = {f'{PLACE}/{run.export.parent.name}/{run.drawn_base.name}'!r}"]
+    if packaged:
+        package, _, folder = packaged.removeprefix("package:").partition("/")
+        hub = f"  # the hub's {model.source.hub_id}" if model.source.hub_id else ""
+        find = f'find_spec("{package}").submodule_search_locations[0]'
+        return ["from importlib.util import find_spec", "", f'base = {find} + "/{folder}"{hub}']
+    return [f"base = {model.source.hub_id or f'{PLACE}/{model.source.directory.absolute().name}'!r}"]
