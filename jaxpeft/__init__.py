@@ -35,7 +35,7 @@ if _TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` i
     from jaxpeft.merging import unmerge as unmerge
     from jaxpeft.models.build import Model as Model
     from jaxpeft.models.build import load_model as load_model
-    from jaxpeft.models.build import load_tokenizer as load_tokenizer
+    from jaxpeft.models.tokenizers import load_tokenizer as load_tokenizer
     from jaxpeft.pruning.masks import prune as prune
     from jaxpeft.quantization import FourBitTensor as FourBitTensor
     from jaxpeft.quantization import Int8Tensor as Int8Tensor
@@ -79,7 +79,7 @@ _PUBLIC = {
     "load_adapter": "jaxpeft.interop.peft.files",
     "load_model": "jaxpeft.models.build",
     "load_run": "jaxpeft.runs.load",
-    "load_tokenizer": "jaxpeft.models.build",
+    "load_tokenizer": "jaxpeft.models.tokenizers",
     "match_targets": "jaxpeft.targets",
     "merge": "jaxpeft.merging",
     "prune": "jaxpeft.pruning.masks",

@@ -113,6 +113,7 @@ def test_answers_do_not_depend_on_the_other_texts(root, monkeypatch):
 def test_masks_of_a_file(root, tmp_path, capsys):
     tiny_runs.everything(root)
     texts = [*tiny_runs.EXAMPLES, "One [MASK]."]
+    capsys.readouterr()
     (tmp_path / "masks.txt").write_text("\n".join(texts))
     tiny_runs.jaxpeft(root, "predict", "runs/everything", "--file", str(tmp_path / "masks.txt"), "--top", "2")
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -170,12 +171,12 @@ def test_memory_does_not_grow_with_the_file(root, tmp_path):
     peaks = {}
     for rows in (1_000, 100_000):
         file, output = tmp_path / f"{rows}.csv", tmp_path / f"{rows}.jsonl"
-        with file.open("w") as out:
-            out.write("text\n" + "".join(f'"{tiny_runs.SENTENCES[i % 90]} {i}"\n' for i in range(rows)))
+        with file.open("w", newline="") as out:
+            csv.writer(out).writerows([["text"], *([f"{tiny_runs.SENTENCES[i % 90]} {i}"] for i in range(rows))])
         command = [sys.executable, "-m", "jaxpeft", "predict", "runs/labels", "--file", file, "--output", output]
         process = subprocess.Popen(command, cwd=root, env=tiny_runs.environment())
-        _, status, usage = os.wait4(process.pid, 0)
-        assert status == 0
+        _, process.returncode, usage = os.wait4(process.pid, 0)
+        assert process.returncode == 0
         peaks[rows] = usage.ru_maxrss
         with output.open() as lines:
             assert sum(1 for _ in lines) == rows

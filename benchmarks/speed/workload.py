@@ -74,8 +74,9 @@ def _write_slice(case: Case, data: Path, directory: Path) -> None:
 def _write_model(case: Case, directory: Path) -> Any:
     """Save the case's whole model, with weights that its checkpoint lacks drawn at random; return its tokenizer."""
     from jaxpeft.interop.transformers_files import save_model
-    from jaxpeft.models.build import load_model, load_tokenizer
+    from jaxpeft.models.build import load_model
     from jaxpeft.models.sources import resolve
+    from jaxpeft.models.tokenizers import load_tokenizer
 
     name, weights = str(case.model), "pretrained"
     if not isinstance(case.model, str):

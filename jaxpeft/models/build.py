@@ -277,26 +277,6 @@ def load_model(
     return opened.model(nest(leaves))
 
 
-def load_tokenizer(directory: Path | str) -> Any:
-    """Load the fast tokenizer from the files in `directory`.
-
-    Raises:
-        InputError: if there is none, or its files cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(directory), use_fast=True)
-    except Exception as error:  # of any class: tokenizers has none of its own for a file that it cannot parse
-        if (Path(directory) / "tokenizer.json").exists():
-            message = (
-                f"{directory}/tokenizer.json cannot be read ({error}); name another tokenizer with --model.tokenizer"
-            )
-        else:
-            message = f"no tokenizer in {directory}; name one with --model.tokenizer"
-        raise InputError(message) from error
-
-
 def read_config(source: Source, num_labels: int | None = None) -> Any:
     """Return transformers' config of `source`, without `quantization_config`, which describes only the files.
 

@@ -7,12 +7,13 @@ from typing import Any
 from jaxpeft.adapters import Method, SiteMethod
 from jaxpeft.config import AdapterConfig, ModelConfig
 from jaxpeft.errors import InputError
-from jaxpeft.models.build import Model, Quantization, load_model, load_tokenizer, read_config
+from jaxpeft.models.build import Model, Quantization, load_model, read_config
 from jaxpeft.models.inputs import max_tokens
 from jaxpeft.models.label_maps import class_names
 from jaxpeft.models.quantized_files import check_storable
 from jaxpeft.models.shapes import model_shapes
 from jaxpeft.models.sources import resolve
+from jaxpeft.models.tokenizers import load_tokenizer
 from jaxpeft.runs.adapters import fully_trained
 from jaxpeft.tasks.base import Task
 

@@ -99,7 +99,7 @@ def text_pipeline(
     reads_pairs: bool | None = None,
     label_names: Sequence[str] | None = None,
 ) -> TextPipeline:
-    """What turns the texts of a run into rows.
+    """The pipeline that turns the texts of a run into rows.
 
     Args:
         data: the run's flags.

@@ -17,7 +17,7 @@ from jaxpeft.config.parsing import parse_run
 from jaxpeft.data import classification_data, masked_lm_data
 from jaxpeft.errors import InputError
 from jaxpeft.models import build
-from jaxpeft.models.build import load_tokenizer
+from jaxpeft.models.tokenizers import load_tokenizer
 from jaxpeft.preflight.abstract_run import abstract_run, lower_evaluation, lower_training
 from jaxpeft.preflight.collectives import traffic
 from jaxpeft.quantization import Quantization, quantize, quantized_shape
