@@ -71,7 +71,10 @@ MISTAKES = {
     "unknown-group": ("--config unknown-group.yaml", r"adaptor\.rank.*did you mean 'adapter\.rank'\?"),
     "wrong-type": (f"{TEXT} --adapter.rank many", r"adapter\.rank.*many"),
     "wrong-type-in-a-file": ("--config wrong-type.yaml", r"training\.num_steps.*many"),
-    "wrong-choice": (f"{TEXT} --adapter.method lore", r"adapter\.method.*'lora', 'hira', .*'full', 'head'.*lore"),
+    "wrong-choice": (
+        f"{TEXT} --adapter.method lore",
+        r"adapter\.method is 'lore'; it must be one of lora, hira, .*full, head",
+    ),
     "option-of-another-method": (
         f"{TEXT} --adapter.method hira --adapter.use_dora true",
         r"adapter\.use_dora True is an option of lora, and adapter\.method is 'hira'; set it to null",
@@ -222,6 +225,12 @@ def test_a_sentence_without_a_mask_leaves_nothing(work, capsys):
         ("evaluate", "runs/x --split train", r"split.*train"),
         ("merge", "runs/x base", r"'base' exists and is not empty; give a new directory"),
         ("predict", "base", r"texts"),
+        (
+            "predict",
+            "runs/x train.txt",
+            r"'train\.txt' is a path here, .* jaxpeft predict runs/x - < train\.txt; .* echo train\.txt",
+        ),
+        ("predict", "runs/x good base", r"'base' is a path here"),
     ],
 )
 def test_a_mistake_in_a_command(command, flags, message, work, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxpeft.cli.process import guarded
+from jaxpeft.cli.standard_input import with_standard_input
 from jaxpeft.config.parsing import Parser
 from jaxpeft.errors import InputError
 
@@ -19,7 +20,9 @@ def main(argv: Sequence[str], *, prog: str) -> None:
     """Parse the arguments and print or write the answers."""
     parser = Parser(prog=prog, description="Fill every [MASK] of the texts (masked-lm), or classify them.")
     parser.add_argument("run", help="A run's directory, such as runs/quickstart.")
-    parser.add_argument("texts", nargs="*", help="Texts, each in quotes.")
+    parser.add_argument(
+        "texts", nargs="*", help="Texts, each in quotes; -: the lines of standard input, one text a line."
+    )
     parser.add_argument("--pairs", nargs="+", help="The second text of each, if the run was trained on pairs.")
     parser.add_argument(
         "--file", type=str, help="A .txt, .csv, .tsv, .jsonl or .parquet file of texts, instead of them."
@@ -52,6 +55,7 @@ def predict(
         raise InputError(f"{flag} is for texts of a file; give --file")
     if file is not None and pairs:
         raise InputError("--pairs is for texts of the command line; give --text_pair_column")
+    texts = with_standard_input(run, texts)
     if pairs and len(pairs) != len(texts):
         raise InputError(f"{len(texts)} texts and {len(pairs)} --pairs; give a second text for each")
     from jaxpeft.cli.answers_file import check_output, write_answers

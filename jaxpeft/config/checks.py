@@ -148,6 +148,7 @@ def check_combinations(
             f"data.name '{data.name}' and data.train_file '{data.train_file}' exclude each other: set one to null"
         )
     _check_labels(task, data)
+    _check_files(data)
     given = [name for name, value in vars(cluster).items() if value is not None]
     if given and not distributed:
         raise InputError(f"cluster.{given[0]} {getattr(cluster, given[0])} needs --distributed")
@@ -198,6 +199,28 @@ def _check_labels(task: str, data: DataConfig) -> None:
         raise InputError(
             f"data.{given[0]} is for classes, and data.regression predicts numbers: set one of them to null or false"
         )
+
+
+def _check_files(data: DataConfig) -> None:
+    """Raise InputError for options of files that no file has, or that are given without a file."""
+    for name in ("validation_file", "test_file", "column_names", "delimiter", "quotes", "encoding", "field", "glob"):
+        value = getattr(data, name)
+        if value not in (None, False) and not data.train_file:
+            raise InputError(
+                f"data.{name} {value} is for files, and the data is '{data.name}': leave it out, or give data.train_file"
+            )
+    if (
+        data.delimiter is not None
+        and data.delimiter not in ("tab", "\\t")
+        and (len(data.delimiter) != 1 or data.delimiter in '"\r\n')
+    ):
+        raise InputError(f"data.delimiter is {data.delimiter!r}; it must be one character, or tab")
+    try:
+        "".encode(data.encoding or "utf-8")
+    except (LookupError, UnicodeError, ValueError) as error:
+        raise InputError(
+            f"data.encoding is '{data.encoding}', which Python does not know; give one such as utf-8, latin-1, cp1252 or utf-16"
+        ) from error
 
 
 def _check_redraw(adapter: AdapterConfig, pruning: PruningConfig) -> None:

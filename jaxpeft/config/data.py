@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data to train and evaluate on."""
+    """The data to train and evaluate on, such as --data.train_file my.csv or --data.name glue/sst2."""
 
     name: str | None = None
     """Dataset: python-docs (built in), wikitext-2-raw-v1, glue/sst2 and others, or any dataset id on the hub."""
     subset: str | None = None
     """Configuration of the hub dataset, if it has several."""
     train_file: str | None = None
-    """Local .txt, .csv, .tsv, .jsonl or .parquet file, instead of name."""
+    """Local .txt, .csv, .tsv, .json, .jsonl or .parquet file, instead of name, such as --data.train_file my.csv."""
     validation_file: str | None = None
     """Local file; null: a tenth of the training rows is held out for validation."""
     test_file: str | None = None
     """Local file; null: test figures are measured on the validation rows."""
     column_names: list[str] | None = None
-    """Column names of .csv and .tsv files without a header line."""
+    """Column names of .csv and .tsv files without a header line, such as '[text, label]'."""
+    delimiter: str | None = None
+    """Character between the fields of .csv and .tsv files: ',', ';', '|', tab or another one; null: found from the first rows."""
+    quotes: bool | None = None
+    """Quotes in .csv and .tsv files: true: a field in double quotes may hold the delimiter and line breaks; false: quotes are part
+    of the text; null: true, and in files with tabs only if a program has written the quotes."""
+    encoding: str | None = None
+    """Encoding of text files, such as latin-1, cp1252 or utf-16; null: utf-8, or what the file's byte order mark says."""
+    field: str | None = None
+    """Key of the rows in a .json file that is one object, such as data for {"data": [...]}."""
+    glob: bool = False
+    """The files' names are patterns of several files (*, ?, [...], ** for folders), read in the order of their names, such as
+    'shards/*.csv'. false: a name means one file, and all its characters mean themselves."""
+    drop_empty: bool = False
+    """Leave out rows without a text and say how many; false: classification refuses such rows, and masked-lm keeps blank lines."""
     text_column: str | None = None
     """Column with the text; null: 'text', or the columns of a GLUE task."""
     text_pair_column: str | None = None
@@ -39,7 +54,7 @@ class DataConfig:
     """Tokens per row: the block length in masked-lm, the truncation limit in classification."""
     mask_ratio: float = 0.15
     """Share of the real tokens of each row that are masked, exact for every row (masked-lm)."""
-    bucket_lengths: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256, 512])
+    bucket_lengths: list[int] = dataclasses.field(default_factory=lambda: [16, 32, 64, 128, 256, 512])
     """Lengths in tokens to which classification rows are padded; one program is compiled for each length in use."""
     packing: bool = False
     """Put several texts in each row of up to max_length tokens (classification). Texts per batch stay the same; one program."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from jaxpeft.config.plain_errors import in_plain_words, last_text, may_be_none
 from jaxpeft.config.run import RunConfig
 from jaxpeft.errors import InputError, did_you_mean, fail
 
@@ -26,10 +27,27 @@ _TRAINS = "Fine-tune a Flax transformer with adapters."
 class Parser(ArgumentParser):
     """jsonargparse's parser. An error exits with status 2 and prints one line that names the nearest flag."""
 
+    _given: Sequence[str] = ()  # for the messages about them
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Parse `args`. Unlike the base class, take a text that means null in YAML, such as "#a.csv", as the text that it is."""
+        self._given = args or ()
+        values = super().parse_args(args, *rest, **options)
+        for flag, hint in self._types().items():
+            if may_be_none(hint) and values.get(flag) is None and (text := last_text(self._given, flag)) is not None:
+                values[flag] = text
+        return values
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the problem and the way out in one line, and exit with status 2."""
+        fail(self._in_words(message), prog=self.prog, hint=f"see {self.prog} --help")
+
+    def _in_words(self, message: str) -> str:
         text = re.sub(r"\s+", " ", message).strip()
-        fail(f"{text}{self._suggestion(text)}", prog=self.prog, hint=f"see {self.prog} --help")
+        return f"{in_plain_words(text, self._types(), self._given)}{self._suggestion(text)}"
+
+    def _types(self) -> dict[str, Any]:
+        return {action.dest: hint for action in self._actions if (hint := getattr(action, "_typehint", action.type))}
 
     def _suggestion(self, text: str) -> str:
         # jsonargparse has three messages for an unknown key.
@@ -48,8 +66,7 @@ class ValuesParser(Parser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise InputError with the problem and the nearest key. The caller, who knows it, adds the origin of the values."""
-        text = re.sub(r"\s+", " ", message).strip()
-        raise InputError(f"{text}{self._suggestion(text)}")
+        raise InputError(self._in_words(message))
 
 
 def parse_run(args: list[str], prog: str, default_config: Path | None = None) -> Callable[[], RunConfig]:
@@ -113,7 +130,7 @@ def _without_deep_flags(args: list[str], names: list[str]) -> tuple[list[str], l
 
 
 def _parse(parser: Parser, args: list[str], default_config: Path | None) -> tuple[Any, Callable[[], RunConfig]]:
-    args = _bare_switches(args)
+    args = _with_one_source(_bare_switches(args))
     if default_config and not any(arg == "--config" or arg.startswith("--config=") for arg in args):
         args = ["--config", str(default_config), *args]
     _check_yaml(args, parser.prog)  # before the parser, whose error does not name the file
@@ -122,7 +139,18 @@ def _parse(parser: Parser, args: list[str], default_config: Path | None) -> tupl
 
 
 def build_run(parser: Parser, values: Any) -> RunConfig:
-    """Build and check the configuration of parsed `values`."""
+    """Build and check the configuration of parsed `values`.
+
+    Raises:
+        InputError: a group of keys is a single value, which jsonargparse lets pass, or the values cannot be combined.
+    """
+    for field in fields(RunConfig):
+        value = values[field.name]
+        if field.default is MISSING and not isinstance(value, Namespace):
+            raise InputError(
+                f"{field.name} is {'empty' if value is None else value}; it must be a group of keys, such as {{name: value}}; "
+                "leave it out for the defaults"
+            )
     instantiated = parser.instantiate(values)
     return RunConfig(**{field.name: instantiated[field.name] for field in fields(RunConfig)})
 
@@ -161,9 +189,13 @@ def _check_yaml(args: list[str], prog: str) -> None:
         named = arg.partition("=")[2] if arg.startswith("--config=") else arg if args[i - 1 : i] == ["--config"] else ""
         path = Path(named)
         try:
-            yaml.safe_load(path.read_text() if path.is_file() else "")
+            values = yaml.safe_load(path.read_text() if path.is_file() else "")
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            fail(f"{path} is not YAML: {error}", prog=prog)
+            # Without the excerpt of the file, whose lines would run together.
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+            fail(f"{path}{f', line {mark.line + 1}' if mark else ''}: not YAML: {problem or error}", prog=prog)
+        if not isinstance(values, dict | None):
+            fail(f"{path} does not hold keys: write lines such as 'name: my-run'", prog=prog)
 
 
 def _bare_switches(args: list[str]) -> list[str]:
@@ -173,3 +205,13 @@ def _bare_switches(args: list[str]) -> list[str]:
         f"{arg}=true" if arg in switches and args[i + 1 : i + 2] not in (["true"], ["false"]) else arg
         for i, arg in enumerate(args)
     ]
+
+
+def _with_one_source(args: list[str]) -> list[str]:
+    """`args` in which the flag of a file also takes back the name of a dataset that a config file has, and the name the files."""
+    given = {arg.partition("=")[0] for arg in args}
+    is_file, is_name = "--data.train_file" in given, "--data.name" in given
+    if is_file == is_name:
+        return args
+    others = ["name"] if is_file else ["train_file", "validation_file", "test_file"]
+    return [*args, *(f"--data.{name}=null" for name in others if f"--data.{name}" not in given)]

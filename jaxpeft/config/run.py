@@ -5,6 +5,7 @@ A config file holds the same keys as YAML. This module imports nothing heavy, so
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,6 +84,8 @@ class RunConfig:
             return self.name
         model = self.model.name.rstrip("/").removesuffix("/config.json").split("/")[-1]
         data = (self.data.name or (self.data.train_file or "data").split("/")[-1].rsplit(".", 1)[0]).replace("/", "-")
+        if self.data.glob:
+            data = re.sub(r"[^\w.]+", "-", data).strip("-") or "files"
         sparse = "sparse-" if self.pruning.sparsity else ""
         quantized = "q" if self.model.quantization != "none" else ""
         contextual = "contextual-" if self.contextual.is_on else ""

@@ -1,15 +1,19 @@
-"""Read local files into tables with the `datasets` library."""
+"""Read local files into tables of the `datasets` library, which are temporary files that are mapped into memory."""
 
 from __future__ import annotations
 
-import csv
+import glob as patterns
+import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxpeft.data.delimited import open_delimited
+from jaxpeft.data.json_files import as_json_lines, first_bad_line
+from jaxpeft.data.text_files import encoding_of
 from jaxpeft.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,7 +27,14 @@ _FORMATS = {
     ".jsonl": "json",
     ".parquet": "parquet",
 }
-_ENCODING = "utf-8-sig"  # UTF-8 with or without a byte order mark, which spreadsheets write
+_OPTIONS = {  # option → the formats that have it, and their suffixes in words
+    "column_names": (("csv",), ".csv and .tsv files"),
+    "delimiter": (("csv",), ".csv and .tsv files"),
+    "quotes": (("csv",), ".csv and .tsv files"),
+    "encoding": (("csv", "text", "json"), "files of text"),
+    "field": (("json",), ".json files"),
+}
+_ROWS_PER_BATCH, _LETTERS_PER_BATCH = 10_000, 10_000_000
 
 
 @contextmanager
@@ -40,7 +51,7 @@ def quiet_datasets() -> Iterator[None]:
     hub_utils.logging.set_verbosity(hub_utils.logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            # The csv reader of datasets 5.0 never closes its file; delete this filter when it does.
+            # A reader of datasets 5.0 may leave its file open; delete this filter when none does.
             warnings.simplefilter("ignore", ResourceWarning)
             yield
     finally:
@@ -52,28 +63,80 @@ def quiet_datasets() -> Iterator[None]:
             hub_utils.enable_progress_bars()
 
 
-def read_file(path: str, *, column_names: Sequence[str] | None = None) -> Dataset:
-    """Read a local file as a table, which is a temporary file that is mapped into memory.
+def read_file(
+    path: str,
+    *,
+    column_names: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    quotes: bool | None = None,
+    encoding: str | None = None,
+    field: str | None = None,
+    glob: bool = False,
+) -> Dataset:
+    """Read a local file, or several, as a table: a temporary file that is mapped into memory.
 
     A .txt file gives one column, `text`, with one row per line. Every column of .csv and .tsv is read as text: the
-    sentence "NA" stays text, and the kind of a label depends on all of its rows. A .tsv file is read without quoting,
-    because SST-2 has stray quotes.
+    sentence "NA" stays text, and the kind of a label depends on all of its rows. Columns without a name (an index that pandas
+    wrote, or the end of lines with a trailing delimiter) are left out.
 
     Args:
-      path: a .txt, .csv, .tsv, .json, .jsonl or .parquet file.
+      path: a .txt, .csv, .tsv, .json, .jsonl or .parquet file. Every character means itself, except "~" at the start, which is
+        the home directory.
       column_names: the columns of a .csv or .tsv file without a header line. A first line that repeats the names is
         taken as the header.
+      delimiter: the character between the fields of a .csv or .tsv file, or "tab"; None finds it.
+      quotes: True if fields of a .csv or .tsv file may stand in double quotes, False if quotes are part of the text; None finds it.
+      encoding: the encoding of a file of text; None is UTF-8, or what a byte order mark says.
+      field: the key of the rows in a .json file that is one object. A dot leads to a key inside, as in "data.rows".
+      glob: True if `path` is a pattern of several files (`*`, `?`, `[...]`, and `**` for folders). They are read in the order of
+        their names, and must have the same columns.
 
     Raises:
-      InputError: the file does not exist, has another suffix, does not parse, or has no rows.
+      InputError: the file does not exist, has another suffix, does not parse, or has no rows; or an option does not fit it.
     """
-    format_name = _format_of(path)
-    if column_names is not None and format_name != "csv":
+    given = {
+        "column_names": column_names,
+        "delimiter": delimiter,
+        "quotes": quotes,
+        "encoding": encoding,
+        "field": field,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    path = os.path.expanduser(path)  # pathlib's raises an error for a name that begins with "~" and is no user's
+    if not glob:
+        return _read_one(path, options)
+    paths = sorted(found for found in patterns.glob(path, recursive=True) if os.path.isfile(found))
+    if not paths:
         raise InputError(
-            f"column_names is for .csv and .tsv files without a header, but {path} is neither; leave it out"
+            f"no file matches the pattern {path}; check it, or set data.glob to false if it is one file's name"
         )
-    options = _csv_options(path, column_names) if format_name == "csv" else {}
-    table = _load(format_name, path, options)
+    return _joined(paths, [_read_one(found, options) for found in paths])
+
+
+def _read_one(path: str, options: dict[str, Any]) -> Dataset:
+    format_name = _format_of(path)
+    for name in options:
+        formats, in_words = _OPTIONS[name]
+        if format_name not in formats:
+            raise InputError(f"data.{name} is for {in_words}, but {path} is not one; leave it out")
+    encoding = encoding_of(path, options.get("encoding")) if format_name != "parquet" else ""
+    dialect = {name: value for name, value in options.items() if name in ("column_names", "delimiter", "quotes")}
+    # A temporary folder: the shared cache of datasets would keep a copy of every private file ever read. The table stays mapped
+    # after its file is deleted, so that a large file never stands in memory as a whole.
+    with tempfile.TemporaryDirectory() as folder:
+        if format_name == "text":
+            with open(path, encoding=encoding) as lines:
+                table = _as_table(["text"], ([line.rstrip("\n")] for line in lines), folder)
+        elif format_name == "csv":
+            file = open_delimited(path, encoding, **dialect)
+            names = [file.names[i] for i in file.columns]
+            if not names:
+                raise InputError(f"{path}, line 1: no column has a name; give data.column_names")
+            table = _as_table(names, file.rows(), folder)
+        elif format_name == "json":
+            table = _load("json", path, as_json_lines(path, encoding, folder, options.get("field")), folder)
+        else:
+            table = _load(format_name, path, path, folder)
     if not len(table):
         raise InputError(f"{path} has no rows; give a file with at least one")
     return table
@@ -94,59 +157,75 @@ def _format_of(path: str) -> str:
     return _FORMATS[suffix]
 
 
-def _load(format_name: str, path: str, options: dict[str, Any]) -> Dataset:
-    import datasets
+def _as_table(names: Sequence[str], rows: Iterable[Sequence[str]], folder: str) -> Dataset:
+    """A table of texts, written to a file in `folder` a few rows at a time, and mapped into memory."""
+    import pyarrow as pa
+    from datasets import Dataset
 
-    # A temporary cache: the shared one would keep a copy of every private file ever read. Its table stays mapped after it is
-    # deleted, so that a large file never stands in memory as a whole.
-    with quiet_datasets(), tempfile.TemporaryDirectory() as cache:
+    path = os.path.join(folder, "rows.arrow")
+    schema = pa.schema([(name, pa.string()) for name in names])
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for columns in _batches(rows, len(names)):
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+    return Dataset.from_file(path)
+
+
+def _batches(rows: Iterable[Sequence[str]], number: int) -> Iterator[list[list[str]]]:
+    """The rows as columns, with a limited number of rows and letters in each batch."""
+    columns: list[list[str]] = [[] for _ in range(number)]
+    letters = 0
+    for row in rows:
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+            letters += len(value)
+        if len(columns[0]) == _ROWS_PER_BATCH or letters > _LETTERS_PER_BATCH:
+            yield columns
+            columns, letters = [[] for _ in range(number)], 0
+    if columns[0]:
+        yield columns
+
+
+def _load(format_name: str, path: str, readable: str, folder: str) -> Dataset:
+    """Read `readable`, which is `path` or a copy of it, with `datasets`."""
+    import datasets
+    from datasets.data_files import DataFilesList
+
+    # datasets takes a name as a pattern and "::" as a step into an archive, so it gets a name that has neither, and no pattern.
+    link = os.path.join(folder, f"rows{Path(readable).suffix}")
+    if readable != link:
+        os.symlink(os.path.abspath(readable), link)
+    files = DataFilesList([link], [(link,)])
+    options = {"parse_agent_traces": False} if format_name == "json" else {}
+    with quiet_datasets():
         try:
-            return datasets.load_dataset(format_name, data_files=path, split="train", cache_dir=cache, **options)
+            return datasets.load_dataset(
+                format_name, data_files={"train": files}, split="train", cache_dir=folder, **options
+            )
         except ValueError as error:
             if "corresponds to no data" in str(error):  # datasets' message for a file without rows
                 raise InputError(f"{path} has no rows; give a file with at least one") from error
             raise InputError(_unreadable(path, error)) from error
         except (datasets.exceptions.DatasetsError, OSError) as error:  # the cause is the parser's own message
+            if format_name == "json" and (found := first_bad_line(readable)):
+                raise InputError(f"{path}, line {found[0]}: not JSON: {found[1]}; repair that line") from error
             raise InputError(_unreadable(path, error.__cause__ or error)) from error
+
+
+def _joined(paths: Sequence[str], tables: Sequence[Dataset]) -> Dataset:
+    import datasets
+
+    for path, table in zip(paths, tables, strict=True):
+        if table.column_names != tables[0].column_names:
+            columns = [", ".join(columns) for columns in (table.column_names, tables[0].column_names)]
+            raise InputError(
+                f"{path} has the columns {columns[0]}, but {paths[0]} has {columns[1]}; make them the same"
+            )
+    try:
+        return datasets.concatenate_datasets(list(tables))
+    except ValueError as error:  # a column of numbers in one file and of text in another
+        raise InputError(f"{paths[0]} and the other files of the pattern do not fit together: {error}") from error
 
 
 def _unreadable(path: str, cause: BaseException) -> str:
     reason = " ".join(str(cause).split())
-    return f"{path} cannot be read as {Path(path).suffix}: {reason}; repair that line or convert the file"
-
-
-def _csv_options(path: str, column_names: Sequence[str] | None) -> dict[str, Any]:
-    from datasets import Features, Value
-
-    is_tsv = Path(path).suffix.lower() == ".tsv"
-    dialect: dict[str, Any] = {
-        "delimiter": "\t" if is_tsv else ",",
-        "quoting": csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
-    }
-    names, first = _first_rows(path, column_names, dialect)
-    if column_names is not None and first == names:
-        # The same names are given for all files of a run, but only SST-2's dev.tsv has a header, not train-sentences.tsv.
-        return _csv_options(path, None)
-    if len(set(names)) < len(names):
-        raise InputError(f"{path}: a column name occurs twice in {', '.join(names)}; rename one")
-    # pandas would read the surplus fields as an index and shift every column.
-    if first is not None and len(first) != len(names):
-        hint = "give column_names if the file has no header, or quote fields that hold the delimiter"
-        raise InputError(f"{path}: {len(names)} columns ({', '.join(names)}) but {len(first)} fields in row 1; {hint}")
-    # pandas would read the sentence "NA" as a missing value (keep_default_na) and guess column types (features).
-    options = {**dialect, "keep_default_na": False, "encoding": _ENCODING}
-    options["features"] = Features({name: Value("string") for name in names})
-    return {**options, "column_names": list(names)} if column_names is not None else options
-
-
-def _first_rows(
-    path: str, column_names: Sequence[str] | None, dialect: dict[str, Any]
-) -> tuple[list[str], list[str] | None]:
-    """The column names, and the fields of the first row (None if there is no row)."""
-    try:
-        with open(path, encoding=_ENCODING, newline="") as file:
-            rows = (row for row in csv.reader(file, **dialect) if row)  # pandas also skips blank lines
-            names = list(column_names) if column_names is not None else next(rows, [])
-            return names, next(rows, None)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(_unreadable(path, error)) from error
+    return f"{path} cannot be read as {Path(path).suffix}: {reason}; repair the file or convert it"

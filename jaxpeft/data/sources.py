@@ -13,7 +13,7 @@ from jaxpeft.data.hub import KNOWN_NAMES, read_hub
 from jaxpeft.data.label_values import WITHHELD
 from jaxpeft.data.labels import Labels, check_two_classes, encode_labels
 from jaxpeft.data.python_docs import load_python_docs
-from jaxpeft.data.splits import Split, Splits, hold_out, take
+from jaxpeft.data.splits import EmptyTexts, Split, Splits, hold_out, take, without_empty
 from jaxpeft.data.texts import read_texts
 from jaxpeft.errors import InputError
 
@@ -39,6 +39,11 @@ def load_splits(
     validation_file: str | None = None,
     test_file: str | None = None,
     column_names: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    quotes: bool | None = None,
+    encoding: str | None = None,
+    field: str | None = None,
+    glob: bool = False,
     text_column: str | None = None,
     text_pair_column: str | None = None,
     label_column: str | None = None,
@@ -47,6 +52,7 @@ def load_splits(
     base_names: Sequence[str] | None = None,
     drop_unlabelled: bool = False,
     use_labels: bool = True,
+    empty_texts: EmptyTexts = "keep",
     validation_split: str | None = None,
     test_split: str | None = None,
 ) -> Splits:
@@ -65,6 +71,11 @@ def load_splits(
       validation_file: the same for validation.
       test_file: the same for test.
       column_names: the columns of .csv and .tsv files that have no header line.
+      delimiter: the character between the fields of .csv and .tsv files; None finds it.
+      quotes: whether fields of .csv and .tsv files may stand in double quotes; None finds it.
+      encoding: the encoding of files of text; None is UTF-8, or what a byte order mark says.
+      field: the key of the rows in a .json file that is one object.
+      glob: True if `train_file` and the others are patterns of several files.
       text_column: the column of the text; None takes `text` or a GLUE task's columns.
       text_pair_column: the column of the second text, or None.
       label_column: the column of the label; None takes `label` if there is one.
@@ -73,6 +84,7 @@ def load_splits(
       base_names: the names of the base's classes in the order of their ids; classes of the same names take its ids.
       drop_unlabelled: leave out rows without a label, instead of refusing them.
       use_labels: False leaves the labels unread, for masked language modelling.
+      empty_texts: "keep" rows without a text, "refuse" them, or "drop" them, which `notes` reports.
       validation_split: the hub's name of the split to validate on; None is "validation" (MNLI: "validation_matched").
       test_split: the hub's name of the split to test on; None is "test".
 
@@ -89,7 +101,14 @@ def load_splits(
         return load_python_docs()
     if train_file is not None:
         files = {"train": train_file, "validation": validation_file, "test": test_file}
-        read = _from_files({split: path for split, path in files.items() if path}, name, column_names)
+        reading = {
+            "column_names": column_names,
+            "delimiter": delimiter,
+            "quotes": quotes,
+            "encoding": encoding,
+            "field": field,
+        }
+        read = _from_files({split: path for split, path in files.items() if path}, name, {**reading, "glob": glob})
     else:
         read = _from_hub(str(name), subset, validation_split, test_split)
         # GLUE's columns have names of their own, so the task decides unless the user does.
@@ -103,38 +122,46 @@ def load_splits(
         for split, table in read.tables.items()
     }
     options = {"num_labels": num_labels, "base_names": base_names, "drop_unlabelled": drop_unlabelled}
-    return _to_splits(read, columns, options if use_labels else None, label_names)
+    return _to_splits(read, columns, options if use_labels else None, label_names, empty_texts)
 
 
 def load_file(
     path: str,
     *,
     column_names: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    quotes: bool | None = None,
+    encoding: str | None = None,
+    field: str | None = None,
+    glob: bool = False,
     text_column: str | None = None,
     text_pair_column: str | None = None,
     label_column: str | None = None,
     label_names: Sequence[str] | None = None,
     num_labels: int | None = None,
     use_labels: bool = True,
+    empty_texts: EmptyTexts = "keep",
 ) -> Split:
     """Load the rows of one file for prediction or evaluation. Arguments and errors are as in `load_splits`.
 
     Labels are read if the file has a column `label` (or `label_column`) that is not all -1. In that case give the
     `label_names` and `num_labels` of the training run, or the ids may mean other classes.
     """
-    table = read_file(path, column_names=column_names)
+    table = read_file(
+        path, column_names=column_names, delimiter=delimiter, quotes=quotes, encoding=encoding, field=field, glob=glob
+    )
     columns = choose_columns(table.column_names, path, text=text_column, pair=text_pair_column, label=label_column)
-    split = _texts(table, columns, path)
+    split = _texts(table, columns, path, empty_texts)
     raw = column_values(table, columns.label) if use_labels and columns.label is not None else []
-    if _all_hidden(raw):
-        return split
-    encoded = encode_labels({path: raw}, num_labels=num_labels, label_names=label_names)
-    return replace(split, labels=encoded.columns[path])
+    if not _all_hidden(raw):
+        encoded = encode_labels({path: raw}, num_labels=num_labels, label_names=label_names)
+        split = replace(split, labels=encoded.columns[path])
+    return without_empty(split, path, empty_texts)[0]
 
 
-def _from_files(files: Mapping[str, str], name: str | None, column_names: Sequence[str] | None) -> _Tables:
+def _from_files(files: Mapping[str, str], name: str | None, reading: Mapping[str, Any]) -> _Tables:
     return _Tables(
-        tables={split: read_file(path, column_names=column_names) for split, path in files.items()},
+        tables={split: read_file(path, **reading) for split, path in files.items()},
         where=files,
         source="files: " + ", ".join(f"{split} {path}" for split, path in files.items()),
         notes=() if name is None else (f"the dataset '{name}' is not read: data.train_file overrides it",),
@@ -162,11 +189,17 @@ def _from_hub(name: str, subset: str | None, validation_split: str | None, test_
 
 
 def _to_splits(
-    read: _Tables, columns: Mapping[str, Columns], options: dict[str, Any] | None, label_names: Sequence[str] | None
+    read: _Tables,
+    columns: Mapping[str, Columns],
+    options: dict[str, Any] | None,
+    label_names: Sequence[str] | None,
+    empty_texts: EmptyTexts,
 ) -> Splits:
     """The splits of `read`. `options` are those of `encode_labels` besides the names; None leaves the labels unread."""
     notes = list(read.notes)
-    splits = {split: _texts(table, columns[split], read.where[split]) for split, table in read.tables.items()}
+    splits = {
+        split: _texts(table, columns[split], read.where[split], empty_texts) for split, table in read.tables.items()
+    }
     num_labels, names = None, None
     if options is not None and columns["train"].label is not None:
         raw = _raw_labels(read, columns)
@@ -188,6 +221,10 @@ def _to_splits(
         }
         num_labels, names = labels.num_labels, labels.names
         notes += labels.notes
+    # After the labels are read, so that messages about either count the rows of the file.
+    for split, rows in splits.items():
+        splits[split], note = without_empty(rows, read.where[split], empty_texts)
+        notes += [note] if note else []
     # After the labels are read, because labelled and unlabelled rows are held out differently.
     if "validation" not in splits:
         splits["train"], splits["validation"], note = hold_out(splits["train"], read.where["train"])
@@ -203,13 +240,16 @@ def _to_splits(
     )
 
 
-def _texts(table: Dataset, columns: Columns, where: str) -> Split:
-    texts = read_texts(table, columns.text, where)
-    if not any(text.strip() for text in texts):
+def _texts(table: Dataset, columns: Columns, where: str, empty: EmptyTexts) -> Split:
+    # Rows of None are dropped with those of blank text, after the labels are read.
+    allow_none = empty == "drop"
+    texts = read_texts(table, columns.text, where, allow_none=allow_none)
+    if not any(text and text.strip() for text in texts):
         raise InputError(
             f"{where}: column '{columns.text}' has no text in its {len(texts)} rows; give another data.text_column or file"
         )
-    return Split(texts, None if columns.pair is None else read_texts(table, columns.pair, where))
+    pairs = None if columns.pair is None else read_texts(table, columns.pair, where, allow_none=allow_none)
+    return Split(texts, pairs)
 
 
 def _all_hidden(raw: Sequence[Any]) -> bool:

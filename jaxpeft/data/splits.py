@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from jaxpeft.data.texts import hash_texts, take_texts
+from jaxpeft.data.texts import blank_rows, hash_texts, none_rows, rows_of, take_texts
 from jaxpeft.errors import InputError
 
+EmptyTexts = Literal["keep", "refuse", "drop"]
+"""The ways to treat rows without a text."""
+
+_ROWS_NAMED = 5
 HELD_OUT_FRACTION = 0.1
 HOLD_OUT_SEED = 0  # not the run's seed, so that runs of different seeds are evaluated on the same rows
 
@@ -74,6 +79,40 @@ def take(split: Split, rows: np.ndarray) -> Split:
         pairs=None if split.pairs is None else take_texts(split.pairs, rows),
         labels=None if split.labels is None else split.labels[rows],
     )
+
+
+def without_empty(split: Split, where: str, empty: EmptyTexts) -> tuple[Split, str | None]:
+    """`split` without the rows that have no text, and a note if there are such rows.
+
+    A pair has no text if both of its texts are blank, or if one is missing (None).
+
+    Args:
+      split: the rows.
+      where: the origin of the rows, for messages.
+      empty: "keep", "refuse" or "drop".
+
+    Raises:
+      InputError: there are empty rows, and `empty` is "refuse"; or all rows are empty.
+    """
+    blank = np.arange(0) if empty == "keep" else blank_rows(split.texts)
+    if split.pairs is not None and len(blank):
+        blank = np.intersect1d(blank, blank_rows(split.pairs))
+    if split.pairs is not None and empty == "drop":  # else there is no None
+        blank = np.unique(np.concatenate([blank, none_rows(split.texts), none_rows(split.pairs)]))
+    if not len(blank):
+        return split, None
+    numbers = [str(rows_of(split.texts)[row] + 1) for row in blank[:_ROWS_NAMED]]
+    others = f" and {len(blank) - _ROWS_NAMED} more" if len(blank) > _ROWS_NAMED else ""
+    rows = f"row{'s' if len(blank) > 1 else ''} {', '.join(numbers)}{others}"
+    if empty == "refuse":
+        raise InputError(
+            f"{where}: {len(blank)} of {len(split)} rows have no text ({rows}); fill them in, or set "
+            "data.drop_empty to true to leave them out"
+        )
+    if len(blank) == len(split):
+        raise InputError(f"{where}: none of the {len(split)} rows has a text; give another data.text_column or file")
+    note = f"{len(blank)} of {len(split)} rows of {where} have no text and are left out ({rows})"
+    return take(split, np.delete(np.arange(len(split)), blank)), note
 
 
 def hold_out(split: Split, where: str) -> tuple[Split, Split, str]:

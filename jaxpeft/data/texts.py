@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeGuard, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 import numpy as np
 
@@ -62,25 +62,70 @@ def _runs_on(rows: range | np.ndarray) -> TypeGuard[range]:
     return isinstance(rows, range) and rows.step == 1
 
 
-def read_texts(table: Dataset, column: str, where: str) -> TextColumn:
-    """A text column of `table`. Raises InputError on the first row (counted from 1) that is not text."""
+def read_texts(table: Dataset, column: str, where: str, *, allow_none: bool = False) -> TextColumn:
+    """A text column of `table`. With `allow_none`, rows may have the value None, and must be dropped by the caller.
+
+    Raises InputError on the first row (counted from 1) that is not text.
+    """
     table = table.select_columns([column])
     texts = TextColumn(table, column)
-    if not _holds_only_text(table, column):
+    is_text, number_of_none = _kind(table, column)
+    if not is_text or (number_of_none and not allow_none):
         for row, value in enumerate(texts):
-            if not isinstance(value, str):
+            if value is None and not allow_none:
+                raise InputError(
+                    f"{where}, row {row + 1}: column '{column}' has no text (null); fill it in, or set data.drop_empty to true to "
+                    "leave such rows out"
+                )
+            if not isinstance(value, str | None):
                 raise InputError(
                     f"{where}, row {row + 1}: column '{column}' holds {value!r}, not text; fix it or drop the row"
                 )
     return texts
 
 
-def _holds_only_text(table: Dataset, column: str) -> bool:
-    """True if the type of the column says so, without reading it."""
+def _kind(table: Dataset, column: str) -> tuple[bool, int]:
+    """Whether the type of the column is text, and the number of values that are None, without reading them."""
     import pyarrow as pa
 
     values = table.data.column(column)
-    return (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)) and not values.null_count
+    return pa.types.is_string(values.type) or pa.types.is_large_string(values.type), values.null_count
+
+
+def blank_rows(texts: Sequence[str]) -> np.ndarray:
+    """The rows with no text, or with nothing but white space: `[n]` int, ascending."""
+    return _rows_that(texts, _is_blank)
+
+
+def none_rows(texts: Sequence[str]) -> np.ndarray:
+    """The rows whose value is None: `[n]` int, ascending."""
+    return _rows_that(texts, lambda values: values.is_null().to_numpy(zero_copy_only=False))
+
+
+def _rows_that(texts: Sequence[str], check: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """The rows for which `check` is true. It gets pieces of the column, as arrays of pyarrow."""
+    import pyarrow as pa
+
+    if not isinstance(texts, TextColumn):
+        return np.flatnonzero(check(pa.array(texts, pa.string())))
+    found = [np.zeros(0, bool), *(check(values) for values in texts._table.data.column(texts._column).chunks)]
+    rows = texts._rows
+    return np.flatnonzero(np.concatenate(found)[slice(rows.start, rows.stop) if _runs_on(rows) else np.asarray(rows)])
+
+
+def _is_blank(values: Any) -> np.ndarray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return np.asarray([value is None or not value.strip() for value in values.to_pylist()], bool)
+    length = pc.binary_length(pc.utf8_trim_whitespace(values))
+    return pc.equal(pc.fill_null(length, 0), 0).to_numpy(zero_copy_only=False)
+
+
+def rows_of(texts: Sequence[str]) -> range | np.ndarray:
+    """The rows, from 0, that the texts have in the table that they are read from."""
+    return texts._rows if isinstance(texts, TextColumn) else range(len(texts))
 
 
 def take_texts(texts: Sequence[str], rows: np.ndarray) -> Sequence[str]:

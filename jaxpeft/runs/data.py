@@ -40,15 +40,11 @@ def load_data(data: DataConfig, task_name: str, model: ModelConfig | None = None
         train_file=data.train_file,
         validation_file=data.validation_file,
         test_file=data.test_file,
-        column_names=data.column_names,
-        text_column=data.text_column,
-        text_pair_column=data.text_pair_column,
-        label_column=data.label_column,
         label_names=data.label_names,
         num_labels=1 if data.regression else data.num_labels,
         base_names=label_names_of_base(model) if model and kind.reads_labels else None,
         drop_unlabelled=data.drop_unlabelled,
-        use_labels=kind.reads_labels,
+        **reading_options(data, kind),
     )
     glue = GLUE.get((data.name or "").removeprefix("glue/"))
     task = kind.for_labels(splits.num_labels, glue.metrics if glue else ())
@@ -56,20 +52,44 @@ def load_data(data: DataConfig, task_name: str, model: ModelConfig | None = None
     return task, splits
 
 
+def reading_options(data: DataConfig, kind: type[Task]) -> dict[str, Any]:
+    """The arguments of `load_splits` that say how the files of `data` are read."""
+    return {
+        "column_names": data.column_names,
+        "delimiter": data.delimiter,
+        "quotes": data.quotes,
+        "encoding": data.encoding,
+        "field": data.field,
+        "glob": data.glob,
+        "text_column": data.text_column,
+        "text_pair_column": data.text_pair_column,
+        "label_column": data.label_column,
+        "use_labels": kind.reads_labels,
+        # Blank lines are part of running text.
+        "empty_texts": "drop" if data.drop_empty else "refuse" if kind.reads_labels else "keep",
+    }
+
+
 def read_texts(data: DataConfig, path: str, *, text_column: str | None, text_pair_column: str | None) -> Split:
-    """The texts of the file at `path` for prediction, without labels. Columns that are not given are those of `data`.
+    """The texts of the file at `path` for prediction, without labels, and with empty ones, so that every row has an answer.
+
+    Columns that are not given are those of `data`. So are the options of reading, if the file is of the same format.
 
     Raises:
         InputError: as `load_file`.
     """
     glue = GLUE.get((data.name or "").removeprefix("glue/")) if data.train_file is None else None
     own = (*glue.text_columns, None)[:2] if glue else (None, None)
+    alike = Path(path).suffix == Path(data.train_file or "").suffix
+    fitting = {
+        name: getattr(data, name) for name in ("column_names", "delimiter", "quotes", "encoding", "field") if alike
+    }
     return load_file(
         path,
-        column_names=data.column_names,
         text_column=text_column or data.text_column or own[0],
         text_pair_column=text_pair_column or data.text_pair_column or own[1],
         use_labels=False,
+        **fitting,
     )
 
 
