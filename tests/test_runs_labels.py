@@ -35,6 +35,7 @@ def workplace(root):
     (root / "judge" / "config.json").write_text(json.dumps(config))
     tensors = load_file(root / "judge" / "model.safetensors")
     head = {"classifier.weight": np.zeros((2, 16), np.float32), "classifier.bias": np.array([3, 0], np.float32)}
+    tensors = {f"bert.{name}": tensor for name, tensor in tensors.items()}  # as torch names them beside a classifier
     save_file({**tensors, **head}, root / "judge" / "model.safetensors")
     texts = tiny_runs.SENTENCES[:40]
     films = [f"{text}\t{'negative' if i % 10 == 4 else 'positive'}" for i, text in enumerate(texts)]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.entry_effects import EntryEffects
-from jaxpeft.adapters.option_names import check_names
+from jaxpeft.adapters.option_names import check_options
 from jaxpeft.errors import InputError
 from jaxpeft.trees import Layers, pattern_value
 
@@ -139,7 +139,7 @@ class Method(ABC):
 
     def __new__(cls, *values: Any, **options: Any) -> Self:
         """Refuse an option that the method does not have, and say what PEFT's name for it is here."""
-        check_names(cls, options, cls.__name__)
+        check_options(cls, options, cls.__name__)
         return super().__new__(cls)
 
     @property

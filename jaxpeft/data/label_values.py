@@ -1,4 +1,4 @@
-"""What a single label of a file is: a whole number, a fraction, a name, a code, or missing."""
+"""Read single labels of a file: whole numbers, fractions, names and codes, and those that are missing."""
 
 from __future__ import annotations
 

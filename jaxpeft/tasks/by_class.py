@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxpeft.tasks.metrics import without_warnings
+
 _MOST_CLASSES = 100
 """Classes up to which the confusion matrix is made. It has classes² entries, and nobody reads a larger one."""
 
@@ -62,13 +64,12 @@ def by_class(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) ->
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     ids = np.arange(len(names))
-    figures = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0.0)
+    with without_warnings():
+        figures = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0.0)
+        matrix = confusion_matrix(labels, predicted, labels=ids) if len(names) <= _MOST_CLASSES else None
     number = np.bincount(predicted, minlength=len(names))
     classes = tuple(
         ClassFigures(name, int(rows), int(number[i]), float(precision), float(recall), float(f1))
         for i, (name, precision, recall, f1, rows) in enumerate(zip(names, *figures, strict=True))
     )
-    if len(names) > _MOST_CLASSES:
-        return ByClass(classes, None)
-    matrix = confusion_matrix(labels, predicted, labels=ids)
-    return ByClass(classes, tuple(tuple(row) for row in matrix.tolist()))
+    return ByClass(classes, None if matrix is None else tuple(tuple(row) for row in matrix.tolist()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +35,20 @@ class Metric:
         assert self.function is not None, f"{self.title} is made of sums"
         assert logits is not None, f"{self.title} needs logits"
         assert labels is not None, f"{self.title} needs labels"
-        return float(self.function(logits, labels))
+        with without_warnings():
+            return float(self.function(logits, labels))
 
     def in_words(self, value: float) -> str:
         """The value as text, with `digits` decimals."""
         return f"{value:,.{self.digits}f}" if self.digits < 4 else f"{value:.{self.digits}f}"
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Hide scikit-learn's guess that few rows of many classes are meant to be numbers."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        yield
 
 
 def perplexity(loss: float) -> float:

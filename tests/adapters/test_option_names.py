@@ -40,8 +40,20 @@ def test_pefts_name_is_refused_with_ours(method, theirs, ours):
 def test_a_misspelt_option():
     with pytest.raises(InputError, match=r"Lora has no option 'rnak'; did you mean 'rank'\?"):
         jaxpeft.Lora(rnak=8)
-    with pytest.raises(InputError, match="LnTuning has no option 'rank'; it has none"):
-        jaxpeft.LnTuning(rank=8)
+    with pytest.raises(InputError, match="BitFit has no option 'rank'; it has none"):
+        jaxpeft.BitFit(rank=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, r"adapter\.rank 0 must be at least 1"),
+        ({"dropout": 2}, r"adapter\.dropout 2 must be at least 0 and below 1"),
+    ],
+)
+def test_a_value_out_of_its_range(options, message):
+    with pytest.raises(InputError, match=message):
+        jaxpeft.Lora(**options)
 
 
 @pytest.mark.parametrize("name", METHODS)

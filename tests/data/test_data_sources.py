@@ -194,7 +194,7 @@ CASES = [
     ("a.csv", "text,label\nGood, really,1\n", {}, r"a.csv, line 2: 2 columns \(text, label\) but 3 fields; .*quote"),
     ("a.csv", "text,label\na,1\nb,2,3\n", {}, r"a.csv, line 3: 2 columns .* but 3 fields"),
     ("a.csv", "text,text\na,1\n", {}, r"a column name occurs twice"),
-    ("a.csv", "review,stars\na,1\n", {}, r"no column is known to be the text \(review, stars\); set text_column"),
+    ("a.csv", "review,stars\na,1\n", {}, r"no column is known to be the text \(review, stars\); set data\.text_column"),
     ("a.csv", "text,sentence\na,b\n", {}, r"several columns could be the text \(text, sentence\)"),
     (
         "a.csv",
@@ -203,7 +203,7 @@ CASES = [
         r"text_column='txt': .*did you mean 'text'\?; columns: text",
     ),
     ("a.csv", "text,label\na,1\n", {"label_column": "y"}, r"label_column='y': .*columns: text, label"),
-    ("a.csv", "text,label\na,1\n", {"text_pair_column": "label"}, r"also needs text_column;"),
+    ("a.csv", "text,label\na,1\n", {"text_pair_column": "label"}, r"also needs data\.text_column;"),
     ("a.txt", "a\n", {"column_names": ("text",)}, r"column_names is for .csv and .tsv files"),
     ("a.txt", "\n\n", {}, r"column 'text' has no text in its 2 rows"),
     ("a.jsonl", '{"text": "a"}\n{"text\n', {}, r"a.jsonl, line 2: not JSON: "),
