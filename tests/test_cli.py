@@ -228,7 +228,7 @@ def test_a_sentence_without_a_mask_leaves_nothing(work, capsys):
         (
             "predict",
             "runs/x train.txt",
-            r"'train\.txt' is a path here, .* jaxpeft predict runs/x - < train\.txt; .* echo train\.txt",
+            r"'train\.txt' is a path here, .* jaxpeft predict runs/x --file train\.txt; .* echo train\.txt",
         ),
         ("predict", "runs/x good base", r"'base' is a path here"),
     ],
@@ -283,7 +283,7 @@ def test_mistakes_with_a_finished_run(stopped, work, capsys):
     for flags, message in {
         "predict runs/everything hello": "'hello' has no [MASK] to fill",
         "predict runs/everything [MASK] --top 0": "--top is 0; it must be at least 1",
-        f"predict runs/everything {'[MASK],' * 30}": "tokens; the model has 32 positions: shorten it",
+        f"predict runs/everything {'[MASK],' * 30}": "tokens; the model has 32 positions for a text: shorten it",
     }.items():
         command, rest = flags.split(" ", 1)
         assert message in refused(capsys, rest, command=command)

@@ -120,8 +120,8 @@ def test_the_delimiter_is_found_or_asked_for(tmp_path):
     path = write(tmp_path / "c.csv", "a;b|c\n1;2|3\n")
     assert "fields could end at ';' or at '|'; give one of them as data.delimiter" in refusal(path)
     assert load_file(path, text_column="a", delimiter=";").texts == ["1"]
-    path = write(tmp_path / "d.csv", "text^label\na^1\n")
-    assert load_file(path, delimiter="^").labels.tolist() == [1]
+    path = write(tmp_path / "d.csv", "text^label\na^1\nb^0\n")
+    assert load_file(path, delimiter="^").labels.tolist() == [1, 0]
     assert load_file(write(tmp_path / "e.csv", "text\na\nb; c\n")).texts == ["a", "b; c"]
     for wrong in ("", ";;", '"', "\n"):
         assert "it must be one character, or tab" in refusal(path, delimiter=wrong)
