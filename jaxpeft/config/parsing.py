@@ -29,7 +29,7 @@ class Parser(ArgumentParser):
 
     _given: Sequence[str] = ()  # for the messages about them
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse `args`. Unlike the base class, take a text that means null in YAML, such as "#a.csv", as the text that it is."""
         self._given = args or ()
         values = super().parse_args(args, *rest, **options)
