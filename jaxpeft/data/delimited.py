@@ -9,7 +9,6 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 from jaxpeft.errors import InputError
 
@@ -135,8 +134,12 @@ def _parse(file: Delimited) -> Iterator[tuple[int, list[str], list[str]]]:
     """(number of its first line from 1, its lines, its fields) of every row that is not blank."""
     line, lines = 1, list[str]()
     with open(file.path, encoding=file.encoding, newline="") as text:
-        quoting: Any = csv.QUOTE_MINIMAL if file.quotes else csv.QUOTE_NONE
-        reader = csv.reader(_noting(text, lines), delimiter=file.delimiter, quoting=quoting, strict=True)
+        reader = csv.reader(
+            _noting(text, lines),
+            delimiter=file.delimiter,
+            quoting=csv.QUOTE_MINIMAL if file.quotes else csv.QUOTE_NONE,
+            strict=True,
+        )
         try:
             for fields in reader:
                 if fields:

@@ -183,3 +183,13 @@ def test_a_pattern_is_no_name_of_a_directory():
         path: RunConfig(data=DataConfig(train_file=path, glob=True)).run_name for path in ("a/*.csv", "part-[0-9].txt")
     }
     assert names == {"a/*.csv": "all-MiniLM-L6-v2-files-lora", "part-[0-9].txt": "all-MiniLM-L6-v2-part-0-9-lora"}
+
+
+def test_the_help_has_every_flag_of_the_data_with_its_words(capsys):
+    with pytest.raises(SystemExit):
+        parse_run(["--help"], "train.py")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--data.train_file my.csv" in text
+    for name in get_type_hints(DataConfig):
+        words = text.split(f" --data.{name} ")[1].split(" (type:")[0].split()
+        assert len(words) > 4, name
