@@ -84,7 +84,9 @@ def _name_lines(axes: Any, ends: list[tuple[str, float, float, str]]) -> None:
         above = place
         beside = x == furthest
         axes.annotate(
-            f"  {name}" if beside and name else name,
+            f"\N{NO-BREAK SPACE}\N{NO-BREAK SPACE}{name}"
+            if beside and name
+            else name,  # SVG drops other leading spaces
             (x, y),
             xytext=(x, place if beside else place + room / 2),
             color=color,

@@ -154,9 +154,11 @@ def _readme_part(record: Record) -> str:
     dates = sorted(row["measured"]["at"][:10] for row in rows)
     rounds = sorted({row["measured"]["rounds"] for row in rows})
     peaks = sorted(round(row["measured"]["peak"] / 1e9) for row in rows)
+    *others, most = map(str, rounds)
+    number = f"{', '.join(others)} or {most}" if others else most
     turns = (
         "The factors are PEFT's time divided by jaxpeft's: above 1, jaxpeft is faster. "
-        f"They are medians of {' or '.join(map(str, rounds))} rounds in which the two sides take turns."
+        f"They are medians of {number} rounds in which the two sides take turns."
     )
     said = [f"{turns} {_methods(record)}".strip()]
     said += [_startup(record)] if record.get("startup") else []
