@@ -28,8 +28,13 @@ def encoding_of(path: str, given: str | None) -> str:
     with open(path, "rb") as file:
         start = file.read(4096)
     codec = _codec(path, given, start)
-    if codec not in ("utf-8", *_BYTE_ORDER_MARKS.values()) or (codec in ("utf-16", "utf-32") and not _mark(start)):
+    unmarked = codec in ("utf-16", "utf-32") and not _mark(start)
+    if unmarked or codec not in ("utf-8", *_BYTE_ORDER_MARKS.values()):
         _check_other(path, codec, str(given), start)
+    if unmarked:
+        raise InputError(
+            f"{path}, line 1: no byte order mark of {codec}; set data.encoding to {codec}-le or {codec}-be, if it is one of them"
+        )
     _check_bytes(path, codec, given)
     return codec
 
@@ -77,10 +82,6 @@ def _check_bytes(path: str, codec: str, given: str | None) -> None:
                 found = f"the byte 0x{error.object[error.start]:02x} is not {codec}"
                 ways_out = "the file's encoding" if given else "the file's encoding, such as latin-1, cp1252 or utf-16"
                 raise InputError(f"{path}, line {line}: {found}; set data.encoding to {ways_out}") from error
-            except UnicodeError as error:  # utf-16 and utf-32 without a byte order mark
-                raise InputError(
-                    f"{path}, line 1: no byte order mark of {codec}; set data.encoding to {codec}-le or {codec}-be, if it is one of them"
-                ) from error
             if not block:
                 return
 
