@@ -172,8 +172,9 @@ _MOST_CLASSES = 100
 def _classes(run: CardSubject) -> str:
     """The figures of every class, up to a number that can be read."""
     results, rows = run.results, run.results.class_rows()
+    names_in = "config.json" if results.method == "full" else LABELS_FILE
     lines = [
-        f"On the {results.test_split} rows. `{LABELS_FILE}` has the names in the order of the ids."
+        f"On the {results.test_split} rows. `{names_in}` has the names in the order of the ids."
         if results.label_names
         else f"On the {results.test_split} rows. The classes have no names, only ids.",
         "",
