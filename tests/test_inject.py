@@ -117,10 +117,9 @@ def test_each_site_starts_the_same_whatever_else_is_adapted(bert):
     assert len({value.tobytes() for value in map(np.asarray, values)}) == len(values)  # no two layers alike
 
 
-@pytest.mark.parametrize("rank", [0, 33])
-def test_a_rank_wider_than_its_layer_is_refused(bert, rank):
-    with pytest.raises(InputError, match=f"rank {rank} is outside 1 to 32, the width of layer bert/"):
-        tiny.adapted(bert, Lora(rank=rank))
+def test_a_rank_wider_than_its_layer_is_refused(bert):
+    with pytest.raises(InputError, match="rank 33 is outside 1 to 32, the width of layer bert/"):
+        tiny.adapted(bert, Lora(rank=33))
 
 
 def test_a_quantised_leaf_cannot_train_whole(tiny_models):

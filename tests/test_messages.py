@@ -83,9 +83,5 @@ def test_flags_are_named_with_their_section(room):
     """A bare `num_labels` is no flag: `data.num_labels` is one. Names of one plain word are left out, because they are words."""
     bare = {option for options in SECTIONS.values() for option in options if "_" in option}
     pattern = re.compile(rf"(?<![\w./'-])({'|'.join(sorted(bare))})\b(?!\()")
-    wrong = [
-        place
-        for place, text in everywhere((room,))
-        if len(text.split()) > 2 and pattern.search(text)
-    ]
+    wrong = [place for place, text in everywhere((room,)) if len(text.split()) > 2 and pattern.search(text)]
     assert not wrong, "\n".join(wrong)

@@ -1,5 +1,6 @@
 """The rules of a run's directory: what blocks a new run, and what does not."""
 
+import errno
 import subprocess
 import sys
 
@@ -61,6 +62,15 @@ def test_a_run_that_is_training_is_not_started_again(directory):
             directory.check(CONFIG.resolved(), resume=False)
         other.communicate()
     directory.check(CONFIG.resolved(), resume=False)
+
+
+def test_a_file_system_without_locks_blocks_nothing(directory, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with directory.in_use():
+        directory.check(CONFIG.resolved(), resume=False)
 
 
 @pytest.mark.xdist_group("runs")

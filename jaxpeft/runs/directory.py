@@ -181,10 +181,12 @@ class RunDirectory:
         with self.config.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise InputError(
                     f"another process is training the run in '{self}'; wait for its end, or give another --name"
                 ) from None
+            except OSError:  # a file system without locks, such as a mounted bucket
+                pass
             yield
 
     def differences(self, values: Mapping[str, Any]) -> list[str]:
