@@ -168,12 +168,12 @@ def test_settings_are_checked():
 def test_the_estimates_find_seventy_per_cent_of_the_largest_channels_of_real_weights():
     from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig
     from jaxpeft.runs.base_model import load_base
-    from jaxpeft.runs.data import load_data, training_data
+    from jaxpeft.runs.data import load_data, text_pipeline
 
     data = DataConfig(name="python-docs")
     task, splits = load_data(data, "masked-lm")
     model, tokenizer = load_base(ModelConfig(), task, None, AdapterConfig(), max_length=128, seed=0)
-    rows = training_data(task, splits.train, model, tokenizer, data, batch_size=16, seed=0, num_devices=1)
+    rows = task.make_data(splits.train, text_pipeline(data, model, tokenizer), batch_size=16, seed=0)
     estimators = make_estimators(model, range(6))
     overlap = channel_overlap(model, model.params, estimators, rows.train_batch(0), layers=range(6))
     assert mean_overlap(overlap) >= 0.75
