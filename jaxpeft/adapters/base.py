@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import jax
@@ -138,8 +138,9 @@ class Method(ABC):
     """Options in which runs that train in one program may differ (`jaxpeft.runs.sweep_key`)."""
 
     def __new__(cls, *values: Any, **options: Any) -> Self:
-        """Refuse an option that the method does not have, and say what PEFT's name for it is here."""
-        check_options(cls, options, cls.__name__)
+        """Refuse an option that the method does not have or that is out of its range, and say what PEFT's name for it is here."""
+        names: list[str] = [option.name for option in fields(cls)] if is_dataclass(cls) else []
+        check_options(cls, {**dict(zip(names, values, strict=False)), **options}, cls.__name__)
         return super().__new__(cls)
 
     @property
@@ -391,9 +392,3 @@ def check_rank(rank: int, site: Site) -> None:
         raise InputError(
             f"adapter.rank {rank} is outside 1 to {width}, the width of layer {site.path} ({site.d_in} to {site.d_out})"
         )
-
-
-def check_positive_rank(rank: int) -> None:
-    """Raise InputError if `rank` is below 1, for the methods whose rank may exceed the layer's width."""
-    if rank < 1:
-        raise InputError(f"adapter.rank {rank} must be at least 1")

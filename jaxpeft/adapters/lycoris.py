@@ -16,7 +16,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import SiteMethod, check_positive_rank, with_patterns
+from jaxpeft.adapters.base import SiteMethod, with_patterns
 from jaxpeft.errors import InputError
 
 
@@ -32,7 +32,6 @@ class Lycoris(SiteMethod):
     module_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_positive_rank(self.rank)
         for option in ("rank_dropout", "module_dropout"):
             if not 0 <= (rate := getattr(self, option)) < 1:
                 raise InputError(f"adapter.{option} is {rate}; it must be at least 0 and below 1")

@@ -30,7 +30,6 @@ from jaxpeft.adapters.base import (
     Site,
     SiteParams,
     Statistics,
-    check_positive_rank,
     dropout,
     drops,
 )
@@ -118,7 +117,6 @@ class Shira(SparseDelta):
     init_weights: bool = True
 
     def __post_init__(self) -> None:
-        check_positive_rank(self.rank)
         _check_start(self.init_weights)
         if self.block_size < 1:
             raise InputError(f"adapter.block_size {self.block_size} must be at least 1")
@@ -199,9 +197,7 @@ class SuperTuning(SparseDelta):
         if not 0 <= self.sparsity < 1:
             raise InputError(f"adapter.sparsity is {self.sparsity}; it must be at least 0 and below 1")
         _check_start(self.init_weights)
-        if self.rank is not None:
-            check_positive_rank(self.rank)
-        elif self.alpha is not None:
+        if self.rank is None and self.alpha is not None:
             raise InputError(
                 f"adapter.alpha {self.alpha:g} scales the LoRA beside the sparse values: set adapter.rank too, or alpha to null"
             )

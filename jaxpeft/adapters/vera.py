@@ -26,7 +26,6 @@ from jaxpeft.adapters.base import (
     SharesFactors,
     Site,
     SiteParams,
-    check_positive_rank,
     dropout,
 )
 
@@ -53,9 +52,6 @@ class Vera(SharesFactors):
     save_projection: bool = True
     projection_prng_key: int = 0
     init_weights: bool = True
-
-    def __post_init__(self) -> None:
-        check_positive_rank(self.rank)
 
     @property
     def saves_shared(self) -> bool:

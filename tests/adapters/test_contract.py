@@ -103,7 +103,7 @@ def test_an_embedding_without_a_start_is_drawn_whole():
 
 def test_an_unknown_start():
     with pytest.raises(InputError, match="unknown initialisation 'zeros'; it must be true, false or gaussian"):
-        Hira(4, 8.0, init_weights="zeros").init(jax.random.key(0), SITE, lambda: KERNEL)
+        Hira(4, init_weights="zeros").init(jax.random.key(0), SITE, lambda: KERNEL)
 
 
 def test_the_room_has_no_other_names():

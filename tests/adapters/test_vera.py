@@ -60,7 +60,7 @@ def test_dropout_falls_on_the_adapter_s_input_alone():
 
 def test_no_rank_is_refused():
     with pytest.raises(InputError, match=r"adapter\.rank 0 must be at least 1"):
-        Vera(rank=0)
+        Vera(0)
 
 
 @pytest.mark.parametrize("key", [0, 7, 123456789])
