@@ -138,6 +138,28 @@ def test_a_csv_file_of_answers(root, tmp_path):
     assert [row["text"] for row in rows] == tiny_runs.SENTENCES[:40]
 
 
+def test_some_answers_in_a_csv_file(root, tmp_path):
+    """Of each text other labels are the likeliest, so they cannot be columns."""
+    tiny_runs.labels(root)
+    output = tmp_path / "answers.csv"
+    tiny_runs.jaxpeft(root, "predict", "runs/labels", "--file", "labels.tsv", "--output", str(output), "--top", "1")
+    with output.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert {row["label"] for row in rows} <= {"statement", "expression"}
+    assert all(json.loads(row["probabilities"]) == {row["label"]: float(row["probability"])} for row in rows)
+
+
+def test_a_run_answers_without_its_token_cache(root, monkeypatch, tmp_path):
+    """The machine that serves a run need not have the directories of the one that trained it."""
+    directory, _ = tiny_runs.labels(root)
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    config = (copy / "config.yaml").read_text()
+    assert "token_cache: auto" in config
+    (copy / "config.yaml").write_text(config.replace("token_cache: auto", "token_cache: /proc/no/such/place"))
+    monkeypatch.chdir(root)
+    assert load_run(copy).predict(["A call."]) == load_run(directory).predict(["A call."])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

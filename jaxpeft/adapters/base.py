@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.entry_effects import EntryEffects
-from jaxpeft.adapters.option_names import check_options
+from jaxpeft.adapters.options import check_options
 from jaxpeft.errors import InputError
 from jaxpeft.trees import Layers, pattern_value
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import HasConstants, Method, ModifiesBase, SharesFactors, Site, SiteMethod
-from jaxpeft.adapters.option_names import check_names
+from jaxpeft.adapters.options import check_names
 from jaxpeft.errors import InputError
 from jaxpeft.quantization import dequantize, is_quantized, quantize_like
 from jaxpeft.trees import CONSTANTS, SHARED, Adapters, Layers, Params, leaf_paths, nest, split

@@ -52,7 +52,7 @@ def write_answers(trained: TrainedRun, split: Split, output: Path | None, *, whe
     task, rows, num_truncated = trained.objective.task, count(), 0
     top = 5 if top is None and task.fills_masks else top
     pairs = split.pairs
-    with _writer(output) as write, RowsBar("answering", len(split)) as bar:
+    with _writer(output, whole=top is None) as write, RowsBar("answering", len(split)) as bar:
         try:
             for reply in trained.replies(split, top=top):
                 for answer, i in zip(reply.answers, rows, strict=False):
@@ -69,14 +69,15 @@ def write_answers(trained: TrainedRun, split: Split, output: Path | None, *, whe
 
 
 @contextmanager
-def _writer(output: Path | None) -> Iterator[Write]:
+def _writer(output: Path | None, *, whole: bool) -> Iterator[Write]:
+    """A function that writes a record. `whole` says that the mappings in all records have the same names."""
     if output is None:
         yield lambda record: print(json.dumps(record, ensure_ascii=False))
         return
     unfinished = output.with_name(output.name + ".unfinished")
     try:
         with unfinished.open("w", encoding="utf-8", newline="") as file:
-            yield _csv(file) if output.suffix == ".csv" else lambda record: _json_line(file, record)
+            yield _csv(file, whole=whole) if output.suffix == ".csv" else lambda record: _json_line(file, record)
         unfinished.replace(output)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -86,12 +87,12 @@ def _json_line(file: IO[str], record: Mapping[str, Any]) -> None:
     file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _csv(file: IO[str]) -> Write:
+def _csv(file: IO[str], *, whole: bool) -> Write:
     columns: list[str] = []
     writer = csv.writer(file)
 
     def write(record: Mapping[str, Any]) -> None:
-        flat = dict(_columns(record))
+        flat = dict(_columns(record, whole=whole))
         if not columns:
             columns.extend(sorted(flat, key=lambda name: "." in name))  # of every record the same names
             writer.writerow(columns)
@@ -100,10 +101,10 @@ def _csv(file: IO[str]) -> Write:
     return write
 
 
-def _columns(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The cells of a record: a mapping has a column for each of its names, and a list is written as JSON."""
+def _columns(record: Mapping[str, Any], *, whole: bool) -> Iterator[tuple[str, Any]]:
+    """The cells of a record. A mapping has a column for each of its names, if it is `whole`; other values inside are JSON."""
     for name, value in record.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and whole:
             yield from ((f"{name}.{inner}", cell) for inner, cell in value.items())
         else:
-            yield name, json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+            yield name, json.dumps(value, ensure_ascii=False) if isinstance(value, list | Mapping) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -13,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxpeft.errors import InputError
 from jaxpeft.report.console import log
+from jaxpeft.runs.lock import locked
 
 _LOCK = ".lock"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -29,13 +28,9 @@ def alone_in(directory: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds the lock.
     """
-    with (directory / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"another process is working on the comparison in '{directory}'; wait for it, or stop it"
-            ) from None
+    (directory / _LOCK).touch()
+    refusal = f"another process is working on the comparison in '{directory}'; wait for it, or stop it"
+    with locked(directory / _LOCK, refusal) as file:
         _held.append(file.fileno())
         try:
             yield

@@ -24,14 +24,10 @@ def set_quiet() -> None:
     console.quiet = True
 
 
-class TrainingBar:
-    """A progress bar with loss, tokens/s and time left. Without a terminal it prints one line per log interval instead."""
+class _Bar:
+    """A progress bar, shown while its block runs."""
 
-    def __init__(self, done: int, total: int) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
-        self._progress = Progress(TextColumn("training"), *columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task("training", total=total, completed=done, figures="")
-        self._total = total
+    _progress: Progress
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -42,6 +38,16 @@ class TrainingBar:
     ) -> None:
         if not self._progress.disable:  # before 14.3, rich prints an empty line for a bar that it never showed
             self._progress.stop()
+
+
+class TrainingBar(_Bar):
+    """A progress bar with loss, tokens/s and time left. Without a terminal it prints one line per log interval instead."""
+
+    def __init__(self, done: int, total: int) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+        self._progress = Progress(TextColumn("training"), *columns, console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task("training", total=total, completed=done, figures="")
+        self._total = total
 
     def advance(self, step: int) -> None:
         """Move the bar to `step` completed steps."""
@@ -55,7 +61,7 @@ class TrainingBar:
             log(f"step {step:>5}/{self._total}  {figures}  {_duration(seconds_left)} left")
 
 
-class RowsBar:
+class RowsBar(_Bar):
     """A progress bar over rows, on the error stream. Without a terminal there is none."""
 
     def __init__(self, what: str, total: int) -> None:
@@ -63,16 +69,6 @@ class RowsBar:
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=errors, disable=not errors.is_terminal)
         self._task = self._progress.add_task(what, total=total)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._progress.disable:
-            self._progress.stop()
 
     def advance(self, rows: int) -> None:
         """Move the bar by `rows`."""

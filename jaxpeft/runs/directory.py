@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 from jaxpeft.config import RunConfig
 from jaxpeft.config.files import differences, read_config, write_config
 from jaxpeft.errors import InputError
+from jaxpeft.runs.lock import locked
 
 
 @dataclass(frozen=True)
@@ -178,15 +178,8 @@ class RunDirectory:
         Raises:
             InputError: another process has the lock.
         """
-        with self.config.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"another process is training the run in '{self}'; wait for its end, or give another --name"
-                ) from None
-            except OSError:  # a file system without locks, such as a mounted bucket
-                pass
+        refusal = f"another process is training the run in '{self}'; wait for its end, or give another --name"
+        with locked(self.config, refusal):
             yield
 
     def differences(self, values: Mapping[str, Any]) -> list[str]:

@@ -63,7 +63,7 @@ def finalize(
     start = parallel.replicate(setup.adapted.adapters)
     before = setup.evaluator.test(setup.frozen, start, {})[0] if evaluation.before else {}
     test, classes = setup.evaluator.test(setup.frozen, best.adapters, best.masks)
-    answers = (_examples(setup, start, {}), _examples(setup, best.adapters, best.masks))
+    answers = _examples(setup, start, best)
     best = replace(best, adapters=parallel.local(best.adapters), masks=parallel.local(best.masks))
     frozen = dict(parallel.local(setup.frozen))
     estimators = frozen.pop(ESTIMATORS, {})  # they served training, and are no part of the model
@@ -173,13 +173,18 @@ def _draw_confusion(directory: RunDirectory, export: Path, results: Results) -> 
     return Path(shutil.copy(picture, export / picture.name))
 
 
-def _examples(setup: RunSetup, adapters: Adapters, masks: Layers) -> list | None:
-    if not setup.examples:
-        return None
+def _examples(setup: RunSetup, start: Adapters, best: TrainState) -> tuple[list | None, list | None]:
+    """The answers to the example sentences before and after training; None if there are no sentences."""
     texts = setup.examples
+    if not texts:
+        return None, None
     questions = setup.task.make_questions(Split(texts), setup.pipeline, batch_size=len(texts), top=3)
     logits = jax.jit(setup.objective.logits)
-    return answer(questions, lambda batch: logits(setup.frozen, adapters, masks, batch))
+
+    def answers(adapters: Adapters, masks: Layers) -> list:
+        return answer(questions, lambda batch: logits(setup.frozen, adapters, masks, batch))
+
+    return answers(start, {}), answers(best.adapters, best.masks)
 
 
 def _channel_overlap(setup: RunSetup, estimators: Layers) -> Overlap:

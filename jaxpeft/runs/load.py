@@ -96,7 +96,7 @@ class TrainedRun:
         """The answers to the texts of `split`, some at a time. Arguments and errors are those of `predict`."""
         for start in range(0, len(split), _TEXTS_PER_CHUNK):
             rows = slice(start, start + _TEXTS_PER_CHUNK)
-            # As lists, so that nothing of them is kept in the token cache.
+            # As lists, so that each text is read from disk once.
             chunk = Split(list(split.texts[rows]), None if split.pairs is None else list(split.pairs[rows]))
             # A power of two, so that a few texts are not padded to a whole batch and few programs are compiled.
             batch_size = min(self.config.evaluation.batch_size, 1 << (len(chunk) - 1).bit_length())
@@ -151,7 +151,7 @@ def load_run(directory: Path | str) -> TrainedRun:
         frozen, adapters, loaded = load_adapter(files.adapter, model.params)
     objective = Objective(model, loaded, task, on_cpu=jax.default_backend() == "cpu")
     pipeline = text_pipeline(
-        config.data,
+        replace(config.data, token_cache=None),  # the machine that answers need not have the place, and keeps no tokens
         model,
         tokenizer,
         method=loaded,

@@ -39,13 +39,9 @@ class RowError(InputError):
         self.row = row
 
 
-HOST_ONLY = ("rows", "num_masks")
-"""Keys of a batch that only the host reads."""
-
-
 def for_device(batch: Batch) -> dict[str, Any]:
-    """The arrays of `batch` that a program reads."""
-    return {key: value for key, value in batch.items() if key not in HOST_ONLY}
+    """The arrays of `batch` that a program reads: all but `rows`, by which the host restores the order."""
+    return {key: value for key, value in batch.items() if key != "rows"}
 
 
 @dataclass(frozen=True)
@@ -53,13 +49,13 @@ class Questions:
     """A user's own texts, and how to answer them.
 
     Attributes:
-        batches: batches of the texts, without labels. Keys of `HOST_ONLY` stay on the host.
-        answers: makes the answers, one for each text in the order of the texts, of the logits of all batches.
+        batches: batches of the texts, without labels.
+        answers: makes the answers, one for each text in the order of the texts, of the logits of all batches in their order.
         num_truncated: number of texts that were cut to the run's `max_length`.
     """
 
     batches: Sequence[Batch]
-    answers: Callable[[Sequence[np.ndarray]], list[Any]]
+    answers: Callable[[Iterable[np.ndarray]], list[Any]]
     num_truncated: int = 0
 
 

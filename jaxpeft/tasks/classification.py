@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -77,8 +77,8 @@ class Classification(Task):
         data = self.make_data(replace(split, labels=None), pipeline, batch_size=batch_size, seed=0)
         batches = list(data.eval_batches())
 
-        def answers(outputs: Sequence[np.ndarray]) -> list[Any]:
-            rows, logits = np.concatenate([batch["rows"] for batch in batches]), np.concatenate(outputs)
+        def answers(outputs: Iterable[np.ndarray]) -> list[Any]:
+            rows, logits = np.concatenate([batch["rows"] for batch in batches]), np.concatenate(list(outputs))
             in_order = logits[rows >= 0][np.argsort(rows[rows >= 0])]
             return self.answers(in_order, pipeline.label_names, top)
 

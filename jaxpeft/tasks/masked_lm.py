@@ -70,11 +70,12 @@ class MaskedLM(Task):
             _batch(encoded, rows, tokenizer, pipeline.num_positions) for rows in cut(np.arange(len(split)), batch_size)
         ]
 
-        def answers(outputs: Sequence[np.ndarray]) -> list[Any]:
-            logits = [row for output in outputs for row in output]
+        def answers(outputs: Iterable[np.ndarray]) -> list[Any]:
+            # Row by row, because logits over a vocabulary are large. Rows behind the last text are copies.
+            logits = (row for output in outputs for row in output)
             return [
-                [most_likely(logits[i][j], tokenizer.convert_ids_to_tokens, top) for j in range(number)]
-                for i, number in enumerate(num_masks)
+                [most_likely(row[j], tokenizer.convert_ids_to_tokens, top) for j in range(number)]
+                for number, row in zip(num_masks, logits, strict=False)
             ]
 
         return Questions(batches, answers)

@@ -16,4 +16,4 @@ Logits = Callable[[Batch], jax.Array]
 
 def answer(questions: Questions, logits: Logits) -> list[Any]:
     """The task's answer to each text of `questions`, in their order."""
-    return questions.answers([np.asarray(logits(for_device(batch))) for batch in questions.batches])
+    return questions.answers(np.asarray(logits(for_device(batch))) for batch in questions.batches)

@@ -1,4 +1,4 @@
-"""The names of a method's options, and what PEFT calls those that have another name there."""
+"""Checks of a method's options: their names, with what PEFT calls those that have another name there, and their ranges."""
 
 from __future__ import annotations
 
