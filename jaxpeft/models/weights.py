@@ -105,7 +105,7 @@ def without_other_classes(
     others = {}
     for path in reader.readers:
         if not path.startswith(base_prefix + "/"):
-            wanted, found = shapes[path].shape, np.shape(reader.read(path))
+            wanted, found = shapes[path].shape, reader.read(path).shape
             if found != wanted and wanted[-1:] == (num_labels,) and found[:-1] == wanted[:-1]:
                 others[path] = found[-1]
     kept = {path: read for path, read in reader.readers.items() if path not in others}
