@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -18,6 +19,7 @@ from flax import linen as nn
 from jaxpeft.adapters.base import FrozenLayer, Method, Site, SiteMethod, SiteParams, check_masks
 from jaxpeft.adapters.channels import Channels
 from jaxpeft.adapters.channels import forward as forward_at
+from jaxpeft.adapters.products import flat, product
 from jaxpeft.errors import InputError, did_you_mean
 from jaxpeft.pruning.masks import apply_masks
 from jaxpeft.quantization import QuantizedTensor, dequantize, is_quantized, recomputed
@@ -147,7 +149,8 @@ def apply(
             return call(*args, **{"rng": row_key(context.module.make_rng("dropout")), **kwargs})
         tensor = quantized.get(f"{path}/kernel")
         if not _kind(context) or (tensor is None and path not in sites and path not in layer_overrides):
-            return call(*args, **kwargs)
+            is_product = isinstance(context.module, nn.Dense) and context.method_name == "__call__"
+            return flat(call, *args) if is_product else call(*args, **kwargs)
         visited.add(path)
         own = sites.get(path)
         assert own is None or isinstance(method, SiteMethod), "adapters at sites need the method they belong to"
@@ -215,7 +218,8 @@ def _run_layer(
 
     if tensor is None:
         kernel: jax.Array = module.get_variable("params", "kernel")
-        return _forward(method, x, params, FrozenLayer(call, kernel.astype, bias, dtype), rng, channels)
+        layer = FrozenLayer(partial(flat, call), kernel.astype, bias, dtype)
+        return _forward(method, x, params, layer, rng, channels)
 
     # Options of the method may be traced arrays (`training/sweep.py`). `run` is recomputed, so it must not close over those.
     options = {name: value for name, value in vars(method).items() if isinstance(value, jax.Array)} if method else {}
@@ -232,7 +236,7 @@ def _run_layer(
         tensor, channels = stored
 
         def base(x: jax.Array) -> jax.Array:
-            return layer.plus_bias(x.astype(dtype) @ layer.kernel())
+            return layer.plus_bias(product(x.astype(dtype), layer.kernel()))
 
         layer = FrozenLayer(base, lambda dtype: dequantize(tensor, dtype), bias, dtype)
         own: SiteMethod | None = replace(method, **options) if method else None  # type: ignore[type-var]

@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteMethod, SiteParams, dropout
 from jaxpeft.adapters.lora import Biases, Lora
+from jaxpeft.adapters.products import product
 from jaxpeft.errors import InputError, check_choice
 from jaxpeft.trees import Layers
 
@@ -138,7 +139,7 @@ class AdaLora(SiteMethod):
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
         """A side path of two thin products, as in LoRA."""
         h = dropout(layer.cast(x), self.dropout, rng)
-        return layer.base(x) + layer.times(h, self._scaled(params)) @ params["b"].astype(layer.dtype)
+        return layer.base(x) + product(layer.times(h, self._scaled(params)), params["b"].astype(layer.dtype))
 
     def penalty(self, sites: Layers) -> jax.Array | None:
         """orth_reg_weight · the mean of ‖AᵀA − I‖ and ‖BBᵀ − I‖ over all layers. Pruned triplets count too."""

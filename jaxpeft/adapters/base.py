@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxpeft.adapters.entry_effects import EntryEffects
 from jaxpeft.adapters.options import check_options
+from jaxpeft.adapters.products import product
 from jaxpeft.errors import InputError
 from jaxpeft.trees import Layers, pattern_value
 
@@ -99,7 +100,7 @@ class FrozenLayer:
         """x·matrix in the layer's dtype, for `matrix: [d_in, k]`; for an embedding the matrix's rows at the ids."""
         # Cast first: an fp32 adapter would promote a bf16 layer's output, and with it every layer above.
         matrix = matrix.astype(self.dtype)
-        return jnp.take(matrix, x, axis=0) if self.is_embedding else x @ matrix
+        return jnp.take(matrix, x, axis=0) if self.is_embedding else product(x, matrix)
 
     def plus_bias(self, y: jax.Array) -> jax.Array:
         """`y: [..., d_out]` plus the layer's bias, if it has one."""

@@ -7,7 +7,6 @@ decides the shapes, so one compiled program serves any choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import FrozenLayer, SiteMethod, SiteParams, at_indices
+from jaxpeft.adapters.products import product
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,10 @@ def _sliced(layer: FrozenLayer, channels: Channels) -> FrozenLayer:
     if bias is not None and channels.outputs is not None:
         bias = at_indices(bias, channels.outputs, 0)
     sliced = replace(layer, weights=weights, bias=bias)
-    base: Callable[[jax.Array], jax.Array] = lambda x: sliced.plus_bias(x.astype(layer.dtype) @ sliced.kernel())  # noqa: E731
+
+    def base(x: jax.Array) -> jax.Array:
+        return sliced.plus_bias(product(x.astype(layer.dtype), sliced.kernel()))
+
     return replace(sliced, base=base)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import Description, FrozenLayer, SiteParams
+from jaxpeft.adapters.products import product
 
 DESCRIPTION = Description(
     title="DoRA",
@@ -55,7 +56,7 @@ def forward(
     norms = jax.lax.stop_gradient(column_norms(layer.weights(jnp.float32), params, scaling))
     ratio = params["m"] / norms
     if dropped is not None:
-        base, plain = layer.base(x), dropped @ layer.kernel()
+        base, plain = layer.base(x), product(dropped, layer.kernel())
     else:
         base = layer.base(x)
         plain = base if layer.bias is None else base - layer.bias.astype(layer.dtype)

@@ -13,18 +13,10 @@ from typing import ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.adapters.base import (
-    Description,
-    FrozenLayer,
-    Site,
-    SiteMethod,
-    SiteParams,
-    dropout,
-    drops,
-    with_patterns,
-)
+from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteMethod, SiteParams, dropout, drops, with_patterns
 from jaxpeft.adapters.entry_effects import EntryEffects, of_product
 from jaxpeft.adapters.low_rank import Start, init_low_rank
+from jaxpeft.adapters.products import product
 from jaxpeft.adapters.pruned_ranks import without_pruned_ranks
 from jaxpeft.trees import Layers
 
@@ -74,14 +66,14 @@ class Hira(SiteMethod):
         """In fp32 without dropout one product with W₀ ⊙ (1 + A·B), else base and delta separately. For an embedding only the rows."""
         if layer.is_embedding:
             y = layer.base(x)
-            return y + y * (layer.times(x, params["a"]) @ params["b"].astype(layer.dtype))
+            return y + y * (product(layer.times(x, params["a"]), params["b"].astype(layer.dtype)))
         kernel = layer.kernel()
         factor = (params["a"] @ params["b"]).astype(layer.dtype)
         x = x.astype(layer.dtype)
         if (rng is not None and drops(self.dropout)) or jnp.finfo(layer.dtype).bits < 32:
             # In bf16 1 + A·B would round back to 1 until A·B has grown to 2⁻⁹.
-            return layer.base(x) + dropout(x, self.dropout, rng) @ (kernel * factor)
-        return layer.plus_bias(x @ (kernel * (jnp.ones((), layer.dtype) + factor)))
+            return layer.base(x) + product(dropout(x, self.dropout, rng), kernel * factor)
+        return layer.plus_bias(product(x, kernel * (jnp.ones((), layer.dtype) + factor)))
 
     def without_pruned(self, sites: Layers, masks: Layers) -> tuple[Self, Layers]:
         """Without the ranks that `masks` prune as a whole."""

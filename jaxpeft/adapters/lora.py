@@ -48,6 +48,7 @@ from jaxpeft.adapters.lora_init import (
     pissa_rounds,
 )
 from jaxpeft.adapters.low_rank import kaiming
+from jaxpeft.adapters.products import product
 from jaxpeft.adapters.pruned_ranks import without_pruned_ranks
 from jaxpeft.errors import InputError, check_choice
 from jaxpeft.trees import Layers
@@ -260,7 +261,7 @@ class Lora(ModifiesBase):
         if self.keep_base_zeros:
             y = sparse_base.forward(x, h if dropped else None, params, self.scaling, layer)
             return y if "bias" not in params else y + (self.scaling * params["bias"]).astype(layer.dtype)
-        delta = layer.times(h, params["a"]) @ params["b"].astype(layer.dtype)
+        delta = product(layer.times(h, params["a"]), params["b"].astype(layer.dtype))
         if "bias" in params:
             delta = delta + params["bias"].astype(layer.dtype)
         delta = in_dtype(self.scaling, delta) * delta

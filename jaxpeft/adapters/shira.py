@@ -23,17 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.adapters.base import (
-    Description,
-    FrozenLayer,
-    HasConstants,
-    Site,
-    SiteParams,
-    Statistics,
-    dropout,
-    drops,
-)
+from jaxpeft.adapters.base import Description, FrozenLayer, HasConstants, Site, SiteParams, Statistics, dropout, drops
 from jaxpeft.adapters.low_rank import kaiming
+from jaxpeft.adapters.products import product
 from jaxpeft.adapters.sparse_indices import check_indices, choose_indices, flat, largest, places, redraw
 from jaxpeft.errors import InputError
 
@@ -282,7 +274,7 @@ class SuperTuning(SparseDelta):
         if self.rank is None:
             return y
         h = layer.times(dropout(layer.cast(x), self.dropout, rng), params["a"])
-        return y + jnp.asarray(self.scaling, layer.dtype) * (h @ params["b"].astype(layer.dtype))
+        return y + jnp.asarray(self.scaling, layer.dtype) * (product(h, params["b"].astype(layer.dtype)))
 
 
 def with_entries(kernel: jax.Array, values: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:

@@ -19,19 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.adapters.base import (
-    Description,
-    FrozenLayer,
-    Site,
-    SiteMethod,
-    SiteParams,
-    check_rank,
-    dropout,
-    in_dtype,
-)
+from jaxpeft.adapters.base import Description, FrozenLayer, Site, SiteMethod, SiteParams, check_rank, dropout, in_dtype
 from jaxpeft.adapters.entry_effects import EntryEffects, of_product
 from jaxpeft.adapters.lora import Lora
 from jaxpeft.adapters.low_rank import init_low_rank
+from jaxpeft.adapters.products import product
 from jaxpeft.errors import InputError
 from jaxpeft.trees import Layers
 
@@ -102,7 +94,7 @@ class Sora(SiteMethod):
     def forward(self, x: jax.Array, params: SiteParams, layer: FrozenLayer, rng: jax.Array | None) -> jax.Array:
         """A side path of two thin products, as in LoRA."""
         h = layer.times(dropout(layer.cast(x), self.dropout, rng), params["a"] * params["g"])
-        delta = h @ params["b"].astype(layer.dtype)
+        delta = product(h, params["b"].astype(layer.dtype))
         return layer.base(x) + in_dtype(self.scaling, delta) * delta
 
     def as_saved(self, sites: Layers) -> tuple[SiteMethod, Layers]:

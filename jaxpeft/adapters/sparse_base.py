@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.adapters.base import FrozenLayer, SiteParams, in_dtype
+from jaxpeft.adapters.products import product
 
 
 def masked_update(frozen_kernel: jax.Array, params: SiteParams) -> jax.Array:
@@ -44,10 +45,10 @@ def forward(
     # The zeros of the weights as they are stored: a cast to bf16 could make more.
     frozen_kernel = layer.weights(jnp.float32)
     if layer.is_embedding:
-        delta = layer.times(x, params["a"]) @ params["b"].astype(layer.dtype)
+        delta = product(layer.times(x, params["a"]), params["b"].astype(layer.dtype))
         return layer.base(x) + in_dtype(scaling, delta) * delta * layer.times(x, frozen_kernel != 0)
     update = (scaling * masked_update(frozen_kernel, params)).astype(layer.dtype)
     if dropped is not None or jnp.finfo(layer.dtype).bits < 32:
         # In bf16 W₀ + update would lose the digits of a small update.
-        return layer.base(x) + (x if dropped is None else dropped) @ update
-    return layer.plus_bias(x @ (layer.kernel() + update))
+        return layer.base(x) + product(x if dropped is None else dropped, update)
+    return layer.plus_bias(product(x, layer.kernel() + update))
