@@ -18,6 +18,7 @@ from jaxpeft.adapters import Site
 from jaxpeft.adapters.build import init_adapters
 from jaxpeft.families import family_of
 from jaxpeft.models import build
+from jaxpeft.models.heads import HEADS
 from jaxpeft.pruning import apply_masks, prune
 from jaxpeft.quantization import dequantize, is_quantized, quantize
 from jaxpeft.runs.adapters import build_method, prepare_adapters
@@ -119,6 +120,7 @@ class Toy:
     """Stands in for a `Model` where the architecture does not matter; its steps compile in a fraction of a second."""
 
     task, behind_attention, model_type = "masked-lm", None, "toy"
+    head = HEADS[task]
     family = family_of(model_type)
 
     class Module(nn.Module):

@@ -123,4 +123,6 @@ def _perplexity(objective: Objective, frozen: Params, adapters: Adapters, batche
     parallel = data_parallel()
     frozen, adapters = parallel.replicate(frozen), parallel.replicate(adapters)
     step = make_eval_step(objective)
-    return objective.task.measure(*evaluate(step, parallel, frozen, adapters, {}, batches))["perplexity"]
+    return objective.task.measure(*evaluate(step, parallel, frozen, adapters, {}, batches, objective.task.gathered))[
+        "perplexity"
+    ]

@@ -1,6 +1,7 @@
 """From a dataset's name or files to numpy batches of static shapes. Nothing here imports jax, models or training."""
 
 from jaxpeft.data.classification import ClassificationData, Encoded, classification_data, encode_texts
+from jaxpeft.data.files import read_file
 from jaxpeft.data.glue import GLUE, GlueTask
 from jaxpeft.data.masked_lm import (
     MaskedLMData,
@@ -12,22 +13,36 @@ from jaxpeft.data.masked_lm import (
 )
 from jaxpeft.data.packing import PackedData
 from jaxpeft.data.python_docs import load_python_docs
-from jaxpeft.data.sources import load_file, load_splits
+from jaxpeft.data.sources import (
+    PYTHON_DOCS,
+    ReadOptions,
+    classes_or_numbers,
+    load_file,
+    load_splits,
+    text_splits,
+    texts_to_answer,
+)
 from jaxpeft.data.splits import Split, Splits
+from jaxpeft.data.tables import ReadFile, Tables, read_tables
 from jaxpeft.data.texts import TextColumn
 from jaxpeft.data.token_cache import TokenCache
 
 __all__ = [
     "GLUE",
+    "PYTHON_DOCS",
     "ClassificationData",
     "Encoded",
     "GlueTask",
     "MaskedLMData",
     "PackedData",
+    "ReadFile",
+    "ReadOptions",
     "Split",
     "Splits",
+    "Tables",
     "TextColumn",
     "TokenCache",
+    "classes_or_numbers",
     "classification_data",
     "encode_texts",
     "load_file",
@@ -38,4 +53,8 @@ __all__ = [
     "maskable",
     "masked_lm_data",
     "num_masked",
+    "read_file",
+    "read_tables",
+    "text_splits",
+    "texts_to_answer",
 ]

@@ -1,61 +1,73 @@
-"""One entry point for every source of text: the built-in one, local files, and the hub."""
+"""From a dataset's tables to the texts, pairs and labels of its splits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from jaxpeft.data.columns import Columns, choose_columns, class_names, column_values
 from jaxpeft.data.files import read_file
 from jaxpeft.data.glue import GLUE
-from jaxpeft.data.hub import KNOWN_NAMES, read_hub
 from jaxpeft.data.label_values import WITHHELD
 from jaxpeft.data.labels import Labels, check_two_classes, encode_labels
 from jaxpeft.data.python_docs import load_python_docs
 from jaxpeft.data.splits import EmptyTexts, Split, Splits, hold_out, take, without_empty
+from jaxpeft.data.tables import Tables, read_tables
 from jaxpeft.data.texts import read_texts
 from jaxpeft.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-
-@dataclass(frozen=True, eq=False)
-class _Tables:
-    """The tables of a source, before their columns are interpreted."""
-
-    tables: Mapping[str, Dataset]  # by split: train, and validation and test if the source has them
-    where: Mapping[str, str]  # by split, for errors
-    source: str
-    notes: tuple[str, ...] = ()
+PYTHON_DOCS = "python-docs"
+"""The name of the built-in texts."""
 
 
-def load_splits(
-    name: str | None = None,
-    *,
-    subset: str | None = None,
-    train_file: str | None = None,
-    validation_file: str | None = None,
-    test_file: str | None = None,
-    column_names: Sequence[str] | None = None,
-    delimiter: str | None = None,
-    quotes: bool | None = None,
-    encoding: str | None = None,
-    field: str | None = None,
-    glob: bool = False,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | None = None,
-    label_names: Sequence[str] | None = None,
-    num_labels: int | None = None,
-    base_names: Sequence[str] | None = None,
-    drop_unlabelled: bool = False,
-    use_labels: bool = True,
-    empty_texts: EmptyTexts = "keep",
-    validation_split: str | None = None,
-    test_split: str | None = None,
-) -> Splits:
+@dataclass(frozen=True)
+class ReadOptions:
+    """How the rows of a table become texts and labels: the flags of the same names in `data`, and what follows from the base.
+
+    Attributes:
+      text_column: the column of the text; None takes `text` or a GLUE task's columns.
+      text_pair_column: the column of the second text, or None.
+      label_column: the column of the label; None takes `label` if there is one.
+      label_names: the names of the classes in the order of their ids; None sorts the names found in train.
+      num_labels: the number of classes, 1 for regression; None counts those in train.
+      base_names: the names of the base's classes in the order of their ids; classes of the same names take its ids.
+      drop_unlabelled: leave out rows without a label, instead of refusing them.
+      empty_texts: "keep" rows without a text, "refuse" them, or "drop" them, which the notes report.
+    """
+
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    label_names: Sequence[str] | None = None
+    num_labels: int | None = None
+    base_names: Sequence[str] | None = None
+    drop_unlabelled: bool = False
+    empty_texts: EmptyTexts = "keep"
+
+    def for_dataset(self, name: str | None) -> ReadOptions:
+        """The options with the columns and classes of the dataset `name`, if it is one of GLUE and the user named no column."""
+        task = GLUE.get((name or "").removeprefix("glue/"))
+        if task is None or self.text_column is not None:
+            return self
+        text, pair = (*task.text_columns, None)[:2]
+        return replace(self, text_column=text, text_pair_column=pair, num_labels=self.num_labels or task.num_labels)
+
+    def columns_of(self, table: Dataset, where: str) -> Columns:
+        """The columns of `table`, which comes from `where`; see `choose_columns`."""
+        return choose_columns(
+            table.column_names, where, text=self.text_column, pair=self.text_pair_column, label=self.label_column
+        )
+
+
+Encode = Callable[[Mapping[str, Sequence[Any]], ReadOptions], Labels]
+"""`(labels of each split as they are in its column, options) → labels`. The keys name the splits in errors."""
+
+
+def load_splits(name: str | None = None, *, use_labels: bool = True, **options: Any) -> Splits:
     """Load the train, validation and test rows of a dataset: from local files if `train_file` is given, else by name.
 
         load_splits("glue/sst2")
@@ -65,143 +77,81 @@ def load_splits(
     `notes` of the result reports both.
 
     Args:
-      name: "python-docs", a WikiText config ("wikitext-2-raw-v1"), "glue/TASK", or the id of a hub dataset.
-      subset: the config name of a hub dataset that has several.
-      train_file: a .txt, .csv, .tsv, .json, .jsonl or .parquet file; overrides `name`.
-      validation_file: the same for validation.
-      test_file: the same for test.
-      column_names: the columns of .csv and .tsv files that have no header line.
-      delimiter: the character between the fields of .csv and .tsv files; None finds it.
-      quotes: whether fields of .csv and .tsv files may stand in double quotes; None finds it.
-      encoding: the encoding of files of text; None is UTF-8, or what a byte order mark says.
-      field: the key of the rows in a .json file that is one object.
-      glob: True if `train_file` and the others are patterns of several files.
-      text_column: the column of the text; None takes `text` or a GLUE task's columns.
-      text_pair_column: the column of the second text, or None.
-      label_column: the column of the label; None takes `label` if there is one.
-      label_names: the names of the classes in the order of their ids; None sorts the names found in train.
-      num_labels: the number of classes, 1 for regression; None counts those in train.
-      base_names: the names of the base's classes in the order of their ids; classes of the same names take its ids.
-      drop_unlabelled: leave out rows without a label, instead of refusing them.
+      name: "python-docs", or as in `read_tables`.
       use_labels: False leaves the labels unread, for masked language modelling.
-      empty_texts: "keep" rows without a text, "refuse" them, or "drop" them, which `notes` reports.
-      validation_split: the hub's name of the split to validate on; None is "validation" (MNLI: "validation_matched").
-      test_split: the hub's name of the split to test on; None is "test".
+      **options: those of `read_tables`, and the attributes of `ReadOptions`.
 
     Raises:
       InputError: a file, dataset, split or column does not exist, cannot be reached or read, or has no rows.
     """
-    if train_file is None and (validation_file or test_file):
-        raise InputError(f"{validation_file or test_file} is given without data.train_file; give it, or neither")
-    if train_file is None and name is None:
-        raise InputError(
-            f"no dataset: set data.name (such as {', '.join(KNOWN_NAMES[:2])} or glue/sst2) or data.train_file"
-        )
-    if train_file is None and name == "python-docs":
+    reading, where = _apart(options)
+    if name == PYTHON_DOCS and where.get("train_file") is None:
         return load_python_docs()
-    if train_file is not None:
-        files = {"train": train_file, "validation": validation_file, "test": test_file}
-        reading = {
-            "column_names": column_names,
-            "delimiter": delimiter,
-            "quotes": quotes,
-            "encoding": encoding,
-            "field": field,
-        }
-        read = _from_files({split: path for split, path in files.items() if path}, name, {**reading, "glob": glob})
-    else:
-        read = _from_hub(str(name), subset, validation_split, test_split)
-        # GLUE's columns have names of their own, so the task decides unless the user does.
-        if (task := GLUE.get(str(name).removeprefix("glue/"))) is not None and text_column is None:
-            text_column, text_pair_column = (*task.text_columns, None)[:2]
-            num_labels = num_labels or task.num_labels
-    columns = {
-        split: choose_columns(
-            table.column_names, read.where[split], text=text_column, pair=text_pair_column, label=label_column
-        )
-        for split, table in read.tables.items()
-    }
-    options = {"num_labels": num_labels, "base_names": base_names, "drop_unlabelled": drop_unlabelled}
-    return _to_splits(read, columns, options if use_labels else None, label_names, empty_texts)
+    return text_splits(read_tables(name, **where), reading, classes_or_numbers if use_labels else None)
 
 
-def load_file(
-    path: str,
-    *,
-    column_names: Sequence[str] | None = None,
-    delimiter: str | None = None,
-    quotes: bool | None = None,
-    encoding: str | None = None,
-    field: str | None = None,
-    glob: bool = False,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | None = None,
-    label_names: Sequence[str] | None = None,
-    num_labels: int | None = None,
-    use_labels: bool = True,
-    empty_texts: EmptyTexts = "keep",
-) -> Split:
-    """Load the rows of one file for prediction or evaluation. Arguments and errors are as in `load_splits`.
+def load_file(path: str, **options: Any) -> Split:
+    """Load the rows of one file, with their labels if it has a column of them that is not all -1.
 
-    Labels are read if the file has a column `label` (or `label_column`) that is not all -1. In that case give the
-    `label_names` and `num_labels` of the training run, or the ids may mean other classes.
+    Give the `label_names` and `num_labels` of the training run, or the ids may mean other classes.
+
+    Args:
+      path: as in `read_file`.
+      **options: those of `read_file`, and the attributes of `ReadOptions`.
+
+    Raises:
+      InputError: as `load_splits`.
     """
-    table = read_file(
-        path, column_names=column_names, delimiter=delimiter, quotes=quotes, encoding=encoding, field=field, glob=glob
-    )
-    columns = choose_columns(table.column_names, path, text=text_column, pair=text_pair_column, label=label_column)
-    split = _texts(table, columns, path, empty_texts)
-    raw = column_values(table, columns.label) if use_labels and columns.label is not None else []
+    reading, of_file = _apart(options)
+    table = read_file(path, **of_file)
+    columns = reading.columns_of(table, path)
+    split = _texts(table, columns, path, reading.empty_texts)
+    raw = column_values(table, columns.label) if columns.label is not None else []
     if not _all_hidden(raw):
-        encoded = encode_labels({path: raw}, num_labels=num_labels, label_names=label_names)
+        encoded = encode_labels({path: raw}, num_labels=reading.num_labels, label_names=reading.label_names)
         split = replace(split, labels=encoded.columns[path])
-    return without_empty(split, path, empty_texts)[0]
+    return without_empty(split, path, reading.empty_texts)[0]
 
 
-def _from_files(files: Mapping[str, str], name: str | None, reading: Mapping[str, Any]) -> _Tables:
-    return _Tables(
-        tables={split: read_file(path, **reading) for split, path in files.items()},
-        where=files,
-        source="files: " + ", ".join(f"{split} {path}" for split, path in files.items()),
-        notes=() if name is None else (f"the dataset '{name}' is not read: data.train_file overrides it",),
+def _apart(options: Mapping[str, Any]) -> tuple[ReadOptions, dict[str, Any]]:
+    """The attributes of `ReadOptions` among `options`, and the rest."""
+    own = {field.name for field in fields(ReadOptions)} & options.keys()
+    return ReadOptions(**{key: options[key] for key in own}), {key: options[key] for key in options.keys() - own}
+
+
+def classes_or_numbers(raw: Mapping[str, Sequence[Any]], options: ReadOptions) -> Labels:
+    """One class or one number for each row: `encode_labels`. Those of train must be of two classes, unless the classes are known."""
+    found = encode_labels(
+        raw,
+        num_labels=options.num_labels,
+        label_names=options.label_names,
+        base_names=options.base_names,
+        drop_unlabelled=options.drop_unlabelled,
     )
+    check_two_classes(found, next(iter(raw)))
+    return found
 
 
-def _from_hub(name: str, subset: str | None, validation_split: str | None, test_split: str | None) -> _Tables:
-    found = read_hub(name, subset=subset)
-    # MNLI has two validation and two test splits: matched and mismatched.
-    suffix = "_matched" if name == "glue/mnli" else ""
-    wanted = {
-        "train": "train",
-        "validation": validation_split or f"validation{suffix}",
-        "test": test_split or f"test{suffix}",
-    }
-    for flag, split in (("data.name", "train"), ("validation_split", validation_split), ("test_split", test_split)):
-        if split is not None and split not in found:
-            raise InputError(f"{flag}: the dataset '{name}' has no split '{split}'; splits: {', '.join(found)}")
-    present = {split: hub_split for split, hub_split in wanted.items() if hub_split in found}
-    return _Tables(
-        tables={split: found[hub_split] for split, hub_split in present.items()},
-        where={split: f"{name} [{hub_split}]" for split, hub_split in present.items()},
-        source=f"hub dataset {name}{f', {subset}' if subset else ''}: " + ", ".join(present.values()),
-    )
+def text_splits(read: Tables, options: ReadOptions, encode: Encode | None = classes_or_numbers) -> Splits:
+    """The splits of tables with a text in each row, maybe a second one, and maybe a label.
 
+    Args:
+      read: the tables.
+      options: the flags.
+      encode: converts the labels; None leaves them unread.
 
-def _to_splits(
-    read: _Tables,
-    columns: Mapping[str, Columns],
-    options: dict[str, Any] | None,
-    label_names: Sequence[str] | None,
-    empty_texts: EmptyTexts,
-) -> Splits:
-    """The splits of `read`. `options` are those of `encode_labels` besides the names; None leaves the labels unread."""
+    Raises:
+      InputError: a column does not exist, or a text or label cannot be read.
+    """
+    options = options.for_dataset(read.name)
+    columns = {split: options.columns_of(table, read.where[split]) for split, table in read.tables.items()}
     notes = list(read.notes)
     splits = {
-        split: _texts(table, columns[split], read.where[split], empty_texts) for split, table in read.tables.items()
+        split: _texts(table, columns[split], read.where[split], options.empty_texts)
+        for split, table in read.tables.items()
     }
     num_labels, names = None, None
-    if options is not None and columns["train"].label is not None:
+    if encode is not None and columns["train"].label is not None:
         raw = _raw_labels(read, columns)
         # GLUE's test labels are not public, so a run on it cannot be tested on them.
         if "test" in splits and ("test" not in raw or _all_hidden(raw["test"])):
@@ -210,12 +160,12 @@ def _to_splits(
             del splits["test"]
             raw.pop("test", None)
         declared = class_names(read.tables["train"], columns["train"].label)
-        if declared and not label_names and options["num_labels"] != 1:
+        if declared and not options.label_names and options.num_labels != 1:
             raw = {
                 split: [declared[v] if v in range(len(declared)) else v for v in values]
                 for split, values in raw.items()
             }
-        labels = _encode(raw, read.where, label_names or declared, options)
+        labels = _encoded(encode, raw, read.where, replace(options, label_names=options.label_names or declared))
         splits = {
             name: replace(take(split, labels.rows[name]), labels=labels.columns[name]) for name, split in splits.items()
         }
@@ -223,21 +173,34 @@ def _to_splits(
         notes += labels.notes
     # After the labels are read, so that messages about either count the rows of the file.
     for split, rows in splits.items():
-        splits[split], note = without_empty(rows, read.where[split], empty_texts)
+        splits[split], note = without_empty(rows, read.where[split], options.empty_texts)
         notes += [note] if note else []
-    # After the labels are read, because labelled and unlabelled rows are held out differently.
-    if "validation" not in splits:
-        splits["train"], splits["validation"], note = hold_out(splits["train"], read.where["train"])
+    return finished_splits(splits, read, notes, num_labels, names)
+
+
+def finished_splits(
+    splits: Mapping[str, Split],
+    read: Tables,
+    notes: Sequence[str],
+    num_labels: int | None,
+    label_names: tuple[str, ...] | None,
+) -> Splits:
+    """`Splits` of the rows of each split. Without a validation split, a part of train is held out, which the notes report."""
+    train, validation, notes = splits["train"], splits.get("validation"), list(notes)
+    if validation is None:
+        train, validation, note = hold_out(train, read.where["train"])
         notes.append(note)
-    return Splits(
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits.get("test"),
-        num_labels=num_labels,
-        label_names=names,
-        source=read.source,
-        notes=tuple(notes),
-    )
+    return Splits(train, validation, splits.get("test"), num_labels, label_names, read.source, tuple(notes))
+
+
+def texts_to_answer(table: Dataset, where: str, options: ReadOptions) -> Split:
+    """The texts of a table, and their pairs, without labels.
+
+    Raises:
+      InputError: as `text_splits`.
+    """
+    split = _texts(table, options.columns_of(table, where), where, options.empty_texts)
+    return without_empty(split, where, options.empty_texts)[0]
 
 
 def _texts(table: Dataset, columns: Columns, where: str, empty: EmptyTexts) -> Split:
@@ -257,7 +220,7 @@ def _all_hidden(raw: Sequence[Any]) -> bool:
     return all(value in (WITHHELD, str(WITHHELD), "", None) for value in raw)
 
 
-def _raw_labels(read: _Tables, columns: Mapping[str, Columns]) -> dict[str, list[Any]]:
+def _raw_labels(read: Tables, columns: Mapping[str, Columns]) -> dict[str, list[Any]]:
     """The labels of each split that has them. Only a test split may have none."""
     raw = {}
     for split, table in read.tables.items():
@@ -270,14 +233,11 @@ def _raw_labels(read: _Tables, columns: Mapping[str, Columns]) -> dict[str, list
     return raw
 
 
-def _encode(
-    raw: Mapping[str, list[Any]], where: Mapping[str, str], names: Sequence[str] | None, options: dict[str, Any]
-) -> Labels:
-    """The labels by split. Those of train must be of two classes, unless the names or the number of classes are known."""
+def _encoded(encode: Encode, raw: Mapping[str, list[Any]], where: Mapping[str, str], options: ReadOptions) -> Labels:
+    """The labels by split."""
     # Two splits may come from one file, so the key for errors also holds the split's name.
     keys = {split: f"{split} ({where[split]})" for split in raw}
-    found = encode_labels({keys[split]: values for split, values in raw.items()}, label_names=names, **options)
-    check_two_classes(found, keys["train"])
+    found = encode({keys[split]: values for split, values in raw.items()}, options)
     return replace(
         found,
         columns={split: found.columns[key] for split, key in keys.items()},

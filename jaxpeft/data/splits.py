@@ -27,7 +27,8 @@ class Split:
     Attributes:
       texts: one text per row; those of files and of the hub are a `TextColumn`, which reads them from disk.
       pairs: the second text of each row (premise/hypothesis, question/answer), or None.
-      labels: [rows] int32 class ids, [rows] float32 for regression, or None if the rows are not labelled.
+      labels: `[rows]` int32 class ids; `[rows]` or `[rows, classes]` float32; `[rows]` objects, each a tuple, if rows have labels of
+        different lengths; or None if the rows are not labelled.
     """
 
     texts: Sequence[str]
@@ -68,8 +69,12 @@ class Splits:
             if split is not None:
                 columns = [split.texts] if split.pairs is None else [split.texts, split.pairs]
                 digest.update(" ".join(map(hash_texts, columns)).encode())
-                digest.update(b"" if split.labels is None else split.labels.tobytes())
+                digest.update(b"" if split.labels is None else _label_bytes(split.labels))
         return digest.hexdigest()
+
+
+def _label_bytes(labels: np.ndarray) -> bytes:
+    return repr(labels.tolist()).encode() if labels.dtype == object else labels.tobytes()
 
 
 def take(split: Split, rows: np.ndarray) -> Split:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 from jaxpeft.errors import InputError, check_choice
@@ -20,12 +21,17 @@ class Head:
         peft_task_type: PEFT's `task_type`; None if PEFT has none for it.
         has_classes: True if it has an output for each class.
         ties_words: True if the decoder is the table of word embeddings, unless the config unties them.
+        modules: names of the modules that are trained if the task trains its head, each as an ending; None: the family's
+            `classifier_heads`.
+        logits: takes the logits out of the output of the Flax module.
     """
 
     mapping: str
     peft_task_type: str | None = None
     ties_words: bool = False
     has_classes: bool = True
+    modules: tuple[str, ...] | None = None
+    logits: Callable[[Any], Any] = attrgetter("logits")
 
     @property
     def flax_classes(self) -> Mapping[type, Any]:

@@ -36,6 +36,7 @@ class Results:
     `reads_pairs` is True if every row of the data has two texts.
     `best_metric` is the validation metric that selected the adapter. `classes` are the figures of every class on `test_split`
     (`tasks.by_class.ClassFigures`), and `confusion` its rows by their class and by the predicted one, for up to 100 classes.
+    `calibration` are the task's thresholds that were chosen on the validation rows (`Task.calibration`).
     `channel_overlap` says for each encoder layer that left channels out how good the choice was (`contextual.overlap`).
     """
 
@@ -79,6 +80,7 @@ class Results:
     channel_overlap: dict[str, dict[str, float]] = field(default_factory=dict)
     classes: list[dict[str, Any]] = field(default_factory=list)
     confusion: list[list[int]] | None = None
+    calibration: dict[str, float] = field(default_factory=dict)
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of (name, before, after) for the terminal."""
@@ -143,6 +145,7 @@ def measure(
     before: dict[str, float],
     test: dict[str, float],
     classes: ByClass | None,
+    calibration: Mapping[str, float],
     exported: Path,
     traces: Counter,
     examples: tuple[list | None, list | None],
@@ -199,6 +202,7 @@ def measure(
         channel_overlap={str(layer): shares for layer, shares in channel_overlap.items()},
         classes=[asdict(figures) for figures in classes.classes] if classes else [],
         confusion=[list(row) for row in classes.confusion] if classes and classes.confusion else None,
+        calibration=dict(calibration),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jaxpeft.config import AdapterConfig
 from jaxpeft.errors import InputError
 from jaxpeft.families import FAMILIES, known, required
 from jaxpeft.models.build import Model
+from jaxpeft.models.heads import HEADS
 from jaxpeft.targets import (
     check_patterns,
     default_feedforward,
@@ -113,7 +115,7 @@ def fully_trained(adapter: AdapterConfig, task: Task, leaves: Sequence[str], bas
     chosen = match_modules(leaves, adapter.modules_to_save or [])
     outside = {leaf for leaf in leaves if not leaf.startswith(base_prefix + "/")}
     if task.trains_head:
-        names = {name for heads in known("classifier_heads").values() for name in heads}
+        names = set(HEADS[task.head].modules or chain.from_iterable(known("classifier_heads").values()))
         heads = sorted(name for name in names if any(name in leaf for leaf in outside))
         if not heads and not chosen & outside:
             raise InputError(

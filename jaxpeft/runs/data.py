@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jaxpeft.adapters import Method, SiteMethod
 from jaxpeft.config import DataConfig, ModelConfig
-from jaxpeft.data import GLUE, PackedData, Split, Splits, TokenCache, load_file, load_splits
+from jaxpeft.data import (
+    GLUE,
+    PYTHON_DOCS,
+    PackedData,
+    ReadOptions,
+    Split,
+    Splits,
+    TokenCache,
+    load_python_docs,
+    read_tables,
+)
 from jaxpeft.errors import InputError
 from jaxpeft.models.attention import check_packing
 from jaxpeft.models.build import Model
@@ -31,66 +42,71 @@ def load_data(data: DataConfig, task_name: str, model: ModelConfig | None = None
         the task for these labels (for example regression, if they are numbers), and the splits.
 
     Raises:
-        InputError: as `load_splits`, or the rows do not fit the task.
+        InputError: as `read_tables` and `Task.read`, or the rows do not fit the task.
     """
     kind: type[Task] = TASKS[task_name]
-    splits = load_splits(
-        data.name,
-        subset=data.subset,
-        train_file=data.train_file,
-        validation_file=data.validation_file,
-        test_file=data.test_file,
-        label_names=data.label_names,
-        num_labels=1 if data.regression else data.num_labels,
-        base_names=label_names_of_base(model) if model and kind.reads_labels else None,
-        drop_unlabelled=data.drop_unlabelled,
-        **reading_options(data, kind),
-    )
+    base_names = label_names_of_base(model) if model and kind.reads_labels else None
+    if data.name == PYTHON_DOCS and data.train_file is None:
+        splits = load_python_docs()
+    else:
+        tables = read_tables(
+            data.name,
+            subset=data.subset,
+            train_file=data.train_file,
+            validation_file=data.validation_file,
+            test_file=data.test_file,
+            glob=data.glob,
+            read_file=kind.read_file,
+            **file_options(data),
+        )
+        splits = kind.read(tables, read_options(data, kind, base_names))
     glue = GLUE.get((data.name or "").removeprefix("glue/"))
     task = kind.for_labels(splits.num_labels, glue.metrics if glue else ())
     task.check_data(splits)
     return task, splits
 
 
-def reading_options(data: DataConfig, kind: type[Task]) -> dict[str, Any]:
-    """The arguments of `load_splits` that say how the files of `data` are read."""
-    return {
-        "column_names": data.column_names,
-        "delimiter": data.delimiter,
-        "quotes": data.quotes,
-        "encoding": data.encoding,
-        "field": data.field,
-        "glob": data.glob,
-        "text_column": data.text_column,
-        "text_pair_column": data.text_pair_column,
-        "label_column": data.label_column,
-        "use_labels": kind.reads_labels,
+def file_options(data: DataConfig) -> dict[str, Any]:
+    """The arguments of `read_file` that say in which format the files of `data` are."""
+    return {name: getattr(data, name) for name in ("column_names", "delimiter", "quotes", "encoding", "field")}
+
+
+def read_options(data: DataConfig, kind: type[Task], base_names: Sequence[str] | None = None) -> ReadOptions:
+    """How the rows of `data` are read for the task `kind`. `base_names` are the names of the base's classes, if it has some."""
+    return ReadOptions(
+        text_column=data.text_column,
+        text_pair_column=data.text_pair_column,
+        label_column=data.label_column,
+        label_names=data.label_names,
+        num_labels=1 if data.regression else data.num_labels,
+        base_names=base_names,
+        drop_unlabelled=data.drop_unlabelled,
         # Blank lines are part of running text.
-        "empty_texts": "drop" if data.drop_empty else "refuse" if kind.reads_labels else "keep",
-    }
+        empty_texts="drop" if data.drop_empty else "refuse" if kind.reads_labels else "keep",
+    )
 
 
-def read_texts(data: DataConfig, path: str, *, text_column: str | None, text_pair_column: str | None) -> Split:
+def read_texts(
+    data: DataConfig, kind: type[Task], path: str, *, text_column: str | None, text_pair_column: str | None
+) -> Split:
     """The texts of the file at `path` for prediction, without labels, and with empty ones, so that every row has an answer.
 
     Columns that are not given are those of `data`. So are the options of reading, if the file is of the same format.
 
     Raises:
-        InputError: as `load_file`.
+        InputError: as `read_file` and `Task.read_questions`.
     """
-    glue = GLUE.get((data.name or "").removeprefix("glue/")) if data.train_file is None else None
-    own = (*glue.text_columns, None)[:2] if glue else (None, None)
     alike = Path(path).suffix == Path(data.train_file or "").suffix
-    fitting = {
-        name: getattr(data, name) for name in ("column_names", "delimiter", "quotes", "encoding", "field") if alike
-    }
-    return load_file(
-        path,
-        text_column=text_column or data.text_column or own[0],
-        text_pair_column=text_pair_column or data.text_pair_column or own[1],
-        use_labels=False,
-        **fitting,
+    options = replace(read_options(data, kind), empty_texts="keep")
+    if data.train_file is None:
+        options = options.for_dataset(data.name)
+    options = replace(
+        options,
+        text_column=text_column or options.text_column,
+        text_pair_column=text_pair_column or options.text_pair_column,
     )
+    table = kind.read_file(path, **(file_options(data) if alike else {}))
+    return kind.read_questions(table, path, options)
 
 
 def row_options(data: DataConfig) -> RowOptions:

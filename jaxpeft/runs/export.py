@@ -62,7 +62,8 @@ def finalize(
     # The initial adapters are still in memory, so they are tested here, and training need not wait for it.
     start = parallel.replicate(setup.adapted.adapters)
     before = setup.evaluator.test(setup.frozen, start, {})[0] if evaluation.before else {}
-    test, classes = setup.evaluator.test(setup.frozen, best.adapters, best.masks)
+    evaluator = setup.evaluator.calibrated(setup.frozen, best.adapters, best.masks)
+    test, classes = evaluator.test(setup.frozen, best.adapters, best.masks)
     answers = _examples(setup, start, best)
     best = replace(best, adapters=parallel.local(best.adapters), masks=parallel.local(best.masks))
     frozen = dict(parallel.local(setup.frozen))
@@ -89,6 +90,7 @@ def finalize(
             before=before,
             test=test,
             classes=classes,
+            calibration=evaluator.task.calibration,
             exported=exported,
             traces=traces,
             examples=answers,

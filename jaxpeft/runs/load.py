@@ -113,8 +113,8 @@ class TrainedRun:
         Raises:
             InputError: the file or a column does not exist or cannot be read, or a row has no text.
         """
-        data = self.config.data
-        return read_texts(data, path, text_column=text_column, text_pair_column=text_pair_column)
+        kind = type(self.objective.task)
+        return read_texts(self.config.data, kind, path, text_column=text_column, text_pair_column=text_pair_column)
 
     @cached_property
     def _logits(self) -> Any:
@@ -140,7 +140,7 @@ def load_run(directory: Path | str) -> TrainedRun:
         # A base that was fully trained or initialised at random is read from the run's own files. A random base cannot be drawn
         # again, because the last digits would differ on another machine.
         config = replace(config, model=replace(config.model, name=str(own_base), weights="pretrained"))
-    task = task_for(config.task, results.num_labels)
+    task = replace(task_for(config.task, results.num_labels), **results.calibration)
     method = build_method(config.adapter)
     length = config.data.max_length
     model, tokenizer = load_base(config.model, task, method, config.adapter, max_length=length, seed=config.seed)

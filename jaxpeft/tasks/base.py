@@ -9,13 +9,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpeft.data import Split, Splits
+from jaxpeft.data import (
+    ReadFile,
+    ReadOptions,
+    Split,
+    Splits,
+    Tables,
+    classes_or_numbers,
+    read_file,
+    text_splits,
+    texts_to_answer,
+)
 from jaxpeft.errors import InputError
 from jaxpeft.tasks.by_class import ByClass
 from jaxpeft.tasks.metrics import get_metric
@@ -98,6 +108,23 @@ class Task(ABC):
     example: ClassVar[str] = "This is a great movie!"
     """A text for trying a finished run."""
 
+    read_file: ClassVar[ReadFile] = staticmethod(read_file)
+    """Reads one file of the task's data as a table."""
+
+    @classmethod
+    def read(cls, tables: Tables, options: ReadOptions) -> Splits:
+        """The rows of a dataset: a text in each, maybe a second one, and a label if the task reads labels.
+
+        Raises:
+            InputError: a column does not exist, or a row cannot be read.
+        """
+        return text_splits(tables, options, classes_or_numbers if cls.reads_labels else None)
+
+    @classmethod
+    def read_questions(cls, table: Any, where: str, options: ReadOptions) -> Split:
+        """The rows of a table to answer, without labels. `where` is its file, for messages. Errors are as in `read`."""
+        return texts_to_answer(table, where, options)
+
     @classmethod
     def for_labels(cls, num_labels: int | None, headline_metrics: Sequence[str] = ()) -> Task:
         """The task for data with `num_labels`. `headline_metrics` are the metrics that a benchmark's authors report, if any."""
@@ -178,6 +205,10 @@ class Task(ABC):
         weights = batch["weights"]
         return (self.losses(logits, batch) * weights).sum(), weights.sum()
 
+    def training_loss(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The two sums of `loss` that training minimises. They may differ from those that are reported."""
+        return self.loss(logits, batch)
+
     def statistics(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Sums over a batch from which metrics are computed: `loss`, `weight` and `correct`."""
         total, weight = self.loss(logits, batch)
@@ -188,27 +219,45 @@ class Task(ABC):
         """The part of `logits` that the host needs for the metrics, or None if the statistics suffice."""
         return logits
 
+    def gathered(self, outputs: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """What `measure` needs of the `outputs` of a batch, and its labels, `[n, …]` each. Batches are joined on the first axis.
+
+        By default these are the rows with a weight. If rows have different lengths, both are arrays of objects.
+        """
+        real = np.asarray(batch["weights"]) > 0
+        return outputs[real], np.asarray(batch["labels"])[real]
+
     @abstractmethod
     def measure(
-        self, sums: Mapping[str, float], outputs: np.ndarray | None, labels: np.ndarray | None
+        self, sums: Mapping[str, float], outputs: np.ndarray | None, labels: np.ndarray | None, data: Any = None
     ) -> dict[str, float]:
         """Compute `loss` and the metrics of a data set.
 
         Args:
             sums: the statistics, summed over all batches.
-            outputs: the `outputs` of all rows, `[rows, …]`; None if the task has none.
-            labels: the labels of the same rows; None if the task has no `outputs`.
+            outputs: those of all batches, as `gathered` gives them; None if the task has none.
+            labels: the labels to them; None if the task has no `outputs`.
+            data: the data set, as `make_data` made it, for tasks whose metrics need the texts.
         """
 
-    def by_class(self, outputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None) -> ByClass | None:
-        """The figures of each class, from the `outputs` and `labels` of all rows; None if the task has no classes."""
+    def by_class(
+        self, outputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None, data: Any = None
+    ) -> ByClass | None:
+        """The figures of each class, from the same arguments as `measure`; None if the task has no classes."""
         return None
 
-    def eval_batches(self, data: Any, most: int | None) -> Iterable[Batch]:
-        """The evaluation batches of `data`. If `most` is given, at most so many, of rows drawn at random but always the same."""
-        if most:
-            data = data.sample(most * data.batch_size)
-        return data.eval_batches()
+    def calibrated(self, outputs: np.ndarray, labels: np.ndarray, data: Any = None) -> Self:
+        """The task with the thresholds that are best for these `outputs`, those of the validation rows; arguments are as in `measure`."""
+        return self
+
+    @property
+    def calibration(self) -> dict[str, float]:
+        """The attributes that `calibrated` sets, by name. A run keeps them in its results."""
+        return {}
+
+    def evaluated(self, data: Any, most: int | None) -> Any:
+        """The rows of `data` to evaluate. If `most` is given, at most so many batches of them, drawn at random but always the same."""
+        return data.sample(most * data.batch_size) if most else data
 
     def single_mask_batches(self, data: Any, num_rows: int) -> Iterable[Batch] | None:
         """Batches for pseudo-perplexity on `num_rows` rows; None if the task has no such figure."""

@@ -114,13 +114,15 @@ class Classification(Task):
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
 
     def measure(
-        self, sums: Mapping[str, float], outputs: np.ndarray | None, labels: np.ndarray | None
+        self, sums: Mapping[str, float], outputs: np.ndarray | None, labels: np.ndarray | None, data: Any = None
     ) -> dict[str, float]:
         """`loss` and the metrics, from the logits `outputs: [texts, num_labels]` and `labels: [texts]`."""
         loss = sums["loss"] / sums["weight"]
         return {"loss": loss, **{name: get_metric(name).compute(outputs, labels) for name in self.metrics}}
 
-    def by_class(self, outputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None) -> ByClass | None:
+    def by_class(
+        self, outputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None, data: Any = None
+    ) -> ByClass | None:
         """Precision, recall, F1 and the confusion matrix, from the logits `outputs: [texts, num_labels]`."""
         names = label_names or [str(i) for i in range(outputs.shape[-1])]
         return by_class(outputs.argmax(-1), labels, names)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import jax
@@ -108,15 +107,15 @@ class MaskedLM(Task):
         return None
 
     def measure(
-        self, sums: Mapping[str, float], outputs: np.ndarray | None, labels: np.ndarray | None
+        self, sums: Mapping[str, float], outputs: np.ndarray | None, labels: np.ndarray | None, data: Any = None
     ) -> dict[str, float]:
         """`loss` in nats per masked token, `perplexity` = exp(loss), and `accuracy` on masked tokens."""
         loss = sums["loss"] / sums["weight"]
         return {"loss": loss, "perplexity": perplexity(loss), "accuracy": sums["correct"] / sums["weight"]}
 
-    def eval_batches(self, data: MaskedLMData, most: int | None) -> Iterable[Batch]:
-        """The first batches, at most `most` if it is given. Rows are blocks of running text in their order."""
-        return islice(data.eval_batches(), most)
+    def evaluated(self, data: MaskedLMData, most: int | None) -> MaskedLMData:
+        """The rows of the first batches, at most `most` if it is given. Rows are blocks of running text in their order."""
+        return data.head(most * data.batch_size) if most else data
 
     def single_mask_batches(self, data: MaskedLMData, num_rows: int) -> Iterable[Batch]:
         """Batches in which every token of the first `num_rows` rows is masked once, by itself (Salazar et al. 2020, equation 1)."""

@@ -47,7 +47,9 @@ class Regression(Classification):
         total, weight = self.loss(logits, batch)
         return {"loss": total, "weight": weight}
 
-    def by_class(self, outputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None) -> None:
+    def by_class(
+        self, outputs: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None, data: Any = None
+    ) -> None:
         """None, because numbers have no classes."""
         return None
 

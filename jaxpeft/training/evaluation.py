@@ -14,6 +14,8 @@ from jaxpeft.training.sharding import DataParallel
 from jaxpeft.trees import Adapters, Layers, Params
 
 EvalStep = Callable[..., tuple[dict, jax.Array | None]]
+Gathered = Callable[[np.ndarray, Batch], tuple[np.ndarray, np.ndarray]]
+"""`Task.gathered`."""
 
 # Sums stay on the devices until the end of a data set. At most this many batches are queued, which is enough to keep
 # a device busy. There must be a limit, because several CPU devices or processes deadlock if many more independent programs
@@ -22,7 +24,7 @@ _MAX_QUEUED = 8
 
 
 class Evaluated(NamedTuple):
-    """A data set after the evaluation step: the summed statistics and, if the task has outputs, those and the labels of all rows."""
+    """A data set after the evaluation step: the summed statistics and, if the task has outputs, what `Task.gathered` made of them."""
 
     sums: dict[str, float]
     outputs: np.ndarray | None
@@ -36,16 +38,16 @@ def evaluate(
     adapters: Adapters,
     masks: Layers,
     batches: Iterable[Batch],
+    gathered: Gathered,
 ) -> Evaluated:
-    """Run the evaluation step on `batches`. Rows of weight 0 are left out. `Task.measure` turns the result into metrics."""
+    """Run the evaluation step on `batches`. `gathered` is the task's own; its `measure` turns the result into metrics."""
     sums, outputs, labels = [], [], []
     for batch in batches:
         statistics, out = step(frozen, adapters, masks, parallel.shard(for_device(batch)))
         sums.append(statistics)
         if out is not None:
-            real = np.asarray(batch["weights"]) > 0
-            outputs.append(parallel.fetch(out)[real])
-            labels.append(np.asarray(batch["labels"])[real])
+            for kept, part in zip((outputs, labels), gathered(parallel.fetch(out), batch), strict=True):
+                kept.append(part)
         elif len(sums) > _MAX_QUEUED:
             jax.block_until_ready(sums[-_MAX_QUEUED])
     joined = (np.concatenate(outputs), np.concatenate(labels)) if outputs else (None, None)

@@ -110,7 +110,7 @@ class Objective:
             layer_overrides=left_out,
             **inputs,
         )
-        logits = out.logits
+        logits = self.model.head.logits(out)
         if logits.ndim == 3 and not taken:
             logits = take(logits) if take else logits[:, self.virtual_tokens :]
         return logits.astype(jnp.float32)
@@ -143,8 +143,8 @@ class Objective:
         return batch, overrides, packed or flash is not None
 
     def loss(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The sum of the weighted losses and the sum of the weights, in fp32 (`Task.loss`)."""
-        return self.task.loss(logits, batch)
+        """The sum of the weighted losses and the sum of the weights, in fp32, that training minimises (`Task.training_loss`)."""
+        return self.task.training_loss(logits, batch)
 
     def totals(
         self,

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
-from jaxpeft.data import GLUE, load_file, load_splits, sources
+from jaxpeft.data import GLUE, load_file, load_splits
 from jaxpeft.data.hub import hub_id
 from jaxpeft.errors import InputError
 
@@ -23,7 +23,7 @@ def write(path, text):
 def hub(monkeypatch):
     """Stands in for the hub: `hub["name"]` is what `read_hub` gives."""
     shelf = {}
-    monkeypatch.setattr(sources, "read_hub", lambda name, *, subset=None: shelf[name])
+    monkeypatch.setattr(tables, "read_hub", lambda name, *, subset=None: shelf[name])
     return shelf
 
 

@@ -27,7 +27,7 @@ def test_a_masked_lm_is_judged_by_all_its_tokens():
     batches[1]["weights"][2:] = 0  # rows that fill the last batch up
     traces: Counter = Counter()
     step = make_eval_step(objective, traces)
-    metrics = MaskedLM().measure(*evaluate(step, parallel, frozen, state.adapters, {}, batches))
+    metrics = MaskedLM().measure(*evaluate(step, parallel, frozen, state.adapters, {}, batches, MaskedLM().gathered))
     losses, right = [], []
     for batch, rows in zip(batches, (4, 2), strict=True):
         logits = objective.logits(frozen, state.adapters, {}, batch)
@@ -66,7 +66,7 @@ def in_order(batches, values):
 def test_a_classifier_is_judged_on_its_real_rows():
     step, batches = classifier(3)
     task = Classification(3, ("accuracy", "f1"))
-    metrics = task.measure(*evaluate(step, data_parallel(), *NOTHING, batches))
+    metrics = task.measure(*evaluate(step, data_parallel(), *NOTHING, batches, task.gathered))
     logits = in_order(batches, [batch["input_ids"][:, :3] / 50 for batch in batches])
     labels = in_order(batches, [batch["labels"] for batch in batches])
     assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == labels).mean())
@@ -80,7 +80,7 @@ def test_a_regression_is_judged_by_its_error_and_correlations():
     for batch in batches:
         batch["labels"] = batch["input_ids"][:, 0].astype(np.float32) / 25 + np.float32(1)
     task = Regression(1, ("pearson", "spearman"))
-    metrics = task.measure(*evaluate(step, data_parallel(), *NOTHING, batches))
+    metrics = task.measure(*evaluate(step, data_parallel(), *NOTHING, batches, task.gathered))
     values = in_order(batches, [batch["input_ids"][:, 0] / 50 for batch in batches])
     expected = {"loss": np.square(values + 1).mean(), "pearson": 1, "spearman": 1}
     assert metrics == pytest.approx(expected, rel=1e-5)
