@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
-from jaxpeft.data import GLUE, load_file, load_splits
+from jaxpeft.data import GLUE, load_file, load_splits, tables
 from jaxpeft.data.hub import hub_id
 from jaxpeft.errors import InputError
 
