@@ -148,6 +148,9 @@ def check_combinations(
             f"data.name '{data.name}' and data.train_file '{data.train_file}' exclude each other: set one to null"
         )
     _check_labels(task, data)
+    if not TASKS[task].fills_masks and (data.whole_word_masking or not data.join_texts):
+        flag = "whole_word_masking true" if data.whole_word_masking else "join_texts false"
+        raise InputError(f"data.{flag} is for masked-lm, and the task is {task}; leave it out")
     _check_files(data)
     given = [name for name, value in vars(cluster).items() if value is not None]
     if given and not distributed:

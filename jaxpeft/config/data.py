@@ -54,8 +54,12 @@ class DataConfig:
     """Tokens per row: the block length in masked-lm, the truncation limit in classification."""
     mask_ratio: float = 0.15
     """Share of the real tokens of each row that are masked, exact for every row (masked-lm)."""
+    whole_word_masking: bool = False
+    """Mask all tokens of a word together (masked-lm); a row may then have a few masked tokens less than mask_ratio says."""
+    join_texts: bool = True
+    """true: texts are joined and cut into full rows (masked-lm). false: each text is a row; longer ones are cut to max_length."""
     bucket_lengths: list[int] = dataclasses.field(default_factory=lambda: [16, 32, 64, 128, 256, 512])
-    """Lengths in tokens to which classification rows are padded; one program is compiled for each length in use."""
+    """Lengths in tokens to which rows of different lengths are padded; one program is compiled for each length in use."""
     packing: bool = False
     """Put several texts in each row of up to max_length tokens (classification). Texts per batch stay the same; one program."""
     token_cache: str | None = "auto"

@@ -3,14 +3,9 @@
 from jaxpeft.data.classification import ClassificationData, Encoded, classification_data, encode_texts
 from jaxpeft.data.files import read_file
 from jaxpeft.data.glue import GLUE, GlueTask
-from jaxpeft.data.masked_lm import (
-    MaskedLMData,
-    make_blocks,
-    mask_rows,
-    maskable,
-    masked_lm_data,
-    num_masked,
-)
+from jaxpeft.data.masked_lines import MaskedLines, masked_lines
+from jaxpeft.data.masked_lm import MaskedLMData, make_blocks, masked_lm_data
+from jaxpeft.data.masks import mask_rows, maskable, num_masked
 from jaxpeft.data.packing import PackedData
 from jaxpeft.data.python_docs import load_python_docs
 from jaxpeft.data.sources import (
@@ -34,6 +29,7 @@ __all__ = [
     "Encoded",
     "GlueTask",
     "MaskedLMData",
+    "MaskedLines",
     "PackedData",
     "ReadFile",
     "ReadOptions",
@@ -51,6 +47,7 @@ __all__ = [
     "make_blocks",
     "mask_rows",
     "maskable",
+    "masked_lines",
     "masked_lm_data",
     "num_masked",
     "read_file",

@@ -115,7 +115,14 @@ def row_options(data: DataConfig) -> RowOptions:
     Raises:
         InputError: `data.token_cache` is a directory that cannot be written to.
     """
-    return RowOptions(data.max_length, data.mask_ratio, tuple(data.bucket_lengths), token_cache(data.token_cache))
+    return RowOptions(
+        data.max_length,
+        data.mask_ratio,
+        tuple(data.bucket_lengths),
+        token_cache(data.token_cache),
+        whole_word_masking=data.whole_word_masking,
+        join_texts=data.join_texts,
+    )
 
 
 def token_cache(directory: str | None) -> TokenCache | None:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxpeft.data import MaskedLMData, Split, masked_lm_data, num_masked
+from jaxpeft.data import MaskedLMData, Split, masked_lines, masked_lm_data, num_masked
+from jaxpeft.data.classification import cap_buckets
 from jaxpeft.data.order import cut
 from jaxpeft.tasks.base import Answers, Batch, Questions, RowError, Take, Task, in_percent, most_likely
 from jaxpeft.tasks.metrics import perplexity
@@ -44,17 +45,19 @@ class MaskedLM(Task):
         return cls(None, cls.known_metrics)
 
     def make_data(self, split: Split, pipeline: TextPipeline, *, batch_size: int, seed: int) -> MaskedLMData:
-        """The texts joined and cut into rows of `max_length` tokens."""
+        """The texts joined and cut into rows of `max_length` tokens or, without `join_texts`, a row for each text."""
         rows = pipeline.rows
-        return masked_lm_data(
-            split.texts,
-            pipeline.tokenizer,
-            length=rows.max_length,
-            batch_size=batch_size,
-            seed=seed,
-            ratio=rows.mask_ratio,
-            cache=rows.token_cache,
-        )
+        options: dict[str, Any] = {
+            "length": rows.max_length,
+            "batch_size": batch_size,
+            "seed": seed,
+            "ratio": rows.mask_ratio,
+            "whole_words": rows.whole_word_masking,
+            "cache": rows.token_cache,
+        }
+        if rows.join_texts:
+            return masked_lm_data(split.texts, pipeline.tokenizer, **options)
+        return masked_lines(split.texts, pipeline.tokenizer, bucket_lengths=rows.bucket_lengths, **options)
 
     def make_questions(self, split: Split, pipeline: TextPipeline, *, batch_size: int, top: int | None) -> Questions:
         """Texts with [MASK] or the tokenizer's own mask. An answer has for each mask the `top` most likely tokens.
@@ -114,7 +117,7 @@ class MaskedLM(Task):
         return {"loss": loss, "perplexity": perplexity(loss), "accuracy": sums["correct"] / sums["weight"]}
 
     def evaluated(self, data: MaskedLMData, most: int | None) -> MaskedLMData:
-        """The rows of the first batches, at most `most` if it is given. Rows are blocks of running text in their order."""
+        """The first rows, of at most `most` batches if it is given. Rows are running text in its order."""
         return data.head(most * data.batch_size) if most else data
 
     def single_mask_batches(self, data: MaskedLMData, num_rows: int) -> Iterable[Batch]:
@@ -130,11 +133,13 @@ class MaskedLM(Task):
         return {"input_ids": ids, "attention_mask": ids, "positions": labels, "labels": labels, "weights": weights}
 
     def lengths(self, rows: RowOptions) -> tuple[int, ...]:
-        """One length, `rows.max_length`, because all rows are full."""
-        return (rows.max_length,)
+        """One length, `rows.max_length`, if all rows are full; else the bucket lengths."""
+        return (rows.max_length,) if rows.join_texts else cap_buckets(rows.bucket_lengths, rows.max_length)
 
-    def dummy_data(self, rows: RowOptions, batch_size: int, *, vocab_size: int, seed: int) -> MaskedLMData:
-        """Dummy rows for one batch. The program does not depend on their number or values."""
+    def dummy_data(self, rows: RowOptions, batch_size: int, *, vocab_size: int, seed: int) -> MaskedLMData | None:
+        """Dummy rows for one batch, or None without `join_texts`. The program does not depend on their number or values."""
+        if not rows.join_texts:
+            return None
         shape = (batch_size, rows.max_length)
         return MaskedLMData(
             np.zeros(shape, np.int32),
@@ -159,8 +164,8 @@ class MaskedLM(Task):
     def notes(self, rows: RowOptions) -> list[str]:
         """The definition of perplexity in these figures."""
         return [
-            f"Perplexity is exp of the mean loss over exactly {100 * rows.mask_ratio:g} % of the real tokens of every row, with fixed "
-            "evaluation masks."
+            f"Perplexity is exp of the mean loss over {'at most' if rows.whole_word_masking else 'exactly'} {100 * rows.mask_ratio:g} % "
+            f"of the real tokens of every row{', in whole words' if rows.whole_word_masking else ''}, with fixed evaluation masks."
         ]
 
 

@@ -17,6 +17,8 @@ class RowOptions:
     mask_ratio: float = 0.15
     bucket_lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
     token_cache: TokenCache | None = None
+    whole_word_masking: bool = False
+    join_texts: bool = True
 
 
 @dataclass(frozen=True)
