@@ -21,7 +21,7 @@ def maskable(blocks: np.ndarray, tokenizer: Any) -> np.ndarray:
 
 
 def not_special(blocks: np.ndarray, special_ids: Sequence[int]) -> np.ndarray:
-    """`[rows, length]` bool, True where `blocks` has none of the `special_ids`."""
+    """`[rows, length]` bool, True for a token that is none of the `special_ids`."""
     return ~np.isin(blocks, special_ids)
 
 

@@ -1,4 +1,4 @@
-"""The tables of a dataset: those of local files, or those of the hub. What their columns mean is not yet decided."""
+"""The tables of a dataset: those of local files, or those of the hub. Their columns have no meaning yet."""
 
 from __future__ import annotations
 
