@@ -53,7 +53,7 @@ def evaluate(run: str, split: str, pseudo_perplexity: bool, pseudo_perplexity_ro
         options,
         splits,
         finished.pipeline,
-        replace(finished.objective, task=replace(task, **finished.results.calibration)),
+        replace(finished.objective, task=task.with_calibration(finished.results.calibration)),
         data_parallel(),
         seed=config.seed,
     )

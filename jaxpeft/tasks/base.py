@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import jax
@@ -254,6 +254,10 @@ class Task(ABC):
     def calibration(self) -> dict[str, float]:
         """The attributes that `calibrated` sets, by name. A run keeps them in its results."""
         return {}
+
+    def with_calibration(self, calibration: Mapping[str, Any]) -> Self:
+        """The task with the attributes that a finished run has kept."""
+        return replace(self, **calibration)
 
     def evaluated(self, data: Any, most: int | None) -> Any:
         """The rows of `data` to evaluate. If `most` is given, at most so many batches of them, drawn at random but always the same."""

@@ -41,7 +41,9 @@ def evaluate(
     gathered: Gathered,
 ) -> Evaluated:
     """Run the evaluation step on `batches`. `gathered` is the task's own; its `measure` turns the result into metrics."""
-    sums, outputs, labels = [], [], []
+    sums: list[dict[str, jax.Array]] = []
+    outputs: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     for batch in batches:
         statistics, out = step(frozen, adapters, masks, parallel.shard(for_device(batch)))
         sums.append(statistics)
