@@ -66,6 +66,9 @@ TEXT = "--data.train_file train.txt"
 LABELS = "--task classification --data.train_file labels.tsv"
 MISTAKES = {
     "unknown-flag": (f"{TEXT} --adapter.rnak 4", r"--adapter\.rnak 4; did you mean --adapter\.rank\?"),
+    "abbreviation": (f"{TEXT} --adapter.ran 4", r"--adapter\.ran 4; did you mean --adapter\.rank\?"),
+    "peft-name": (f"{TEXT} --adapter.r 4", r"--adapter\.r 4; it is PEFT's name: call it --adapter\.rank "),
+    "peft-long-name": (f"{TEXT} --adapter.lora_alpha 4", r"--adapter\.lora_alpha 4; .*: call it --adapter\.alpha "),
     "unknown-flag-with-a-dash": (f"{TEXT} --output-dir x", r"--output-dir.*did you mean --output_dir\?"),
     "unknown-key": ("--config unknown-key.yaml", r"rnak.*did you mean 'adapter\.rank'\?"),
     "unknown-group": ("--config unknown-group.yaml", r"adaptor\.rank.*did you mean 'adapter\.rank'\?"),

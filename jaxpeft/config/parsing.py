@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from jaxpeft.adapters.options import PEFT_NAMES
 from jaxpeft.config.plain_errors import in_plain_words, last_text, may_be_none
 from jaxpeft.config.run import RunConfig
 from jaxpeft.errors import InputError, did_you_mean, fail
@@ -28,6 +29,10 @@ class Parser(ArgumentParser):
     """jsonargparse's parser. An error exits with status 2 and prints one line that names the nearest flag."""
 
     _given: Sequence[str] = ()  # for the messages about them
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """As the base class, but a flag must be written in full: the beginning of its name may be another flag's tomorrow."""
+        super().__init__(*args, allow_abbrev=False, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse `args`. Unlike the base class, take a text that means null in YAML, such as "#a.csv", as the text that it is."""
@@ -52,6 +57,9 @@ class Parser(ArgumentParser):
     def _suggestion(self, text: str) -> str:
         # jsonargparse has three messages for an unknown key.
         keys = [action.dest for action in self._actions if action.dest not in ("help", "print_config")]
+        unknown = re.search(r"(?:arguments: --|option |key )'?(?:adapter\.)?(\w+)", text)
+        if unknown and (ours := PEFT_NAMES.get(unknown[1])) and f"adapter.{ours}" in keys:
+            return f"; it is PEFT's name: call it --adapter.{ours}"
         if found := re.search(r"[Uu]nrecognized arguments: --([^\s=]+)", text):
             return did_you_mean(found[1].replace("-", "_"), keys).replace("'", "--", 1).replace("'?", "?")
         if found := re.search(r"[Gg]roup '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", text):
