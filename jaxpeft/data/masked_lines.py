@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxpeft.data.classification import bucketed_batches, cap_buckets
 from jaxpeft.data.masked_lm import WIKITEXT_UNKNOWN, MaskedLMData, check_options, require_special_tokens
 from jaxpeft.data.masks import Batch, num_masked
 from jaxpeft.data.order import MASK_STREAM, order_rng, shape_rng
+from jaxpeft.data.splits import HOLD_OUT_SEED
 from jaxpeft.data.token_cache import Chunk, Origin, TokenCache, tokenised
 from jaxpeft.data.whole_words import word_starts
 from jaxpeft.errors import InputError
@@ -57,6 +58,11 @@ class MaskedLines(MaskedLMData):
     def evaluation_order(self) -> np.ndarray:
         """The rows by length, so that little is computed on padding."""
         return np.argsort(self._lengths, kind="stable")
+
+    def sample(self, num_rows: int) -> MaskedLines:
+        """At most `num_rows` of the rows, chosen at random with a fixed seed. The shortest ones, which come first, would not do."""
+        chosen = np.random.default_rng(HOLD_OUT_SEED).permutation(len(self.blocks))[:num_rows]
+        return replace(self, blocks=self.blocks[np.sort(chosen)])
 
     @cached_property
     def _lengths(self) -> np.ndarray:

@@ -116,7 +116,7 @@ class MaskedLMData:
     """Blocks and their masks. Every method is a pure function of the fields and its arguments.
 
     `blocks` are `[rows, length]` int32. The other fields are those of `choose_masks`. All batches have the same shapes: an
-    incomplete last batch is padded with copies of row 0 whose weights are 0.
+    incomplete last batch is padded with copies of row 0 whose weights are 0. If `evaluated_rows` is given, only so many are evaluated.
     """
 
     blocks: np.ndarray
@@ -128,6 +128,7 @@ class MaskedLMData:
     special_ids: tuple[int, ...]
     seed: int
     word_starts: np.ndarray | None = None
+    evaluated_rows: int | None = None
 
     @property
     def can_mask(self) -> np.ndarray:
@@ -198,7 +199,7 @@ class MaskedLMData:
         masks_of = lru_cache(maxsize=2)(
             partial(self._evaluation_masks, order)
         )  # a batch may begin in one group and end in the next
-        for places in cut(np.arange(len(order)), self.batch_size):
+        for places in cut(np.arange(len(order))[: self.evaluated_rows], self.batch_size):
             yield order[np.maximum(places, 0)], self._masks_at(places, masks_of)
 
     def _masks_at(self, places: np.ndarray, masks_of: Callable[[int], Batch]) -> Batch:
@@ -221,6 +222,10 @@ class MaskedLMData:
     def with_seed(self, seed: int) -> MaskedLMData:
         """The same rows, in the order and with the masks of another seed."""
         return replace(self, seed=seed)
+
+    def sample(self, num_rows: int) -> MaskedLMData:
+        """The same data, of which only the first `num_rows` rows are evaluated, with the same masks as before."""
+        return replace(self, evaluated_rows=num_rows)
 
     def head(self, num_rows: int) -> MaskedLMData:
         """Only the first `num_rows` rows."""

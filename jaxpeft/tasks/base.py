@@ -260,7 +260,7 @@ class Task(ABC):
         return replace(self, **calibration)
 
     def evaluated(self, data: Any, most: int | None) -> Any:
-        """The rows of `data` to evaluate. If `most` is given, at most so many batches of them, drawn at random but always the same."""
+        """The rows of `data` to evaluate: all of them or, if `most` is given, at most so many batches, which are always the same."""
         return data.sample(most * data.batch_size) if most else data
 
     def single_mask_batches(self, data: Any, num_rows: int) -> Iterable[Batch] | None:

@@ -116,10 +116,6 @@ class MaskedLM(Task):
         loss = sums["loss"] / sums["weight"]
         return {"loss": loss, "perplexity": perplexity(loss), "accuracy": sums["correct"] / sums["weight"]}
 
-    def evaluated(self, data: MaskedLMData, most: int | None) -> MaskedLMData:
-        """The first rows, of at most `most` batches if it is given. Rows are running text in its order."""
-        return data.head(most * data.batch_size) if most else data
-
     def single_mask_batches(self, data: MaskedLMData, num_rows: int) -> Iterable[Batch]:
         """Batches in which every token of the first `num_rows` rows is masked once, by itself (Salazar et al. 2020, equation 1)."""
         return data.head(num_rows).single_mask_batches()

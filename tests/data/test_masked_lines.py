@@ -141,6 +141,17 @@ def test_evaluation_masks_of_lines_do_not_depend_on_batches_or_seed(tokenizer):
     assert one == masked(batch_size=5, seed=9)
 
 
+def test_a_sample_has_the_masks_of_the_whole_and_lines_of_all_lengths(tokenizer):
+    data = masked_lm_data(TEXTS, tokenizer, length=16, **OPTIONS)
+    whole, some = [np.concatenate([b["input_ids"] for b in d.eval_batches()]) for d in (data, data.sample(16))]
+    assert len(some) == 16 < len(whole)
+    np.testing.assert_array_equal(some, whole[:16])
+    lines = masked_lines(TEXTS, tokenizer, length=32, bucket_lengths=(8, 16), **OPTIONS)
+    lengths = [(d.blocks != tokenizer.pad_token_id).sum(axis=1) for d in (lines, lines.sample(16))]
+    assert len(lengths[1]) == 16
+    assert abs(lengths[1].mean() - lengths[0].mean()) < 3
+
+
 def test_a_run_on_lines_with_whole_words(tmp_path_factory):
     root = tiny_runs.workplace(tmp_path_factory)
     flags = "--name lines --model.name base --data.train_file train.txt --data.join_texts false --data.whole_word_masking true"
