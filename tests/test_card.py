@@ -10,7 +10,14 @@ import pytest
 import tiny_runs
 from huggingface_hub import ModelCard
 
-RUNS = {"masked-lm": tiny_runs.everything, "classification": tiny_runs.labels, "full": tiny_runs.scores}
+from jaxpeft.tasks.token_classification import Span, TaggedText
+
+RUNS = {
+    "masked-lm": tiny_runs.everything,
+    "classification": tiny_runs.labels,
+    "full": tiny_runs.scores,
+    "token-classification": tiny_runs.entities,
+}
 RUN_BLOCKS = """
 import contextlib, io, json, sys
 outputs = []
@@ -67,7 +74,12 @@ def test_metadata(run):
     _, results, card = run
     data = card.data.to_dict()
     assert data["library_name"] == ("transformers" if results["method"] == "full" else "peft")
-    assert data["pipeline_tag"] == {"masked-lm": "fill-mask", "classification": "text-classification"}[results["task"]]
+    tags = {
+        "masked-lm": "fill-mask",
+        "classification": "text-classification",
+        "token-classification": "token-classification",
+    }
+    assert data["pipeline_tag"] == tags[results["task"]]
     assert {"jax", "flax", "jaxpeft"} <= set(data["tags"])
     (index,) = data["model-index"]
     assert index["name"] == results["name"]
@@ -127,6 +139,13 @@ def test_the_code_classifies(root):
     assert sorted(probabilities) == pytest.approx(
         sorted(p for _, p in eval(ours)[0]), abs=1e-4
     )  # torch prints four digits
+
+
+@pytest.mark.slow
+def test_the_code_tags_words(root):
+    ours, theirs = outputs(root)["token-classification"]
+    (answer,) = eval(ours, {"TaggedText": TaggedText, "Span": Span})
+    assert eval(theirs) == list(zip(answer.words, answer.tags, strict=True))
 
 
 @pytest.mark.slow

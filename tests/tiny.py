@@ -235,7 +235,7 @@ def training(
 
 def task_of(model):
     """The task that a model was loaded for."""
-    return task_for(model.task, model.config.num_labels if model.task == "classification" else None)
+    return task_for(model.task, model.config.num_labels if model.head.has_classes else None)
 
 
 def prepared(config, model, **options):

@@ -41,6 +41,10 @@ SCORES = """
 --name scores --task classification --model.name base --data.train_file scores.csv --data.bucket_lengths [16]
 --adapter.method full --training.learning_rate 1e-3 --training.num_steps 2 --evaluation.before false
 """
+ENTITIES = """
+--name entities --task token-classification --model.name base --data.train_file entities.conll --data.validation_file entities.conll
+--data.bucket_lengths [8,16] --training.learning_rate 5e-2 --training.num_steps 20 --training.eval_every_steps 5
+"""
 
 
 def package_model():
@@ -69,7 +73,18 @@ def _workplace(root):
     (root / "labels.tsv").write_text("text\tlabel\n" + "\n".join(rows))
     rows = [f"{len(line) / 50},{line.replace(',', '')}" for line in SENTENCES[:40]]
     (root / "scores.csv").write_text("label,text\n" + "\n".join(rows).replace('"', ""))
+    (root / "entities.conll").write_text("\n\n".join(map(_tagged, SENTENCES[:24])) + "\n\n\u200b O\n")
     return root
+
+
+def _tagged(sentence):
+    """A sentence as lines of CoNLL: words in capitals, quotes and brackets are entities, and one word has no token."""
+    words, before, lines = sentence.split(), None, ["\x01 B-SIGN"]
+    for word in words:
+        kind = "CODE" if not word.isalpha() else "NAME" if word[0].isupper() else None
+        lines.append(f"{word} {('I-' if kind == before else 'B-') + kind if kind else 'O'}")
+        before = kind
+    return "\n".join(lines)
 
 
 def train(root, flags, *more):
@@ -91,6 +106,12 @@ def everything(root):
 def labels(root):
     """LoRA on two classes named by strings, stopped early by a learning rate that is far too large."""
     return train(root, LABELS)
+
+
+@functools.cache
+def entities(root):
+    """LoRA on the tags of words, in sentences of several windows and with words that have no token."""
+    return train(root, ENTITIES)
 
 
 @functools.cache

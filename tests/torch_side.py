@@ -12,16 +12,11 @@ ROWS, LENGTH = 4, 12
 def write_base(directory, model_type, task="masked-lm", *, num_labels=2, layers=2, seed=0, **config):
     """Save a tiny torch model, every parameter drawn at random, and return its directory; `task` "encoder" has no head."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     depth = "n_layers" if model_type == "distilbert" else "num_hidden_layers"
     values = {**tiny.CONFIGS[model_type], depth: layers, "num_labels": num_labels, **config}
-    auto = {
-        "masked-lm": AutoModelForMaskedLM,
-        "classification": AutoModelForSequenceClassification,
-        "encoder": AutoModel,
-    }
-    model = auto[task].from_config(AutoConfig.for_model(**values))
+    model = auto_class(task).from_config(AutoConfig.for_model(**values))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -31,15 +26,26 @@ def write_base(directory, model_type, task="masked-lm", *, num_labels=2, layers=
     return directory
 
 
+def auto_class(task):
+    """Transformers' class that makes the torch model of a task; of an "encoder", it has no head."""
+    import transformers
+
+    names = {
+        "masked-lm": "ForMaskedLM",
+        "classification": "ForSequenceClassification",
+        "token-classification": "ForTokenClassification",
+        "encoder": "",
+    }
+    return getattr(transformers, f"AutoModel{names[task]}")
+
+
 def load_torch(directory, task="masked-lm", **options):
     """The torch model in `directory`, ready to be asked."""
     import torch
-    from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
     # SHiRA builds sparse tensors. torch then checks their indices, or warns that it does not.
     torch.sparse.check_sparse_tensor_invariants.enable()
-    auto = AutoModelForMaskedLM if task == "masked-lm" else AutoModelForSequenceClassification
-    loaded = auto.from_pretrained(directory, **options)
+    loaded = auto_class(task).from_pretrained(directory, **options)
     return loaded if options.get("output_loading_info") else loaded.eval()
 
 

@@ -18,19 +18,25 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str], *, prog: str) -> None:
     """Parse the arguments and print or write the answers."""
-    parser = Parser(prog=prog, description="Fill every [MASK] of the texts (masked-lm), or classify them.")
+    parser = Parser(
+        prog=prog, description="Fill every [MASK] of the texts (masked-lm), or classify them or their words."
+    )
     parser.add_argument("run", help="A run's directory, such as runs/quickstart.")
     parser.add_argument(
         "texts", nargs="*", help="Texts, each in quotes; -: the lines of standard input, one text a line."
     )
     parser.add_argument("--pairs", nargs="+", help="The second text of each, if the run was trained on pairs.")
     parser.add_argument(
-        "--file", type=str, help="A .txt, .csv, .tsv, .jsonl or .parquet file of texts, instead of them."
+        "--file",
+        type=str,
+        help="A .txt, .csv, .tsv, .jsonl or .parquet file of texts, instead of them; for token-classification also of lists of words.",
     )
     parser.add_argument("--text_column", type=str, help="Its column with the text; null: as in training.")
     parser.add_argument("--text_pair_column", type=str, help="Its column with the second text; null: as in training.")
     parser.add_argument("--output", type=str, help="A .jsonl or .csv file to write; null: JSON lines on the terminal.")
-    parser.add_argument("--top", type=int, help="Answers per text or mask; null: 5, and for a file all labels.")
+    parser.add_argument(
+        "--top", type=int, help="Answers per text or mask, if there are several; null: 5, and for a file all labels."
+    )
     values = parser.parse_args(list(argv))
     guarded(lambda: predict(**values.as_dict()), prog)
 
@@ -68,6 +74,9 @@ def predict(
         check_output(Path(output))
     enable_compilation_cache()
     trained = load_run(run)
+    task = trained.objective.task
+    if top is not None and not task.ranks_answers:
+        raise InputError(f"--top {top} chooses among several answers, and {task.name} gives one; leave it out")
     if file is not None:
         split = trained.read_texts(file, text_column=text_column, text_pair_column=text_pair_column)
         write_answers(trained, split, Path(output) if output else None, where=file, top=top)
@@ -75,7 +84,7 @@ def predict(
     split = Split(list(texts), list(pairs) if pairs else None)
     for text, answer in zip(split.texts, _answers(trained, split, top or 5), strict=True):
         log(text)
-        for line in trained.objective.task.in_words(answer):
+        for line in task.in_words(answer):
             log(f"  {line}")
 
 

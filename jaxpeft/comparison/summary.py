@@ -58,7 +58,7 @@ class Row:
     @property
     def kind(self) -> Task:
         """The task, for the labels of the data: a classification whose labels are numbers is a regression."""
-        return task_for(self.any.task, self.any.num_labels)
+        return task_for(self.any.task, self.any.num_labels, self.any.label_names)
 
     @property
     def any(self) -> Results:

@@ -108,6 +108,7 @@ def check_ranges(
         ("data.num_labels", d.num_labels, d.num_labels is None or d.num_labels >= 2,
          "at least 2, or null; data.regression true predicts the labels as numbers"),
         ("data.max_length", d.max_length, d.max_length >= 8, "at least 8"),
+        ("data.doc_stride", d.doc_stride, (d.doc_stride or 0) >= 0, "at least 0, or null"),
         ("data.mask_ratio", d.mask_ratio, 0 < d.mask_ratio < 1, "between 0 and 1"),
         ("data.bucket_lengths", d.bucket_lengths, min(d.bucket_lengths, default=0) >= 1, "lengths of at least 1"),
         ("model.quantization_block_size", block, block in (64, 128, 256, 512, 1024, 2048, 4096), "a power of two, 64 to 4096"),
@@ -193,7 +194,11 @@ def check_combinations(
 
 
 def _check_labels(task: str, data: DataConfig) -> None:
-    """Raise InputError for options of the labels that exclude each other, or that a task without labels cannot use."""
+    """Raise InputError for options of the labels that exclude each other, or that the task cannot use."""
+    for name in ("text_pair_column", "num_labels", "regression", "doc_stride"):
+        value = getattr(data, name)
+        if value is not None and value is not False and name in TASKS[task].unused_flags:  # 0 is a value
+            raise InputError(f"data.{name} {value} cannot be used in {task}; leave it out")
     values = {name: getattr(data, name) for name in ("label_names", "num_labels", "regression", "drop_unlabelled")}
     given = [name for name, value in values.items() if value not in (None, False)]
     if given and not TASKS[task].reads_labels:

@@ -15,13 +15,14 @@ class DataConfig:
     subset: str | None = None
     """Configuration of the hub dataset, if it has several."""
     train_file: str | None = None
-    """Local .txt, .csv, .tsv, .json, .jsonl or .parquet file, instead of name, such as --data.train_file my.csv."""
+    """Local .txt, .csv, .tsv, .json, .jsonl or .parquet file, instead of name, such as --data.train_file my.csv; for token-classification
+    also .conll, .bio, .iob or .conllu, and then .txt is a CoNLL file."""
     validation_file: str | None = None
     """Local file; null: a tenth of the training rows is held out for validation."""
     test_file: str | None = None
     """Local file; null: test figures are measured on the validation rows."""
     column_names: list[str] | None = None
-    """Column names of .csv and .tsv files without a header line, such as '[text, label]'."""
+    """Column names of .csv and .tsv files without a header line, such as '[text, label]', and of CoNLL files."""
     delimiter: str | None = None
     """Character between the fields of .csv and .tsv files: ',', ';', '|', tab or another one; null: found from the first rows."""
     quotes: bool | None = None
@@ -37,11 +38,12 @@ class DataConfig:
     drop_empty: bool = False
     """Leave out rows without a text and say how many; false: classification refuses such rows, and masked-lm keeps blank lines."""
     text_column: str | None = None
-    """Column with the text; null: 'text', or the columns of a GLUE task."""
+    """Column with the text; null: 'text', or the columns of a GLUE task. Token-classification: with the list of words; null: 'tokens'."""
     text_pair_column: str | None = None
     """Column with the second text of a pair, for classification."""
     label_column: str | None = None
-    """Column with the label, for classification; null: 'label' if there is one."""
+    """Column with the label, for classification; null: 'label' if there is one. Token-classification: with the list of tags; null:
+    'ner_tags', 'tags' or another usual name, in a CoNLL file the last column."""
     label_names: list[str] | None = None
     """Names of all classes in the order of their ids; null: the base's own if the data has these, else those in train, sorted."""
     num_labels: int | None = None
@@ -51,7 +53,10 @@ class DataConfig:
     drop_unlabelled: bool = False
     """Leave out rows without a label (empty, null, - or -1), and say how many."""
     max_length: int = 128
-    """Tokens per row: the block length in masked-lm, the truncation limit in classification."""
+    """Tokens per row: the block length in masked-lm, the truncation limit in classification, the length of a window in
+    token-classification."""
+    doc_stride: int | None = None
+    """Tokens that two windows of a long text share, in token-classification; null: 32, but at most half of a window."""
     mask_ratio: float = 0.15
     """Share of the real tokens of each row that are masked, exact for every row (masked-lm)."""
     whole_word_masking: bool = False

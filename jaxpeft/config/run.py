@@ -34,7 +34,7 @@ class RunConfig:
     output_dir: str = "runs"
     """Directory of all runs."""
     task: TaskName = "masked-lm"
-    """Task: masked language modelling, or classification of sentences and pairs."""
+    """Task: masked language modelling, classification of sentences and pairs, or of the words of a sentence (NER, POS)."""
     seed: int = 0
     """Seed of every random draw: new weights, order, masks, dropout."""
     resume: bool = False

@@ -47,7 +47,8 @@ class TrainingConfig:
     early_stopping_patience: int | None = None
     """Number of validations without improvement after which the run stops; null: never."""
     metric: str | None = None
-    """Validation metric that selects the best adapter: loss, accuracy, f1, matthews, pearson, spearman; null: the task's own."""
+    """Validation metric that selects the best adapter: loss, accuracy, f1, matthews, pearson, spearman, in token-classification also
+    precision, recall; null: the task's own."""
 
     def __post_init__(self) -> None:
         """Read old names."""

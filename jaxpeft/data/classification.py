@@ -233,9 +233,7 @@ class ClassificationData:
     def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
         """The batch of a `draw`, in arrays of the namespace `xp`: numpy, or jax.numpy inside a compiled program."""
         rows = xp.maximum(draw["rows"], 0)  # FILL reads row 0, with weight 0
-        starts, columns = device_data["offsets"][rows], draw["columns"]
-        inside = columns < (device_data["offsets"][rows + 1] - starts)[:, None]
-        tokens = xp.where(inside, starts[:, None] + columns, 0)  # padding needs some valid index
+        inside, tokens = tokens_of(device_data["offsets"], rows, draw["columns"], xp)
         return {
             "input_ids": xp.where(inside, device_data["input_ids"][tokens], self.encoded.pad_token_id).astype(xp.int32),
             "attention_mask": inside.astype(xp.int32),
@@ -275,6 +273,13 @@ class ClassificationData:
 
     def _draw(self, rows: np.ndarray, length: int) -> Batch:
         return {"rows": rows.astype(np.int32), "columns": np.arange(length, dtype=np.int32)}
+
+
+def tokens_of(offsets: Any, rows: Any, columns: Any, xp: Any) -> tuple[Any, Any]:
+    """Which places of a batch hold a token, `[batch, columns]` bool, and the index of that token; at padding the index is 0."""
+    starts = offsets[rows]
+    inside = columns < (offsets[rows + 1] - starts)[:, None]
+    return inside, xp.where(inside, starts[:, None] + columns, 0)
 
 
 def classification_data(

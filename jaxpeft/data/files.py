@@ -6,7 +6,7 @@ import glob as patterns
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from jaxpeft.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FORMATS = {
+FORMATS = {
     ".txt": "text",
     ".csv": "csv",
     ".tsv": "csv",
@@ -27,11 +27,12 @@ _FORMATS = {
     ".jsonl": "json",
     ".parquet": "parquet",
 }
+"""Suffix → format."""
 _OPTIONS = {  # option → the formats that have it, and their suffixes in words
-    "column_names": (("csv",), ".csv and .tsv files"),
+    "column_names": (("csv", "conll"), ".csv, .tsv and CoNLL files"),
     "delimiter": (("csv",), ".csv and .tsv files"),
     "quotes": (("csv",), ".csv and .tsv files"),
-    "encoding": (("csv", "text", "json"), "files of text"),
+    "encoding": (("csv", "text", "json", "conll"), "files of text"),
     "field": (("json",), ".json files"),
 }
 _ROWS_PER_BATCH, _LETTERS_PER_BATCH = 10_000, 10_000_000
@@ -102,23 +103,29 @@ def read_file(
         "field": field,
     }
     options = {name: value for name, value in given.items() if value is not None}
+    return read_each(path, lambda found: _read_one(found, options), glob=glob)
+
+
+def read_each(path: str, read_one: Callable[[str], Dataset], *, glob: bool) -> Dataset:
+    """The table that `read_one` makes of the file at `path` or, with `glob`, those of all files that match it, joined.
+
+    Raises:
+      InputError: no file matches, or the files do not have the same columns.
+    """
     path = os.path.expanduser(path)  # pathlib's raises an error for a name that begins with "~" and is no user's
     if not glob:
-        return _read_one(path, options)
+        return read_one(path)
     paths = sorted(found for found in patterns.glob(path, recursive=True) if os.path.isfile(found))
     if not paths:
         raise InputError(
             f"no file matches the pattern {path}; check it, or set data.glob to false if it is one file's name"
         )
-    return _joined(paths, [_read_one(found, options) for found in paths])
+    return _joined(paths, [read_one(found) for found in paths])
 
 
 def _read_one(path: str, options: dict[str, Any]) -> Dataset:
-    format_name = _format_of(path)
-    for name in options:
-        formats, in_words = _OPTIONS[name]
-        if format_name not in formats:
-            raise InputError(f"data.{name} is for {in_words}, but {path} is not one; leave it out")
+    format_name = format_of(path)
+    check_options(path, format_name, options)
     encoding = encoding_of(path, options.get("encoding")) if format_name != "parquet" else ""
     dialect = {name: value for name, value in options.items() if name in ("column_names", "delimiter", "quotes")}
     # A temporary folder: the shared cache of datasets would keep a copy of every private file ever read. The table stays mapped
@@ -126,13 +133,13 @@ def _read_one(path: str, options: dict[str, Any]) -> Dataset:
     with tempfile.TemporaryDirectory() as folder:
         if format_name == "text":
             with open(path, encoding=encoding) as lines:
-                table = _as_table(["text"], ([line.rstrip("\n")] for line in lines), folder)
+                table = as_table(["text"], ([line.rstrip("\n")] for line in lines), folder)
         elif format_name == "csv":
             file = open_delimited(path, encoding, **dialect)
             names = [file.names[i] for i in file.columns]
             if not names:
                 raise InputError(f"{path}, line 1: no column has a name; give data.column_names")
-            table = _as_table(names, file.rows(), folder)
+            table = as_table(names, file.rows(), folder)
         elif format_name == "json":
             table = _load("json", path, as_json_lines(path, encoding, folder, options.get("field")), folder)
         else:
@@ -142,11 +149,24 @@ def _read_one(path: str, options: dict[str, Any]) -> Dataset:
     return table
 
 
-def _format_of(path: str) -> str:
+def check_options(path: str, format_name: str, options: Iterable[str]) -> None:
+    """Raise InputError if one of the `options`, by name, is not for files of this format."""
+    for name in options:
+        formats, in_words = _OPTIONS[name]
+        if format_name not in formats:
+            raise InputError(f"data.{name} is for {in_words}, but {path} is not one; leave it out")
+
+
+def format_of(path: str, formats: Mapping[str, str] = FORMATS) -> str:
+    """The format of the file at `path`, by its suffix.
+
+    Raises:
+      InputError: the suffix is not in `formats`, there is no such file, or it is empty.
+    """
     suffix = Path(path).suffix.lower()
-    if suffix not in _FORMATS:
+    if suffix not in formats:
         raise InputError(
-            f"{path}: the suffix '{suffix}' is not one of {', '.join(_FORMATS)}{did_you_mean(suffix, _FORMATS)}"
+            f"{path}: the suffix '{suffix}' is not one of {', '.join(formats)}{did_you_mean(suffix, formats)}"
         )
     if not Path(path).is_file():
         folder = Path(path).parent
@@ -154,25 +174,26 @@ def _format_of(path: str) -> str:
         raise InputError(f"no file {path}{did_you_mean(path, siblings) or '; check the path'}")
     if not Path(path).stat().st_size:
         raise InputError(f"{path} is empty (0 bytes); give a file with at least one row")
-    return _FORMATS[suffix]
+    return formats[suffix]
 
 
-def _as_table(names: Sequence[str], rows: Iterable[Sequence[str]], folder: str) -> Dataset:
-    """A table of texts, written to a file in `folder` a few rows at a time, and mapped into memory."""
+def as_table(names: Sequence[str], rows: Iterable[Sequence[Any]], folder: str, *, lists: bool = False) -> Dataset:
+    """A table of texts or, with `lists`, of lists of texts, written to a file in `folder` a few rows at a time, and mapped into memory."""
     import pyarrow as pa
     from datasets import Dataset
 
     path = os.path.join(folder, "rows.arrow")
-    schema = pa.schema([(name, pa.string()) for name in names])
+    kind = pa.list_(pa.string()) if lists else pa.string()
+    schema = pa.schema([(name, kind) for name in names])
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for columns in _batches(rows, len(names)):
             writer.write_batch(pa.record_batch(columns, schema=schema))
     return Dataset.from_file(path)
 
 
-def _batches(rows: Iterable[Sequence[str]], number: int) -> Iterator[list[list[str]]]:
-    """The rows as columns, with a limited number of rows and letters in each batch."""
-    columns: list[list[str]] = [[] for _ in range(number)]
+def _batches(rows: Iterable[Sequence[Any]], number: int) -> Iterator[list[list[Any]]]:
+    """The rows as columns, with a limited number of rows, and of letters or words, in each batch."""
+    columns: list[list[Any]] = [[] for _ in range(number)]
     letters = 0
     for row in rows:
         for column, value in zip(columns, row, strict=True):

@@ -86,7 +86,7 @@ def encode_labels(
     if numbers:
         return Labels(_targets(found), 1, None, kept, tuple(notes))
     encoded = _encode(found, num_labels, label_names, kinds)
-    encoded = _with_base_names(encoded, base_names or ())
+    encoded = with_base_names(encoded, base_names or ())
     notes += [*encoded.notes, *_lists(next(iter(found.values()))), *_without_rows(encoded)]
     return replace(encoded, rows=kept, notes=tuple(notes))
 
@@ -159,7 +159,7 @@ def _by_id(found: Found, count: int, names: tuple[str, ...] | None) -> Labels:
     return Labels(encoded, count, names, {})
 
 
-def _with_base_names(found: Labels, base: Sequence[str]) -> Labels:
+def with_base_names(found: Labels, base: Sequence[str]) -> Labels:
     """`found` with the classes and ids of the base, if its classes are among them."""
     ids = {name.casefold(): index for index, name in enumerate(base)}
     if len(ids) < len(base) or not base:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,13 +25,14 @@ class Split:
     """The rows of one split.
 
     Attributes:
-      texts: one text per row; those of files and of the hub are a `TextColumn`, which reads them from disk.
+      texts: one text per row, or in token classification one list of words; those of files and of the hub are a `TextColumn`,
+        which reads them from disk.
       pairs: the second text of each row (premise/hypothesis, question/answer), or None.
       labels: `[rows]` int32 class ids; `[rows]` or `[rows, classes]` float32; `[rows]` objects, each a tuple, if rows have labels of
         different lengths; or None if the rows are not labelled.
     """
 
-    texts: Sequence[str]
+    texts: Sequence[Any]
     pairs: Sequence[str] | None = None
     labels: np.ndarray | None = None
 

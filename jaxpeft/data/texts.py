@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
@@ -20,7 +21,7 @@ class TextColumn(Sequence[str]):
     """A column of texts in a table that is mapped into memory. It equals a list of the same texts.
 
     Texts become Python strings only while they are read: one at a time, or 1024 at a time in a loop. A slice is another
-    column and reads nothing; `list` reads everything.
+    column and reads nothing; `list` reads everything. A text may also be a list of words.
     """
 
     __hash__ = None  # type: ignore[assignment]  # as a list
@@ -107,7 +108,8 @@ def _rows_that(texts: Sequence[str], check: Callable[[Any], np.ndarray]) -> np.n
     import pyarrow as pa
 
     if not isinstance(texts, TextColumn):
-        return np.flatnonzero(check(pa.array(texts, pa.string())))
+        kind = pa.string() if all(isinstance(text, str | None) for text in texts) else pa.list_(pa.string())
+        return np.flatnonzero(check(pa.array(texts, kind)))
     found = [np.zeros(0, bool), *(check(values) for values in texts._table.data.column(texts._column).chunks)]
     rows = texts._rows
     return np.flatnonzero(np.concatenate(found)[slice(rows.start, rows.stop) if _runs_on(rows) else np.asarray(rows)])
@@ -117,6 +119,8 @@ def _is_blank(values: Any) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):  # a list is blank if it has no words
+        return pc.equal(pc.fill_null(pc.list_value_length(values), 0), 0).to_numpy(zero_copy_only=False)
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         return np.asarray([value is None or not value.strip() for value in values.to_pylist()], bool)
     length = pc.binary_length(pc.utf8_trim_whitespace(values))
@@ -141,7 +145,12 @@ def hash_texts(texts: Sequence[str]) -> str:
     """SHA-256 of the texts and of their boundaries. It does not depend on the file that holds them."""
     contents, lengths = hashlib.sha256(), hashlib.sha256()
     for start in range(0, len(texts), _TEXTS_PER_READ):
-        encoded = [text.encode("utf-8", "surrogatepass") for text in texts[start : start + _TEXTS_PER_READ]]
+        encoded = [_as_bytes(text) for text in texts[start : start + _TEXTS_PER_READ]]
         contents.update(b"".join(encoded))
         lengths.update(np.asarray([len(text) for text in encoded], "<i8").tobytes())
     return hashlib.sha256(contents.digest() + lengths.digest()).hexdigest()
+
+
+def _as_bytes(text: str | Sequence[str]) -> bytes:
+    """A text, or a list of words with its boundaries."""
+    return (text if isinstance(text, str) else json.dumps(text)).encode("utf-8", "surrogatepass")

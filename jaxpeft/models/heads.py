@@ -42,9 +42,15 @@ class Head:
 
 MASKED_LM = Head("transformers:FLAX_MODEL_FOR_MASKED_LM_MAPPING", ties_words=True, has_classes=False)
 CLASSIFICATION = Head("transformers:FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", peft_task_type="SEQ_CLS")
+TOKEN_CLASSIFICATION = Head("transformers:FLAX_MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING", peft_task_type="TOKEN_CLS")
 
 HEADS = Registry(
-    "task", {"masked-lm": "jaxpeft.models.heads:MASKED_LM", "classification": "jaxpeft.models.heads:CLASSIFICATION"}
+    "task",
+    {
+        "masked-lm": "jaxpeft.models.heads:MASKED_LM",
+        "classification": "jaxpeft.models.heads:CLASSIFICATION",
+        "token-classification": "jaxpeft.models.heads:TOKEN_CLASSIFICATION",
+    },
 )
 """The name of a head (`Task.head`) → the head."""
 

@@ -204,7 +204,7 @@ def _measured(run: CardSubject) -> str:
         lines.append("Element sparsity of an adapter makes neither training nor inference faster.")
     if results.channel_overlap:
         lines.append(_chosen_channels(config.contextual, results))
-    rows = RowOptions(config.data.max_length, config.data.mask_ratio, whole_word_masking=config.data.whole_word_masking)
+    rows = RowOptions.of(config.data)
     return "\n\n".join(
         [*run.task.notes(rows), *lines, *(f"Data: {run.without_paths(note)}." for note in results.data_notes)]
     )

@@ -99,7 +99,7 @@ class Results:
 
     def metric_rows(self) -> list[tuple[str, str, str]]:
         """(name, before, after) of every metric as text. `before` is – if the initial model was not tested."""
-        title = task_for(self.task, self.num_labels).metric_title
+        title = task_for(self.task, self.num_labels, self.label_names).metric_title
         return [
             (
                 title(name, self.label_names),

@@ -61,7 +61,7 @@ def load_data(data: DataConfig, task_name: str, model: ModelConfig | None = None
         )
         splits = kind.read(tables, read_options(data, kind, base_names))
     glue = GLUE.get((data.name or "").removeprefix("glue/"))
-    task = kind.for_labels(splits.num_labels, glue.metrics if glue else ())
+    task = kind.for_labels(splits.num_labels, glue.metrics if glue else ()).with_names(splits.label_names)
     task.check_data(splits)
     return task, splits
 
@@ -105,7 +105,7 @@ def read_texts(
         text_column=text_column or options.text_column,
         text_pair_column=text_pair_column or options.text_pair_column,
     )
-    table = kind.read_file(path, **(file_options(data) if alike else {}))
+    table = kind.read_question_file(path, alike=alike, **(file_options(data) if alike else {}))
     return kind.read_questions(table, path, options)
 
 
@@ -115,14 +115,7 @@ def row_options(data: DataConfig) -> RowOptions:
     Raises:
         InputError: `data.token_cache` is a directory that cannot be written to.
     """
-    return RowOptions(
-        data.max_length,
-        data.mask_ratio,
-        tuple(data.bucket_lengths),
-        token_cache(data.token_cache),
-        whole_word_masking=data.whole_word_masking,
-        join_texts=data.join_texts,
-    )
+    return RowOptions.of(data, token_cache(data.token_cache))
 
 
 def token_cache(directory: str | None) -> TokenCache | None:

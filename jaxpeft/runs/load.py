@@ -84,7 +84,8 @@ class TrainedRun:
 
         Returns:
             for masked-lm, per text and mask a list of (token, probability); for classification, per text a list of
-            (label, probability); for regression, per text a list of one ("value", number).
+            (label, probability); for regression, per text a list of one ("value", number); for token-classification, per text a
+            `TaggedText` (`jaxpeft.tasks.token_classification`).
 
         Raises:
             InputError: pairs are given and the run was trained without, or the other way round; or for masked-lm, a text is too long
@@ -140,7 +141,7 @@ def load_run(directory: Path | str) -> TrainedRun:
         # A base that was fully trained or initialised at random is read from the run's own files. A random base cannot be drawn
         # again, because the last digits would differ on another machine.
         config = replace(config, model=replace(config.model, name=str(own_base), weights="pretrained"))
-    task = task_for(config.task, results.num_labels).with_calibration(results.calibration)
+    task = task_for(config.task, results.num_labels, results.label_names).with_calibration(results.calibration)
     method = build_method(config.adapter)
     length = config.data.max_length
     model, tokenizer = load_base(config.model, task, method, config.adapter, max_length=length, seed=config.seed)

@@ -309,6 +309,8 @@ def log_setup(setup: RunSetup) -> None:
     num_truncated = getattr(without_packing(setup.train_data), "num_truncated", 0)
     if num_truncated:
         log(f"       {num_truncated} training rows are longer than {config.data.max_length} tokens and were cut")
+    for note in getattr(without_packing(setup.train_data), "notes", ()):
+        log(f"       in training, {note}")
 
 
 def _batches(train_data: Any) -> Callable[[int], Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxpeft.registry import Registry
@@ -15,6 +16,7 @@ TASKS = Registry(
         "masked-lm": "jaxpeft.tasks.masked_lm:MaskedLM",
         "classification": "jaxpeft.tasks.classification:Classification",
         "regression": "jaxpeft.tasks.regression:Regression",
+        "token-classification": "jaxpeft.tasks.token_classification:TokenClassification",
     },
 )
 """Name → class."""
@@ -23,10 +25,10 @@ FLAG_VALUES = tuple(name for name in TASKS if name != "regression")
 """The values of `--task`. A classification turns into a regression if its labels are numbers (`Classification.for_labels`)."""
 
 
-def task_for(name: str, num_labels: int | None = None) -> Task:
-    """The task called `name`, for data with `num_labels` classes (1: numbers; None: no labels).
+def task_for(name: str, num_labels: int | None = None, label_names: Sequence[str] | None = None) -> Task:
+    """The task called `name`, for data with `num_labels` classes (1: numbers; None: no labels), and maybe with names for them.
 
     Raises:
         InputError: the name is unknown.
     """
-    return TASKS[name].for_labels(num_labels)
+    return TASKS[name].for_labels(num_labels).with_names(label_names)

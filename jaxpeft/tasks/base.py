@@ -99,10 +99,14 @@ class Task(ABC):
     """True if the data must have labels."""
     reads_pairs: ClassVar[bool] = True
     """True if a row may have two texts."""
+    unused_flags: ClassVar[tuple[str, ...]] = ("doc_stride",)
+    """Flags of `data` that are refused for this task, among `text_pair_column`, `num_labels`, `regression` and `doc_stride`."""
     can_pack: ClassVar[bool] = False
     """True if several texts may share a training row."""
     trains_head: ClassVar[bool] = True
     """True if the head is always fully trained, as in PEFT's sequence classifiers. Else it is trained only if the checkpoint lacks it."""
+    ranks_answers: ClassVar[bool] = True
+    """True if a text has several answers, of which the most likely ones are given."""
     fills_masks: ClassVar[bool] = False
     """True if an answer fills the masks of a text."""
     example: ClassVar[str] = "This is a great movie!"
@@ -110,6 +114,11 @@ class Task(ABC):
 
     read_file: ClassVar[ReadFile] = staticmethod(read_file)
     """Reads one file of the task's data as a table."""
+
+    @classmethod
+    def read_question_file(cls, path: str, *, alike: bool, **options: Any) -> Any:
+        """Reads one file to answer as a table. `alike` is True if it has the suffix of the training file, as is then true of `options`."""
+        return cls.read_file(path, **options)
 
     @classmethod
     def read(cls, tables: Tables, options: ReadOptions) -> Splits:
@@ -129,6 +138,10 @@ class Task(ABC):
     def for_labels(cls, num_labels: int | None, headline_metrics: Sequence[str] = ()) -> Task:
         """The task for data with `num_labels`. `headline_metrics` are the metrics that a benchmark's authors report, if any."""
         return cls(num_labels, tuple(headline_metrics) or cls.reported_metrics)
+
+    def with_names(self, label_names: Sequence[str] | None) -> Task:
+        """The task for classes of these names, in the order of their ids, if names decide how it is measured. Else the task itself."""
+        return self
 
     def check_data(self, splits: Splits) -> None:
         """Raise InputError if the rows in `splits` do not fit this task."""

@@ -60,14 +60,17 @@ class ByClass:
 
 
 def by_class(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> ByClass:
-    """The figures of `predicted` and true class ids, both `[rows]`. `names` are the classes' names in the order of the ids."""
+    """The figures of `predicted` and true class ids, both `[rows]`, by the classes' `names` in the order of the ids.
+
+    A predicted id of -1 is none of the classes.
+    """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     ids = np.arange(len(names))
     with without_warnings():
         figures = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0.0)
         matrix = confusion_matrix(labels, predicted, labels=ids) if len(names) <= _MOST_CLASSES else None
-    number = np.bincount(predicted, minlength=len(names))
+    number = np.bincount(predicted[predicted >= 0], minlength=len(names))
     classes = tuple(
         ClassFigures(name, int(rows), int(number[i]), float(precision), float(recall), float(f1))
         for i, (name, precision, recall, f1, rows) in enumerate(zip(names, *figures, strict=True))

@@ -99,6 +99,8 @@ METRICS: dict[str, Metric] = {
     "pseudo_perplexity": Metric("pseudo-perplexity", larger_is_better=False, digits=1),
     "accuracy": Metric("accuracy", function=_accuracy),
     "f1": Metric("F1", function=_f1),
+    "precision": Metric("precision"),
+    "recall": Metric("recall"),
     "matthews": Metric("Matthews correlation", function=_matthews),
     "pearson": Metric("Pearson correlation", function=_pearson),
     "spearman": Metric("Spearman correlation", function=_spearman),

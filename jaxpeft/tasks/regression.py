@@ -21,6 +21,7 @@ class Regression(Classification):
     """Predicts one number for each text. Logits are `[texts, 1]`, the numbers themselves. All else is as in classification."""
 
     name = "regression"
+    ranks_answers = False
     title = "regression"
     reported_metrics = ("pearson", "spearman")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from jaxpeft.data import Split, TokenCache
@@ -11,7 +11,10 @@ from jaxpeft.errors import InputError
 
 @dataclass(frozen=True)
 class RowOptions:
-    """The options that turn texts into rows: the flags of the same names in `data`, and the place that keeps the rows."""
+    """The options that turn texts into rows: the flags of the same names in `data`, and the place that keeps the rows.
+
+    `doc_stride` None is the task's own default.
+    """
 
     max_length: int = 128
     mask_ratio: float = 0.15
@@ -19,6 +22,14 @@ class RowOptions:
     token_cache: TokenCache | None = None
     whole_word_masking: bool = False
     join_texts: bool = True
+    doc_stride: int | None = None
+
+    @classmethod
+    def of(cls, flags: Any, cache: TokenCache | None = None) -> RowOptions:
+        """The options with the values of the attributes of the same names of `flags`."""
+        names = [field.name for field in fields(cls) if field.name != "token_cache"]
+        options = {name: getattr(flags, name) for name in names}
+        return cls(**{**options, "bucket_lengths": tuple(flags.bucket_lengths)}, token_cache=cache)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def refusal(capsys, flags):
 
 
 CASES = {
-    "--task token-classification": "task is 'token-classification'; it must be one of masked-lm, classification",
+    "--task translation": "task is 'translation'; it must be one of masked-lm, classification",
     "--adapter.method lore": "it must be one of lora, hira, .*, full, head; did you mean 'lora'?",
     "--adapter.bias x": "adapter.bias is 'x'; it must be one of none, all, lora_only, or null",
     "--adapter.rank many": "adapter.rank is 'many'; it must be a whole number, or null",

@@ -56,7 +56,8 @@ def make_pair(case, base, model, directory, *, trained):
     import torch
 
     torch.manual_seed(3)
-    options = {**case.options, **({"task_type": "SEQ_CLS"} if case.task == "classification" else {})}
+    kinds = {"classification": "SEQ_CLS", "token-classification": "TOKEN_CLS"}
+    options = {**case.options, **({"task_type": kinds[case.task]} if case.task in kinds else {})}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what PEFT has to say of its own options
         config = getattr(peft, case.config)(**options)
@@ -107,7 +108,7 @@ def config_meaning(case, directory):
 
 
 def torch_loss(logits, pair, task):
-    """Cross-entropy: of two labels, or of a token at every place that is no padding."""
+    """Cross-entropy: of two labels, or of a token or a tag at every place that is no padding."""
     import torch
 
     if task == "classification":

@@ -102,6 +102,17 @@ CASES = {
     "lora-eva": Case(
         "distilbert", "masked-lm", "LoraConfig", {**LORA, "target_modules": ["q_lin"], "init_lora_weights": "eva"}
     ),
+    # A tag for every token
+    "tags": Case("bert", "token-classification", "LoraConfig", LORA),
+    "tags-distilbert": Case(
+        "distilbert", "token-classification", "LoraConfig", {**LORA, "target_modules": ["q_lin", "v_lin"]}
+    ),
+    "tags-dora-roberta": Case(
+        "roberta", "token-classification", "LoraConfig", {**LORA, "use_dora": True, "bias": "all"}
+    ),
+    "tags-hira-distilbert": Case(
+        "distilbert", "token-classification", "HiraConfig", {**HIRA, "target_modules": ["q_lin", "lin1"]}
+    ),
     # HiRA
     "hira": Case("bert", "masked-lm", "HiraConfig", {**HIRA, "target_modules": ["query", "attention.output.dense"]}),
     "hira-patterns": Case(

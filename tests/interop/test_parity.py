@@ -19,9 +19,9 @@ TRAINING = [name for name, case in CASES.items() if case.trains]
 # One of each of PEFT's types, and of the methods whose products differ most.
 FAST = (
     *("lora-list", "hira", "ia3", "vera", "loha", "lokr", "adalora", "ln-tuning", "bitfit", "prompt-tuning"),
-    *("shira", "supra"),
+    *("shira", "supra", "tags", "tags-distilbert"),
 )
-FAST_TRAINING = ("lora-list", "dora", "hira")
+FAST_TRAINING = ("lora-list", "dora", "hira", "tags", "tags-distilbert")
 
 
 def cases(names, *fast):
