@@ -26,7 +26,7 @@ RUNS = {
     "method": "--adapter.method output-scale --data.train_file train.txt",
     "schedule-criterion-format": "--pruning.sparsity 0.5 --pruning.schedule linear --pruning.criterion relative-magnitude "
     "--pruning.begin 0.2 --pruning.every_steps 1 --model.quantization half --data.train_file train.txt",
-    "task": "--task smoothed-classification --data.train_file labels.tsv --data.bucket_lengths [16]",
+    "task": "--task focal-classification --data.train_file labels.tsv --data.bucket_lengths [16]",
     "family": "--model.name toy-base --data.train_file train.txt",
 }
 PROGRAM = """
@@ -99,7 +99,7 @@ def test_one_of_each_kind_is_one_file_and_one_line_and_trains(root, tmp_path):
     assert results["method"]["method"] == "output-scale"
     assert results["method"]["parameters_trainable"] > 0
     assert results["schedule-criterion-format"]["sparsity"] == pytest.approx(0.5, abs=0.01)
-    assert results["task"]["task"] == "smoothed-classification"
+    assert results["task"]["task"] == "focal-classification"
     assert set(results["task"]["test"]) == {"loss", "accuracy", "f1", "matthews"}
     card = (root / "runs/toy-schedule-criterion-format/adapter/README.md").read_text()
     assert "bfloat16" in card

@@ -69,7 +69,12 @@ def merge(run: str, output: str, requantize: bool, keep_sparsity: bool) -> None:
         for line in cost_of_keeping_zeros(finished, params):
             log(line)
     weights = save_model(
-        target, model, params, tokenizer=finished.pipeline.tokenizer, label_names=finished.results.label_names
+        target,
+        model,
+        params,
+        tokenizer=finished.pipeline.tokenizer,
+        label_names=finished.results.label_names,
+        problem_type=finished.objective.task.problem_type,
     )
     log(
         f"merged model in {target} ({weights.stat().st_size / 1e6:.1f} MB); {model.torch_class}.from_pretrained('{target}') loads it"

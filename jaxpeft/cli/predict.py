@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str], *, prog: str) -> None:
     """Parse the arguments and print or write the answers."""
-    parser = Parser(
-        prog=prog, description="Fill every [MASK] of the texts (masked-lm), or classify them or their words."
-    )
+    parser = Parser(prog=prog, description="Answer texts as the run was trained to: fill their masks, classify them, …")
     parser.add_argument("run", help="A run's directory, such as runs/quickstart.")
     parser.add_argument(
         "texts", nargs="*", help="Texts, each in quotes; -: the lines of standard input, one text a line."

@@ -24,7 +24,7 @@ _MANY = 8
 def draw(rows: Sequence[Row], directory: Path, task: str) -> dict[str, Path]:
     """Draw a task's pictures into `directory`. Returns caption → file, without pictures for which there are no figures."""
     directory.mkdir(parents=True, exist_ok=True)
-    metric = rows[0].kind.reported_metrics[0]
+    metric = rows[0].metrics[0]
     name = get_metric(metric).title
     pictures: dict[str, Callable[[Any], bool]] = {
         f"{task}: {name} against kept parameters": lambda axes: _against(

@@ -73,7 +73,7 @@ def cells(row: Row, baseline: str) -> list[Column]:
     return [
         Column("method", row.title, row.title),
         Column("learning rate", f"{row.search.best:g}" if row.search else "–", row.search.best if row.search else None),
-        *(Column(get_metric(m).title, spread(m, s := row.quality(m)), s.mean) for m in row.kind.reported_metrics),
+        *(Column(get_metric(m).title, spread(m, s := row.quality(m)), s.mean) for m in row.metrics),
         Column("seeds", str(len(row.runs)), len(row.runs)),
         Column("against the baseline", _difference(row, baseline), row.difference.mean if row.difference else None),
         Column("trained", f"{results.parameters_trainable:,}", results.parameters_trainable),
@@ -100,7 +100,7 @@ def _difference(row: Row, baseline: str) -> str:
     d = row.difference
     if d is None:
         return "the baseline" if row.method == baseline else "–"
-    digits = get_metric(row.kind.reported_metrics[0]).digits
+    digits = get_metric(row.metrics[0]).digits
     interval = "" if d.low is None else f" [{d.low:+,.{digits}f}, {d.high:+,.{digits}f}]"
     return f"{d.mean:+,.{digits}f}{interval}: {verdict(row, baseline)}"
 

@@ -61,6 +61,11 @@ class Row:
         return task_for(self.any.task, self.any.num_labels, self.any.label_names)
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of the task's report that the data has, the deciding one first."""
+        return tuple(name for name in self.kind.reported_metrics if name in self.any.test)
+
+    @property
     def any(self) -> Results:
         """The results of any one run, to read values that are the same in all of them."""
         results = next(iter(self.runs.values())).results
@@ -152,7 +157,7 @@ def _with_difference(row: Row, rows: Sequence[Row], baseline: str) -> Row:
     if other is None or row.method == baseline:
         return row
     shared = [seed for seed in row.runs if seed in other.runs]
-    metric = row.kind.reported_metrics[0]
+    metric = row.metrics[0]
 
     def values(of: Row) -> list[float]:
         return [results.test[metric] for seed in shared if (results := of.runs[seed].results)]
@@ -170,5 +175,5 @@ def verdict(row: Row, baseline: str) -> str:
         return "one seed: no interval"
     if not d.is_distinguishable:
         return f"not distinguishable from {baseline}"
-    better = (d.mean > 0) == get_metric(row.kind.reported_metrics[0]).larger_is_better
+    better = (d.mean > 0) == get_metric(row.metrics[0]).larger_is_better
     return f"{'better' if better else 'worse'} than {baseline}"

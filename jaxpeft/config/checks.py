@@ -14,10 +14,13 @@ from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
 from jaxpeft.errors import InputError, check_choice
 from jaxpeft.pruning import SCHEDULES
-from jaxpeft.tasks import TASKS
+from jaxpeft.tasks import FLAG_VALUES, TASKS
 
 # The registries of these names check them, and may have more names than the flags had when this process began.
 _IN_A_REGISTRY = {("adapter", "method"), ("pruning", "criterion"), ("pruning", "schedule"), ("model", "quantization")}
+
+
+_LABEL_FLAGS = ("label_names", "num_labels", "regression", "drop_unlabelled", "label_columns", "label_delimiter")
 
 
 def check_choices(**sections: object) -> None:
@@ -37,7 +40,8 @@ def _choices(kind: type) -> dict[str, tuple[list[Any], tuple[type, ...]]]:
         parts = (hint,) if get_origin(hint) is Literal else get_args(hint)
         known = [value for part in parts if get_origin(part) is Literal for value in get_args(part)]
         if known:
-            others = tuple(part for part in parts if isinstance(part, type) and part is not type(None))
+            plain = [get_origin(part) or part for part in parts]  # list[float] → list
+            others = tuple(part for part in plain if isinstance(part, type) and part is not type(None))
             found[name] = ([*known, None] if type(None) in parts else known, others)
     return found
 
@@ -97,6 +101,9 @@ def check_ranges(
         ("training.loraplus_lr_ratio", t.loraplus_lr_ratio, t.loraplus_lr_ratio is None or t.loraplus_lr_ratio >= 1, "at least 1, or null"),
         ("training.loraplus_lr_embedding", t.loraplus_lr_embedding, t.loraplus_lr_embedding > 0, "above 0"),
         ("training.warmup_steps", t.warmup_steps, (t.warmup_steps or 0) >= 0, "at least 0, or null"),
+        ("training.label_smoothing", t.label_smoothing, 0 <= t.label_smoothing < 1, "at least 0 and below 1"),
+        ("training.class_weights", t.class_weights, _are_weights(t.class_weights),
+         "numbers of at least 0, and one of them above 0, or balanced, or null"),
         ("training.weight_decay", t.weight_decay, t.weight_decay >= 0, "at least 0"),
         ("training.max_grad_norm", t.max_grad_norm, t.max_grad_norm >= 0, "at least 0"),
         ("training.micro_steps_per_dispatch", t.micro_steps_per_dispatch, t.micro_steps_per_dispatch >= 1, "at least 1"),
@@ -105,6 +112,9 @@ def check_ranges(
         ("training.early_stopping_patience", t.early_stopping_patience, (t.early_stopping_patience or 1) >= 1, "at least 1, or null"),
         ("data.label_names", d.label_names, d.label_names is None or 1 < len(set(d.label_names)) == len(d.label_names),
          "two or more names, each given once, or null"),
+        ("data.label_columns", d.label_columns, d.label_columns is None or 1 < len(set(d.label_columns)) == len(d.label_columns),
+         "two or more columns, each given once, or null"),
+        ("data.label_delimiter", d.label_delimiter, d.label_delimiter != "", "at least one character, or null"),
         ("data.num_labels", d.num_labels, d.num_labels is None or d.num_labels >= 2,
          "at least 2, or null; data.regression true predicts the labels as numbers"),
         ("data.max_length", d.max_length, d.max_length >= 8, "at least 8"),
@@ -124,6 +134,12 @@ def check_ranges(
     for flag, value, fine, wanted in checks:
         if not fine:
             raise InputError(f"{flag} is {value}; it must be {wanted}")
+
+
+def _are_weights(given: Any) -> bool:
+    weights = list(given.values() if isinstance(given, dict) else given if isinstance(given, list) else [1.0])
+    named = isinstance(given, dict)  # classes that are not named have the weight 1
+    return all(math.isfinite(weight) and weight >= 0 for weight in weights) and (named or any(weights))
 
 
 def check_combinations(
@@ -185,6 +201,11 @@ def check_combinations(
             "contextual sparsity leaves out channels of a frozen base, and adapter.method 'full' trains the base: set "
             "contextual.ffn_sparsity and contextual.qkv_sparsity to 0"
         )
+    for name, value in (("label_smoothing", training.label_smoothing), ("class_weights", training.class_weights)):
+        if value not in (None, 0) and not TASKS[task].weighs_classes:
+            raise InputError(
+                f"training.{name} {value} is for {_tasks_with('weighs_classes')}, and the task is {task}; leave it out"
+            )
     if training.metric:
         allowed = TASKS[task].known_metrics
         if training.metric not in allowed:
@@ -199,10 +220,21 @@ def _check_labels(task: str, data: DataConfig) -> None:
         value = getattr(data, name)
         if value is not None and value is not False and name in TASKS[task].unused_flags:  # 0 is a value
             raise InputError(f"data.{name} {value} cannot be used in {task}; leave it out")
-    values = {name: getattr(data, name) for name in ("label_names", "num_labels", "regression", "drop_unlabelled")}
+    values = {name: getattr(data, name) for name in _LABEL_FLAGS}
     given = [name for name, value in values.items() if value not in (None, False)]
     if given and not TASKS[task].reads_labels:
         raise InputError(f"data.{given[0]} is for tasks with labels, and {task} reads none; leave it out")
+    for name in given:
+        if name not in TASKS[task].label_flags:
+            tasks = " and ".join(
+                other for other in FLAG_VALUES if TASKS[other].reads_labels and name in TASKS[other].label_flags
+            )
+            raise InputError(f"data.{name} is for {tasks}, and {task} cannot use it; leave it out")
+    for name in ("label_column", "label_names", "num_labels", "label_delimiter"):
+        if data.label_columns is not None and getattr(data, name) is not None:
+            raise InputError(
+                f"data.label_columns name the classes, so data.{name} has no meaning beside them; leave one of the two out"
+            )
     if data.regression and len(given) > 1 and given[0] != "regression":
         raise InputError(
             f"data.{given[0]} is for classes, and data.regression predicts numbers: set one of them to null or false"
@@ -254,6 +286,11 @@ def _check_redraw(adapter: AdapterConfig, pruning: PruningConfig) -> None:
             f"adapter.save_precomputed_indices false cannot be used with pruning.schedule {p.schedule}: the base's weights do not "
             "say which entries were redrawn; set it to true"
         )
+
+
+def _tasks_with(attribute: str) -> str:
+    """The values of `--task` whose class has a true `attribute`."""
+    return " and ".join(name for name in FLAG_VALUES if getattr(TASKS[name], attribute))
 
 
 def _has(group: str, method: str) -> bool:

@@ -40,10 +40,14 @@ class DataConfig:
     text_column: str | None = None
     """Column with the text; null: 'text', or the columns of a GLUE task. Token-classification: with the list of words; null: 'tokens'."""
     text_pair_column: str | None = None
-    """Column with the second text of a pair, for classification."""
+    """Column with the second text of a pair, for classification and pair-scoring."""
     label_column: str | None = None
-    """Column with the label, for classification; null: 'label' if there is one. Token-classification: with the list of tags; null:
-    'ner_tags', 'tags' or another usual name, in a CoNLL file the last column."""
+    """Column with the label, the list of labels (multi-label) or the list of tags (token-classification); null: 'label', or another usual
+    name for them."""
+    label_columns: list[str] | None = None
+    """Columns with 0 and 1 (or true and false), one for each class, such as '[toxic, obscene]'; null: one label_column (multi-label)."""
+    label_delimiter: str | None = None
+    """Text between the classes of a label such as "a,b" (multi-label); null: found among , ; and |."""
     label_names: list[str] | None = None
     """Names of all classes in the order of their ids; null: the base's own if the data has these, else those in train, sorted."""
     num_labels: int | None = None

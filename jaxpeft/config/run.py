@@ -34,7 +34,8 @@ class RunConfig:
     output_dir: str = "runs"
     """Directory of all runs."""
     task: TaskName = "masked-lm"
-    """Task: masked language modelling, classification of sentences and pairs, or of the words of a sentence (NER, POS)."""
+    """Task (docs/tasks.md): masked language modelling; one class or number for a text or pair; several classes; a score for a
+    query and a text; or a tag for each word (NER, POS)."""
     seed: int = 0
     """Seed of every random draw: new weights, order, masks, dropout."""
     resume: bool = False

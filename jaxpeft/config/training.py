@@ -34,6 +34,12 @@ class TrainingConfig:
     """Steps over which the learning rate rises linearly from 0; null: a tenth of the run, but at most 100."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay; biases and norms are not decayed."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes (classification). Like class_weights, it is part of the loss that training
+    minimises and logs; validation and test losses stay plain cross-entropy."""
+    class_weights: Literal["balanced"] | list[float] | dict[str, float] | None = None
+    """Weights of the classes in training (classification): name → weight, such as '{spam: 3}' (1 for the others), a list in the order
+    of the ids, or balanced: rows / (classes × rows of the class). The loss of a batch is divided by its labels' weights."""
     max_grad_norm: float = 1.0
     """Global norm to which gradients are clipped; 0: no clipping."""
     micro_steps_per_dispatch: int = 10
@@ -47,8 +53,7 @@ class TrainingConfig:
     early_stopping_patience: int | None = None
     """Number of validations without improvement after which the run stops; null: never."""
     metric: str | None = None
-    """Validation metric that selects the best adapter: loss, accuracy, f1, matthews, pearson, spearman, in token-classification also
-    precision, recall; null: the task's own."""
+    """Validation metric that selects the best adapter, one of those that the run reports, such as loss or f1; null: the task's own."""
 
     def __post_init__(self) -> None:
         """Read old names."""

@@ -6,7 +6,9 @@ from jaxpeft.data.glue import GLUE, GlueTask
 from jaxpeft.data.masked_lines import MaskedLines, masked_lines
 from jaxpeft.data.masked_lm import MaskedLMData, make_blocks, masked_lm_data
 from jaxpeft.data.masks import mask_rows, maskable, num_masked
+from jaxpeft.data.multi_label import encode_label_lists, with_label_lists
 from jaxpeft.data.packing import PackedData
+from jaxpeft.data.pair_scoring import RELEVANT, QueryData, encode_scores, hold_out_queries, is_ranked, query_ids
 from jaxpeft.data.python_docs import load_python_docs
 from jaxpeft.data.sources import (
     PYTHON_DOCS,
@@ -25,12 +27,14 @@ from jaxpeft.data.token_cache import TokenCache
 __all__ = [
     "GLUE",
     "PYTHON_DOCS",
+    "RELEVANT",
     "ClassificationData",
     "Encoded",
     "GlueTask",
     "MaskedLMData",
     "MaskedLines",
     "PackedData",
+    "QueryData",
     "ReadFile",
     "ReadOptions",
     "Split",
@@ -40,7 +44,11 @@ __all__ = [
     "TokenCache",
     "classes_or_numbers",
     "classification_data",
+    "encode_label_lists",
+    "encode_scores",
     "encode_texts",
+    "hold_out_queries",
+    "is_ranked",
     "load_file",
     "load_python_docs",
     "load_splits",
@@ -50,8 +58,10 @@ __all__ = [
     "masked_lines",
     "masked_lm_data",
     "num_masked",
+    "query_ids",
     "read_file",
     "read_tables",
     "text_splits",
     "texts_to_answer",
+    "with_label_lists",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -184,18 +184,22 @@ class ClassificationData:
         _, buckets = self._epoch(0)
         return {(self.batch_size, self.bucket_lengths[bucket]) for bucket in set(buckets.tolist())}
 
-    def with_seed(self, seed: int) -> ClassificationData:
+    def with_seed(self, seed: int) -> Self:
         """The same rows in the training order of another seed."""
         return replace(self, seed=seed)
 
-    def sample(self, num_rows: int) -> ClassificationData:
+    def sample(self, num_rows: int) -> Self:
         """At most `num_rows` of the rows, chosen at random with a fixed seed.
 
         The first rows of a file would not do: files are often sorted by label.
         """
         # Not the run's seed, so that runs of different seeds are validated on the same rows.
         order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(self.labels))
-        rows, offsets = np.sort(order[:num_rows]), self.encoded.offsets
+        return self._rows(np.sort(order[:num_rows]))
+
+    def _rows(self, rows: np.ndarray) -> Self:
+        """The given rows, `[n]` int, in that order."""
+        offsets = self.encoded.offsets
         tokens = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
         encoded = replace(
             self.encoded,

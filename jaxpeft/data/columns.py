@@ -64,6 +64,7 @@ def column_values(table: Dataset, column: str) -> list[Any]:
 
 
 def class_names(table: Dataset, column: str) -> tuple[str, ...] | None:
-    """The class names that a hub dataset declares for its label column, or None."""
-    names = getattr(table.features[column], "names", None)
+    """The class names that a hub dataset declares for its label column, or for the entries of its lists; None if it declares none."""
+    feature = table.features[column]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
     return None if names is None else tuple(names)

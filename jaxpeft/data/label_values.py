@@ -50,8 +50,9 @@ def read_labels(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Label]]:
         labels = read[where] = []
         for row, value in enumerate(raw):
             if not isinstance(value, str | int | float | None):
+                lists = ", or --task multi-label, which reads lists of classes" if isinstance(value, list) else ""
                 raise InputError(
-                    f"{where}, row {row + 1}: the label {value!r} is neither a number nor a name; give another data.label_column"
+                    f"{where}, row {row + 1}: the label {value!r} is neither a number nor a name; give another data.label_column{lists}"
                 )
             key = (type(value), value)
             if key not in known:

@@ -85,10 +85,20 @@ def encode_labels(
     ]
     if numbers:
         return Labels(_targets(found), 1, None, kept, tuple(notes))
-    encoded = _encode(found, num_labels, label_names, kinds)
-    encoded = with_base_names(encoded, base_names or ())
-    notes += [*encoded.notes, *_lists(next(iter(found.values()))), *_without_rows(encoded)]
+    encoded = encode_classes(found, num_labels, label_names, base_names or ())
+    notes += [*encoded.notes, *_lists(next(iter(found.values())))]
     return replace(encoded, rows=kept, notes=tuple(notes))
+
+
+def encode_classes(
+    found: Found, num_labels: int | None, label_names: Sequence[str] | None, base_names: Sequence[str]
+) -> Labels:
+    """The class ids of the labels `found`, by split. The other arguments and the errors are those of `encode_labels`.
+
+    The result has no `rows`. Its notes are about classes of the base, and about those without a label in the first split.
+    """
+    encoded = with_base_names(_encode(found, num_labels, label_names), base_names)
+    return replace(encoded, notes=(*encoded.notes, *_without_rows(encoded)))
 
 
 def _targets(found: Found) -> dict[str, np.ndarray]:
@@ -101,7 +111,8 @@ def _targets(found: Found) -> dict[str, np.ndarray]:
     return {where: np.asarray([label.number for _, label in column], np.float32) for where, column in found.items()}
 
 
-def _encode(found: Found, num_labels: int | None, label_names: Sequence[str] | None, kinds: set[str]) -> Labels:
+def _encode(found: Found, num_labels: int | None, label_names: Sequence[str] | None) -> Labels:
+    kinds = {str(label.kind) for column in found.values() for _, label in column}
     names = None if label_names is None else tuple(label_names)
     if names is not None and num_labels is not None and num_labels != len(names):
         raise InputError(
@@ -211,8 +222,8 @@ def _lists(column: Sequence[tuple[int, Label]]) -> list[str]:
     if number < max(1, _MANY_LISTS * len(column)):
         return []
     return [
-        f"{number} of {len(column)} labels look like lists of classes ('{lists[0]}'); a text has one class, so each list is taken as a "
-        "class of its own"
+        f"{number} of {len(column)} labels look like lists of classes ('{lists[0]}'); a text has one class here, so each list is taken as "
+        "a class of its own; --task multi-label reads lists"
     ]
 
 

@@ -32,6 +32,8 @@ class ReadOptions:
       text_column: the column of the text; None takes `text` or a GLUE task's columns.
       text_pair_column: the column of the second text, or None.
       label_column: the column of the label; None takes `label` if there is one.
+      label_columns: the columns of 0 and 1, one for each class, instead of a column of lists (multi-label); None: there are none.
+      label_delimiter: the text between two classes of a label (multi-label); None finds it.
       label_names: the names of the classes in the order of their ids; None sorts the names found in train.
       num_labels: the number of classes, 1 for regression; None counts those in train.
       base_names: the names of the base's classes in the order of their ids; classes of the same names take its ids.
@@ -42,6 +44,8 @@ class ReadOptions:
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
+    label_columns: Sequence[str] | None = None
+    label_delimiter: str | None = None
     label_names: Sequence[str] | None = None
     num_labels: int | None = None
     base_names: Sequence[str] | None = None
@@ -65,6 +69,10 @@ class ReadOptions:
 
 Encode = Callable[[Mapping[str, Sequence[Any]], ReadOptions], Labels]
 """`(labels of each split as they are in its column, options) → labels`. The keys name the splits in errors."""
+
+
+HoldOut = Callable[[Split, str], tuple[Split, Split, str]]
+"""`(train, its origin for messages) → (train, validation, a note)`: `jaxpeft.data.splits.hold_out`, or a task's own."""
 
 
 def load_splits(name: str | None = None, *, use_labels: bool = True, **options: Any) -> Splits:
@@ -132,13 +140,19 @@ def classes_or_numbers(raw: Mapping[str, Sequence[Any]], options: ReadOptions) -
     return found
 
 
-def text_splits(read: Tables, options: ReadOptions, encode: Encode | None = classes_or_numbers) -> Splits:
+def text_splits(
+    read: Tables,
+    options: ReadOptions,
+    encode: Encode | None = classes_or_numbers,
+    hold_out: HoldOut = hold_out,
+) -> Splits:
     """The splits of tables with a text in each row, maybe a second one, and maybe a label.
 
     Args:
       read: the tables.
       options: the flags.
       encode: converts the labels; None leaves them unread.
+      hold_out: divides train if there is no validation split.
 
     Raises:
       InputError: a column does not exist, or a text or label cannot be read.
@@ -161,10 +175,7 @@ def text_splits(read: Tables, options: ReadOptions, encode: Encode | None = clas
             raw.pop("test", None)
         declared = class_names(read.tables["train"], columns["train"].label)
         if declared and not options.label_names and options.num_labels != 1:
-            raw = {
-                split: [declared[v] if v in range(len(declared)) else v for v in values]
-                for split, values in raw.items()
-            }
+            raw = {split: [_named(value, declared) for value in values] for split, values in raw.items()}
         labels = _encoded(encode, raw, read.where, replace(options, label_names=options.label_names or declared))
         splits = {
             name: replace(take(split, labels.rows[name]), labels=labels.columns[name]) for name, split in splits.items()
@@ -175,7 +186,7 @@ def text_splits(read: Tables, options: ReadOptions, encode: Encode | None = clas
     for split, rows in splits.items():
         splits[split], note = without_empty(rows, read.where[split], options.empty_texts)
         notes += [note] if note else []
-    return finished_splits(splits, read, notes, num_labels, names)
+    return finished_splits(splits, read, notes, num_labels, names, hold_out)
 
 
 def finished_splits(
@@ -184,6 +195,7 @@ def finished_splits(
     notes: Sequence[str],
     num_labels: int | None,
     label_names: tuple[str, ...] | None,
+    hold_out: HoldOut = hold_out,
 ) -> Splits:
     """`Splits` of the rows of each split. Without a validation split, a part of train is held out, which the notes report."""
     train, validation, notes = splits["train"], splits.get("validation"), list(notes)
@@ -194,11 +206,12 @@ def finished_splits(
 
 
 def texts_to_answer(table: Dataset, where: str, options: ReadOptions) -> Split:
-    """The texts of a table, and their pairs, without labels.
+    """The texts of a table, and their pairs, without labels. The column of the labels need not exist.
 
     Raises:
       InputError: as `text_splits`.
     """
+    options = replace(options, label_column=None)
     split = _texts(table, options.columns_of(table, where), where, options.empty_texts)
     return without_empty(split, where, options.empty_texts)[0]
 
@@ -213,6 +226,13 @@ def _texts(table: Dataset, columns: Columns, where: str, empty: EmptyTexts) -> S
         )
     pairs = None if columns.pair is None else read_texts(table, columns.pair, where, allow_none=allow_none)
     return Split(texts, pairs)
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """The name of the class id `value`, or the names of those in a list. Other values stay."""
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
+    return names[value] if value in range(len(names)) else value
 
 
 def _all_hidden(raw: Sequence[Any]) -> bool:

@@ -36,9 +36,11 @@ def save_model(
     *,
     tokenizer: Any = None,
     label_names: Sequence[str] | None = None,
+    problem_type: str | None = None,
 ) -> Path:
     """Write `params` (from `merge`) with the model's config and tokenizer; return the weights' file, in torch's layout.
 
+    `problem_type` is transformers' name of the loss that a classifier was trained with; None keeps that of the base's config.
     Quantised kernels are stored in bitsandbytes' format, and the config names that format.
     """
     from safetensors.numpy import save_file
@@ -71,6 +73,8 @@ def save_model(
         )
     if label_names:
         config.id2label, config.label2id = label_maps(label_names)
+    if problem_type:
+        config.problem_type = problem_type
     config.save_pretrained(str(directory))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(directory))

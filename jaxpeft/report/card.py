@@ -12,7 +12,7 @@ from jaxpeft.models.label_maps import LABELS_FILE
 from jaxpeft.report.card_subject import CardSubject
 from jaxpeft.report.card_usage import usage
 from jaxpeft.report.methods import in_peft, options
-from jaxpeft.report.results import Results
+from jaxpeft.report.results import Results, loss_in_words
 from jaxpeft.targets import default_targets
 from jaxpeft.tasks.by_class import HEADS
 from jaxpeft.tasks.metrics import get_metric
@@ -128,6 +128,7 @@ def _configuration(run: CardSubject) -> list[tuple[str, str]]:
         ("steps", f"{results.steps}"),
         ("batch size", f"{t.batch_size} × {t.accumulation_steps}" if t.accumulation_steps > 1 else f"{t.batch_size}"),
         ("tokens per row", f"{config.data.max_length}"),
+        *([("training loss", loss_in_words(results.loss_options))] if results.loss_options else []),
         ("optimizer", f"AdamW, weight decay {t.weight_decay:g}, gradients clipped to norm {t.max_grad_norm:g}"),
         ("learning rate", f"{t.learning_rate:g}, {t.schedule}, {run.warmup_steps} warm-up steps"),
         ("seed", f"{config.seed}"),
@@ -202,6 +203,10 @@ def _measured(run: CardSubject) -> str:
     ]
     if config.pruning.sparsity:
         lines.append("Element sparsity of an adapter makes neither training nor inference faster.")
+    if results.calibration:
+        chosen = ", ".join(f"{name} {value:.4g}" for name, value in results.calibration.items())
+        same = ", which are the rows of the figures above" if results.test_split == "validation" else ""
+        lines.append(f"Chosen on the validation rows{same}: {chosen}. Figures before training are at the default.")
     if results.channel_overlap:
         lines.append(_chosen_channels(config.contextual, results))
     rows = RowOptions.of(config.data)

@@ -13,7 +13,8 @@ PLACE = "path/to"
 def usage(run: CardSubject) -> str:
     """The card's section on usage."""
     config, results = run.config, run.results
-    sentence = results.sentence()
+    sentence, pair = results.sentence(), results.pair()
+    texts = f"[{sentence!r}]" if pair is None else f"[{sentence!r}], [{pair!r}]"
     note = ""
     if config.model.quantization != "none":
         data_type = NUMBER_FORMATS[config.model.quantization].title
@@ -26,7 +27,7 @@ def usage(run: CardSubject) -> str:
 import jaxpeft
 
 run = jaxpeft.load_run({f"{PLACE}/{run.export.parent.name}"!r})
-print(run.predict([{sentence!r}]))
+print(run.predict({texts}))
 ```
 """
     if not in_peft(config.adapter):
@@ -41,11 +42,11 @@ print(run.predict([{sentence!r}]))
 In torch, with {"transformers" if config.adapter.method == "full" else "PEFT"}:
 
 ```python
-{_torch_lines(run, sentence)}
+{_torch_lines(run, sentence, pair)}
 ```"""
 
 
-def _torch_lines(run: CardSubject, sentence: str) -> str:
+def _torch_lines(run: CardSubject, sentence: str, pair: str | None) -> str:
     auto, export = run.task.auto_class, f"{PLACE}/{run.export.parent.name}/{run.export.name}"
     lines = [f"from transformers import {auto}, AutoTokenizer", ""]
     if run.config.adapter.method == "full":
@@ -53,7 +54,7 @@ def _torch_lines(run: CardSubject, sentence: str) -> str:
     else:
         lines = ["from peft import PeftModel", *lines, *_base_lines(run), *_model_lines(run)]
         lines += [f"model = PeftModel.from_pretrained(model, {export!r})"]
-    lines += ["tokenizer = AutoTokenizer.from_pretrained(base)", "model.eval()", *run.task.torch_lines(sentence)]
+    lines += ["tokenizer = AutoTokenizer.from_pretrained(base)", "model.eval()", *run.task.torch_lines(sentence, pair)]
     return "\n".join(lines)
 
 
@@ -64,6 +65,8 @@ def _model_lines(run: CardSubject) -> list[str]:
         arguments += ["id2label=labels", "label2id={name: i for i, name in labels.items()}"]
     elif run.task.reads_labels:
         arguments += [f"num_labels={results.num_labels}"]
+    if run.task.problem_type == "multi_label_classification":  # transformers does not see it by the number of classes
+        arguments += [f'problem_type="{run.task.problem_type}"']
     if run.model.other_classes:  # the adapter's file has the new head
         arguments += ["ignore_mismatched_sizes=True"]
     return [*lines, f"model = {run.task.auto_class}.from_pretrained({', '.join(arguments)})"]

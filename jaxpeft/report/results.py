@@ -25,6 +25,8 @@ from jaxpeft.tasks.metrics import get_metric
 from jaxpeft.training.loop import Outcome
 from jaxpeft.trees import Adapters, Layers, Params, size_bytes
 
+_SHOWN = 20
+
 
 @dataclass(frozen=True)
 class Results:
@@ -37,6 +39,7 @@ class Results:
     `best_metric` is the validation metric that selected the adapter. `classes` are the figures of every class on `test_split`
     (`tasks.by_class.ClassFigures`), and `confusion` its rows by their class and by the predicted one, for up to 100 classes.
     `calibration` are the task's thresholds that were chosen on the validation rows (`Task.calibration`).
+    `loss_options` are those of the training loss (`Task.loss_options`), such as the weight of every class.
     `channel_overlap` says for each encoder layer that left channels out how good the choice was (`contextual.overlap`).
     """
 
@@ -80,7 +83,8 @@ class Results:
     channel_overlap: dict[str, dict[str, float]] = field(default_factory=dict)
     classes: list[dict[str, Any]] = field(default_factory=list)
     confusion: list[list[int]] | None = None
-    calibration: dict[str, float] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    loss_options: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of (name, before, after) for the terminal."""
@@ -120,6 +124,10 @@ class Results:
             return self.examples[0]["text"]
         return task_for(self.task, self.num_labels).example
 
+    def pair(self) -> str | None:
+        """The second text to `sentence`, or None if the run reads single texts."""
+        return task_for(self.task, self.num_labels).example_pair if self.reads_pairs else None
+
     def example_rows(self) -> Iterator[tuple[str, str, str]]:
         """(sentence, answers before, answers after) of every example, the answers as text with probabilities."""
         for example in self.examples:
@@ -146,6 +154,7 @@ def measure(
     test: dict[str, float],
     classes: ByClass | None,
     calibration: Mapping[str, float],
+    loss_options: Mapping[str, Any],
     exported: Path,
     traces: Counter,
     examples: tuple[list | None, list | None],
@@ -203,6 +212,7 @@ def measure(
         classes=[asdict(figures) for figures in classes.classes] if classes else [],
         confusion=[list(row) for row in classes.confusion] if classes and classes.confusion else None,
         calibration=dict(calibration),
+        loss_options=dict(loss_options),
     )
 
 
@@ -215,6 +225,18 @@ def describe_devices() -> str:
     """The devices of the run as text: `4 x TPU v5 lite`, or `16 x TPU v5 lite on 4 hosts`."""
     devices, hosts = jax.devices(), jax.process_count()
     return f"{len(devices)} x {devices[0].device_kind}" + (f" on {hosts} hosts" if hosts > 1 else "")
+
+
+def loss_in_words(options: Mapping[str, Any]) -> str:
+    """The options of a training loss (`Task.loss_options`) as text: `label smoothing 0.1, class weights ham 0.6, spam 3`."""
+    parts = []
+    for name, value in options.items():
+        shown = (
+            [f"{key} {weight:.4g}" for key, weight in value.items()] if isinstance(value, Mapping) else [f"{value:g}"]
+        )
+        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        parts.append(f"{name.replace('_', ' ')} {', '.join(shown[:_SHOWN])}{more}")
+    return ", ".join(parts)
 
 
 def write_results(results: Results, path: Path) -> None:

@@ -8,7 +8,6 @@ from itertools import chain
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxpeft.adapters import METHODS, AdaLora, Ia3, Method, PromptTuning, S2ft, Site, SiteMethod
 from jaxpeft.adapters.build import checked_options, init_adapters
@@ -26,6 +25,7 @@ from jaxpeft.targets import (
     match_targets,
 )
 from jaxpeft.tasks.base import Batch, Task
+from jaxpeft.training.micro_batches import divisor
 from jaxpeft.training.objective import Objective
 from jaxpeft.trees import Adapters, Params, leaf_paths
 
@@ -212,7 +212,7 @@ def _base_loss(model: Model, task: Task) -> Callable[[Params, Batch], jax.Array]
 
     def loss(params: Params, batch: Batch) -> jax.Array:
         total, weight = objective.loss(objective.logits(params, {"sites": {}, "modules": {}}, {}, batch), batch)
-        return total / jnp.maximum(weight, 1.0)
+        return total / divisor(weight)
 
     return loss
 

@@ -63,7 +63,7 @@ def load_data(data: DataConfig, task_name: str, model: ModelConfig | None = None
     glue = GLUE.get((data.name or "").removeprefix("glue/"))
     task = kind.for_labels(splits.num_labels, glue.metrics if glue else ()).with_names(splits.label_names)
     task.check_data(splits)
-    return task, splits
+    return task.for_splits(splits), replace(splits, notes=(*splits.notes, *task.data_notes(splits)))
 
 
 def file_options(data: DataConfig) -> dict[str, Any]:
@@ -77,6 +77,8 @@ def read_options(data: DataConfig, kind: type[Task], base_names: Sequence[str] |
         text_column=data.text_column,
         text_pair_column=data.text_pair_column,
         label_column=data.label_column,
+        label_columns=data.label_columns,
+        label_delimiter=data.label_delimiter,
         label_names=data.label_names,
         num_labels=1 if data.regression else data.num_labels,
         base_names=base_names,

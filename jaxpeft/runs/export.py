@@ -91,6 +91,7 @@ def finalize(
             test=test,
             classes=classes,
             calibration=evaluator.task.calibration,
+            loss_options=setup.task.loss_options(setup.splits.label_names),
             exported=exported,
             traces=traces,
             examples=answers,
@@ -103,7 +104,7 @@ def finalize(
             CardSubject(
                 exported.parent,
                 setup.config,
-                setup.task,
+                evaluator.task,
                 setup.model,
                 setup.method,
                 results,
@@ -126,6 +127,8 @@ def show(setup: RunSetup, results: Results) -> None:
     before_after_table(results.table())
     for text, was, now in results.example_rows():
         log(f"{text}\n    before: {was}\n    after:  {now}")
+    for name, value in results.calibration.items():
+        log(f"{name} {value:.4g}, chosen on the validation rows")
     shapes = ", ".join(results.compiled_shapes)
     dense = setup.plan.dense_steps
     first = f"; the first {dense} steps, which are dense, have programs of their own" if dense else ""
@@ -144,7 +147,8 @@ def show(setup: RunSetup, results: Results) -> None:
     )
     log(f"\nfiles in {directory}: adapter, model card, {', '.join(path.name for path in files)}")
     log("next:")
-    log(f"  python -m jaxpeft predict {directory} {results.sentence()!r}")
+    pair = "" if results.pair() is None else f" --pairs {results.pair()!r}"
+    log(f"  python -m jaxpeft predict {directory} {results.sentence()!r}{pair}")
     if setup.objective.virtual_tokens == 0:  # virtual tokens are added to the input and cannot be merged into weights
         log(f"  python -m jaxpeft merge {directory} merged-model")
 
@@ -206,7 +210,11 @@ def _is_drawn(setup: RunSetup) -> bool:
 def _export(setup: RunSetup, frozen: Any, best: TrainState) -> Path:
     """Write the adapter in PEFT's files, or the model after full fine-tuning. Returns the path of the weights."""
     config, model, adapted, directory = setup.config, setup.model, setup.adapted, setup.directory
-    also: dict[str, Any] = {"tokenizer": setup.pipeline.tokenizer, "label_names": setup.splits.label_names}
+    also: dict[str, Any] = {
+        "tokenizer": setup.pipeline.tokenizer,
+        "label_names": setup.splits.label_names,
+        "problem_type": setup.task.problem_type,
+    }
     if _is_drawn(setup):
         # No other place has this base, and the adapter is useless without it.
         save_model(directory.base, model, merge(model.params, {**adapted.adapters, "sites": {}}), **also)

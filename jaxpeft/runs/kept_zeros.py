@@ -48,7 +48,7 @@ def _metrics(run: TrainedRun, merged: Params) -> Iterator[str]:
         return
     options = replace(config.evaluation, max_batches=_BATCHES)
     splits = replace(splits, test=None)
-    objective = replace(run.objective, task=task)
+    objective = replace(run.objective, task=replace(task, **run.results.calibration))
     adapted = Evaluator.build(options, splits, run.pipeline, objective, data_parallel(), seed=config.seed)
     plain = adapted.with_objective(replace(objective, method=None))
     before = adapted.validate(run.frozen, run.adapters, {})

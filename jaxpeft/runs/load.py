@@ -84,8 +84,7 @@ class TrainedRun:
 
         Returns:
             for masked-lm, per text and mask a list of (token, probability); for classification, per text a list of
-            (label, probability); for regression, per text a list of one ("value", number); for token-classification, per text a
-            `TaggedText` (`jaxpeft.tasks.token_classification`).
+            (label, probability); for the other tasks see `make_questions` in their file (`jaxpeft.tasks`).
 
         Raises:
             InputError: pairs are given and the run was trained without, or the other way round; or for masked-lm, a text is too long

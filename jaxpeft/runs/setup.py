@@ -19,7 +19,7 @@ from jaxpeft.models.build import Model
 from jaxpeft.pruning.redraw import Redraw
 from jaxpeft.report.console import log
 from jaxpeft.report.methods import method_name, options
-from jaxpeft.report.results import describe_devices
+from jaxpeft.report.results import describe_devices, loss_in_words
 from jaxpeft.runs.adapters import Adapted, build_method, prepare_adapters
 from jaxpeft.runs.base_model import load_base
 from jaxpeft.runs.contextual import contextual_sparsity, estimators_of
@@ -113,6 +113,7 @@ def setup_run(config: RunConfig) -> RunSetup:
 
         task, splits = load_data(config.data, config.task, config.model)
         task.check_metric(t.metric)
+        task = task.for_training(splits, label_smoothing=t.label_smoothing, class_weights=t.class_weights)
         model, tokenizer = load_base(m, task, method, config.adapter, max_length=length, seed=config.seed)
         pipeline = text_pipeline(
             config.data,
@@ -298,6 +299,8 @@ def log_setup(setup: RunSetup) -> None:
     log(f"data   {splits.source}")
     for note in splits.notes:
         log(f"       {note}")
+    if loss := setup.task.loss_options(splits.label_names):
+        log(f"loss   {loss_in_words(loss)}")
     if adapted.method:
         said = ", ".join(f"{name} {value}" for name, value in options(adapted.method))
         where = f"{len(adapted.adapters['sites'])} layers with " if adapted.adapters["sites"] else ""

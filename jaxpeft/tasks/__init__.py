@@ -15,6 +15,8 @@ TASKS = Registry(
     {
         "masked-lm": "jaxpeft.tasks.masked_lm:MaskedLM",
         "classification": "jaxpeft.tasks.classification:Classification",
+        "multi-label": "jaxpeft.tasks.multi_label:MultiLabel",
+        "pair-scoring": "jaxpeft.tasks.pair_scoring:PairScoring",
         "regression": "jaxpeft.tasks.regression:Regression",
         "token-classification": "jaxpeft.tasks.token_classification:TokenClassification",
     },

@@ -28,6 +28,7 @@ from jaxpeft.data import (
 )
 from jaxpeft.errors import InputError
 from jaxpeft.tasks.by_class import ByClass
+from jaxpeft.tasks.class_loss import ClassWeights
 from jaxpeft.tasks.metrics import get_metric
 from jaxpeft.tasks.text_pipeline import RowOptions, TextPipeline
 
@@ -97,6 +98,10 @@ class Task(ABC):
     """The metrics of a comparison's report, the deciding one first."""
     reads_labels: ClassVar[bool] = True
     """True if the data must have labels."""
+    label_flags: ClassVar[tuple[str, ...]] = ("label_names", "num_labels", "regression", "drop_unlabelled")
+    """The flags of the data that say what labels are, among those that it can use if it reads labels."""
+    problem_type: ClassVar[str | None] = None
+    """transformers' `problem_type` in the config of an exported model: the loss with which torch would train on; None: the base's."""
     reads_pairs: ClassVar[bool] = True
     """True if a row may have two texts."""
     unused_flags: ClassVar[tuple[str, ...]] = ("doc_stride",)
@@ -109,8 +114,12 @@ class Task(ABC):
     """True if a text has several answers, of which the most likely ones are given."""
     fills_masks: ClassVar[bool] = False
     """True if an answer fills the masks of a text."""
+    weighs_classes: ClassVar[bool] = False
+    """True if its training can smooth labels and weight classes."""
     example: ClassVar[str] = "This is a great movie!"
     """A text for trying a finished run."""
+    example_pair: ClassVar[str] = "I enjoyed this film."
+    """The second text, if the run reads pairs."""
 
     read_file: ClassVar[ReadFile] = staticmethod(read_file)
     """Reads one file of the task's data as a table."""
@@ -149,6 +158,33 @@ class Task(ABC):
             raise InputError(
                 f"{self.name} needs labels, and {splits.source} has none; name their column with data.label_column"
             )
+
+    def for_splits(self, splits: Splits) -> Self:
+        """The task for the rows in `splits`, without the metrics that have no value for them."""
+        return self
+
+    def data_notes(self, splits: Splits) -> list[str]:
+        """One line for each thing that a reader of the metrics should know of the rows in `splits`."""
+        return []
+
+    def for_training(
+        self, splits: Splits, *, label_smoothing: float = 0.0, class_weights: ClassWeights | None = None
+    ) -> Self:
+        """The task whose `training_loss` has these options, for the rows in `splits`. What is reported of other rows does not change.
+
+        Raises:
+            InputError: the task has no such options, or they do not fit its classes.
+        """
+        given = "label_smoothing" if label_smoothing else "class_weights" if class_weights is not None else None
+        if given:
+            raise InputError(
+                f"training.{given} is for tasks that choose one class for a text, and this is {self.title}; leave it out"
+            )
+        return self
+
+    def loss_options(self, label_names: Sequence[str] | None) -> dict[str, Any]:
+        """The options of `for_training` that are in use, by name, for the log and the results. Arguments are as in `metric_title`."""
+        return {}
 
     def check_metric(self, metric: str | None) -> None:
         """Raise InputError if `metric`, the value of `training.metric`, is not measured on this data."""
@@ -264,7 +300,7 @@ class Task(ABC):
         return self
 
     @property
-    def calibration(self) -> dict[str, float]:
+    def calibration(self) -> dict[str, Any]:
         """The attributes that `calibrated` sets, by name. A run keeps them in its results."""
         return {}
 
@@ -292,9 +328,11 @@ class Task(ABC):
         """Dummy data with the shapes of real data, or None if the shapes depend on the data."""
         return None
 
-    def torch_lines(self, sentence: str) -> list[str]:
-        """Lines of Python for the model card that run a torch `model` and its `tokenizer` on `sentence`."""
-        return [f'inputs = tokenizer({sentence!r}, return_tensors="pt")', "print(model(**inputs).logits.softmax(-1))"]
+    def torch_lines(self, sentence: str, pair: str | None = None) -> list[str]:
+        """Lines of Python for the model card that run a torch `model` and its `tokenizer` on `sentence`, and on its `pair` if the
+        run reads pairs."""
+        texts = repr(sentence) if pair is None else f"{sentence!r}, {pair!r}"
+        return [f'inputs = tokenizer({texts}, return_tensors="pt")', "print(model(**inputs).logits.softmax(-1))"]
 
     def notes(self, rows: RowOptions) -> list[str]:
         """Notes for the model card on the measurement of the figures, one sentence each."""

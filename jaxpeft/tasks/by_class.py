@@ -52,7 +52,8 @@ class ByClass:
 
     Attributes:
         classes: the figures of every class, in the order of the ids.
-        confusion: rows by their class and by the predicted class, `[classes][classes]`; None for more than 100 classes.
+        confusion: rows by their class and by the predicted class, `[classes][classes]`; None for more than 100 classes, and if rows
+            may have several.
     """
 
     classes: tuple[ClassFigures, ...]
@@ -70,9 +71,21 @@ def by_class(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) ->
     with without_warnings():
         figures = precision_recall_fscore_support(labels, predicted, labels=ids, zero_division=0.0)
         matrix = confusion_matrix(labels, predicted, labels=ids) if len(names) <= _MOST_CLASSES else None
-    number = np.bincount(predicted[predicted >= 0], minlength=len(names))
-    classes = tuple(
-        ClassFigures(name, int(rows), int(number[i]), float(precision), float(recall), float(f1))
-        for i, (name, precision, recall, f1, rows) in enumerate(zip(names, *figures, strict=True))
-    )
+    classes = _figures(names, np.bincount(predicted[predicted >= 0], minlength=len(names)), figures)
     return ByClass(classes, None if matrix is None else tuple(tuple(row) for row in matrix.tolist()))
+
+
+def by_class_of_many(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> ByClass:
+    """The figures of rows with any number of classes: `predicted` and `labels` are `[rows, classes]` bool. There is no confusion matrix."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    figures = precision_recall_fscore_support(labels, predicted, zero_division=0.0)
+    return ByClass(_figures(names, predicted.sum(0), figures), None)
+
+
+def _figures(names: Sequence[str], predicted: np.ndarray, figures: Sequence[np.ndarray]) -> tuple[ClassFigures, ...]:
+    """Of each class: its name, the number of rows that were predicted to be of it, and precision, recall, F1 and rows."""
+    return tuple(
+        ClassFigures(name, int(rows), int(number), float(precision), float(recall), float(f1))
+        for name, number, precision, recall, f1, rows in zip(names, predicted, *figures, strict=True)
+    )

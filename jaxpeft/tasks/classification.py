@@ -5,35 +5,46 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxpeft.data import ClassificationData, Split, classification_data
+from jaxpeft.data import ClassificationData, Split, Splits, classification_data
 from jaxpeft.data.classification import cap_buckets
 from jaxpeft.errors import InputError
 from jaxpeft.tasks import TASKS
 from jaxpeft.tasks.base import Answers, Batch, Questions, Take, Task, in_percent, most_likely
 from jaxpeft.tasks.by_class import ByClass, by_class
+from jaxpeft.tasks.class_loss import ClassWeights, cross_entropy, weights_of_classes
 from jaxpeft.tasks.metrics import get_metric
 from jaxpeft.tasks.text_pipeline import RowOptions, TextPipeline
 
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """Predicts one of `num_labels` classes for each text. Logits are `[texts, num_labels]`."""
+    """Predicts one of `num_labels` classes for each text. Logits are `[texts, num_labels]`.
+
+    Attributes:
+        label_smoothing: the share of a label that training spreads over all classes.
+        class_weights: the weight of each class in training, in the order of the ids; None: 1 for all.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
 
     name = "classification"
     title = "classification"
     head = "classification"
     pipeline_tag = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
-    known_metrics = ("loss", "accuracy", "f1", "matthews", "pearson", "spearman")
-    reported_metrics = ("accuracy", "f1")
+    known_metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1", "matthews", "pearson", "spearman")
+    reported_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1")
     can_pack = True
+    weighs_classes = True
+    problem_type = "single_label_classification"
 
     @classmethod
     def for_labels(cls, num_labels: int | None, headline_metrics: Sequence[str] = ()) -> Task:
@@ -49,6 +60,28 @@ class Classification(Task):
         # Accuracy and F1 are always measured, so that any two runs can be compared; of two classes also CoLA's metric.
         of_two = ("matthews",) if num_labels == 2 else ()
         return cls(num_labels, tuple(dict.fromkeys([*headline_metrics, *cls.reported_metrics, *of_two])))
+
+    def for_training(
+        self, splits: Splits, *, label_smoothing: float = 0.0, class_weights: ClassWeights | None = None
+    ) -> Self:
+        """The task with smoothed labels and weighted classes in training."""
+        if not self.weighs_classes:
+            return super().for_training(splits, label_smoothing=label_smoothing, class_weights=class_weights)
+        weights = None
+        if class_weights is not None:
+            assert splits.train.labels is not None
+            weights = weights_of_classes(class_weights, splits.train.labels, self._names(splits.label_names))
+        return replace(self, label_smoothing=label_smoothing, class_weights=weights)
+
+    def loss_options(self, label_names: Sequence[str] | None) -> dict[str, Any]:
+        """`label_smoothing`, and `class_weights` by name, without those that change nothing."""
+        found: dict[str, Any] = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
+        if self.class_weights is not None:
+            found["class_weights"] = dict(zip(self._names(label_names), self.class_weights, strict=True))
+        return found
+
+    def _names(self, label_names: Sequence[str] | None) -> Sequence[str]:
+        return label_names or [str(i) for i in range(self.num_labels or 0)]
 
     def metric_title(self, name: str, label_names: Sequence[str] | None) -> str:
         """The metric's name. F1 is that of the class with id 1 if there are two, else the mean over the classes."""
@@ -84,7 +117,7 @@ class Classification(Task):
 
         return Questions(batches, answers, data.num_truncated)
 
-    def answers(self, logits: np.ndarray, label_names: Sequence[str] | None, top: int | None) -> list[Answers]:
+    def answers(self, logits: np.ndarray, label_names: Sequence[str] | None, top: int | None) -> list[Any]:
         """The `top` most likely labels for every text, from `logits: [texts, classes]`."""
         names = label_names or [str(i) for i in range(logits.shape[-1])]
         return [most_likely(row, lambda ids: [names[i] for i in ids], top) for row in logits]
@@ -112,6 +145,13 @@ class Classification(Task):
     def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """Cross-entropy in nats, `[texts]`."""
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+
+    def training_loss(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The two sums of the cross-entropy with smoothed labels and weighted classes, if the task has such options."""
+        if not self.label_smoothing and self.class_weights is None:
+            return self.loss(logits, batch)
+        smoothing, weights = self.label_smoothing, self.class_weights
+        return cross_entropy(logits, batch["labels"], batch["weights"], smoothing=smoothing, class_weights=weights)
 
     def measure(
         self, sums: Mapping[str, float], outputs: np.ndarray | None, labels: np.ndarray | None, data: Any = None

@@ -148,7 +148,7 @@ class MaskedLM(Task):
             seed=seed,
         )
 
-    def torch_lines(self, sentence: str) -> list[str]:
+    def torch_lines(self, sentence: str, pair: str | None = None) -> list[str]:
         """Lines of Python that print the most likely token of the first mask."""
         return [
             f'text = {sentence!r}.replace("[MASK]", tokenizer.mask_token)',

@@ -21,7 +21,7 @@ class Metric:
     Attributes:
         title: its name for readers.
         larger_is_better: False for losses.
-        function: `(logits [rows, classes], labels [rows]) → value`; None if the task computes it from sums.
+        function: `(logits [rows, classes], labels [rows]) → value`; None if the task computes it in its own way.
         digits: decimals to show.
     """
 
@@ -32,7 +32,7 @@ class Metric:
 
     def compute(self, logits: np.ndarray | None, labels: np.ndarray | None) -> float:
         """The value for `logits: [rows, classes]` and `labels: [rows]`."""
-        assert self.function is not None, f"{self.title} is made of sums"
+        assert self.function is not None, f"{self.title} is computed by the task"
         assert logits is not None, f"{self.title} needs logits"
         assert labels is not None, f"{self.title} needs labels"
         with without_warnings():
@@ -102,6 +102,12 @@ METRICS: dict[str, Metric] = {
     "precision": Metric("precision"),
     "recall": Metric("recall"),
     "matthews": Metric("Matthews correlation", function=_matthews),
+    "micro_f1": Metric("F1 (micro)"),
+    "macro_f1": Metric("F1 (macro)"),
+    "exact_match": Metric("exact match"),
+    "ndcg_at_10": Metric("NDCG@10"),
+    "mrr_at_10": Metric("MRR@10"),
+    "average_precision": Metric("average precision"),
     "pearson": Metric("Pearson correlation", function=_pearson),
     "spearman": Metric("Spearman correlation", function=_spearman),
 }

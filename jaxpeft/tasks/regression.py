@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,9 @@ class Regression(Classification):
     name = "regression"
     ranks_answers = False
     title = "regression"
-    reported_metrics = ("pearson", "spearman")
+    reported_metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
+    weighs_classes = False
+    problem_type = "regression"
 
     @classmethod
     def for_labels(cls, num_labels: int | None, headline_metrics: Sequence[str] = ()) -> Task:
@@ -70,6 +72,7 @@ class Regression(Classification):
     def _label_dtype(self) -> Any:
         return jnp.float32
 
-    def torch_lines(self, sentence: str) -> list[str]:
+    def torch_lines(self, sentence: str, pair: str | None = None) -> list[str]:
         """Lines of Python that print the number."""
-        return [f'inputs = tokenizer({sentence!r}, return_tensors="pt")', "print(model(**inputs).logits)"]
+        *lines, _ = super().torch_lines(sentence, pair)
+        return [*lines, "print(model(**inputs).logits)"]

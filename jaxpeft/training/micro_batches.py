@@ -113,7 +113,7 @@ def mean_loss_and_gradients(
 
         def mean(parameters: P) -> jax.Array:
             total, weight = totals(parameters, batch, for_drawing(key), None)
-            loss, more = total / jnp.maximum(weight, 1.0), penalty(parameters)
+            loss, more = total / divisor(weight), penalty(parameters)
             return loss if more is None else loss + more
 
         return jax.value_and_grad(mean)(parameters)
@@ -129,7 +129,7 @@ def mean_loss_and_gradients(
     passes = jnp.arange(-(-rows.in_batch // rows.in_pass), dtype=jnp.int32)
     start = (zero, zero, jax.tree.map(jnp.zeros_like, parameters))
     (total, weight, grads), _ = jax.lax.scan(add_pass, start, passes)
-    weight = jnp.maximum(weight, 1.0)
+    weight = divisor(weight)
     loss, grads = total / weight, jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), grads)
     if penalty(parameters) is None:
         return loss, grads
@@ -141,6 +141,11 @@ def mean_loss_and_gradients(
 
     more, more_grads = jax.value_and_grad(added)(parameters)
     return loss + more, jax.tree.map(jnp.add, grads, more_grads)
+
+
+def divisor(weight: jax.Array) -> jax.Array:
+    """`weight`, a sum of weights, as a divisor: 1 if it is 0, as it is for a batch of which nothing counts. It may be below 1."""
+    return jnp.where(weight > 0, weight, jnp.ones_like(weight))
 
 
 def micro_batch(batch: Batch, rows: PassRows, number: jax.Array) -> dict[str, Any]:
