@@ -17,6 +17,7 @@ RUNS = {
     "classification": tiny_runs.labels,
     "full": tiny_runs.scores,
     "token-classification": tiny_runs.entities,
+    "questions": tiny_runs.questions,
 }
 RUN_BLOCKS = """
 import contextlib, io, json, sys
@@ -74,12 +75,8 @@ def test_metadata(run):
     _, results, card = run
     data = card.data.to_dict()
     assert data["library_name"] == ("transformers" if results["method"] == "full" else "peft")
-    tags = {
-        "masked-lm": "fill-mask",
-        "classification": "text-classification",
-        "token-classification": "token-classification",
-    }
-    assert data["pipeline_tag"] == tags[results["task"]]
+    tags = {"masked-lm": "fill-mask", "classification": "text-classification"}
+    assert data["pipeline_tag"] == tags.get(results["task"], results["task"])
     assert {"jax", "flax", "jaxpeft"} <= set(data["tags"])
     (index,) = data["model-index"]
     assert index["name"] == results["name"]
@@ -152,3 +149,11 @@ def test_the_code_tags_words(root):
 def test_the_code_gives_the_value_of_a_regression(root):
     ours, theirs = outputs(root)["full"]
     assert float(re.search(r"-?\d\.\d+", theirs)[0]) == pytest.approx(eval(ours)[0][0][1], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_code_answers_a_question(root):
+    """Both sides say that there is no answer, or give the same one."""
+    ours, theirs = outputs(root)["questions"]
+    said = re.search(r"best=(None|PossibleAnswer\(text='([^']*)')", ours)
+    assert theirs.strip() == ("no answer" if said[1] == "None" else said[2])

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -45,6 +46,10 @@ ENTITIES = """
 --name entities --task token-classification --model.name base --data.train_file entities.conll --data.validation_file entities.conll
 --data.bucket_lengths [8,16] --training.learning_rate 5e-2 --training.num_steps 20 --training.eval_every_steps 5
 """
+QUESTIONS = """
+--name questions --task question-answering --model.name base --data.train_file questions.json --data.test_file questions.json
+--data.max_length 32 --data.doc_stride 6 --data.bucket_lengths [24] --data.max_answer_length 4
+"""
 
 
 def package_model():
@@ -74,6 +79,7 @@ def _workplace(root):
     rows = [f"{len(line) / 50},{line.replace(',', '')}" for line in SENTENCES[:40]]
     (root / "scores.csv").write_text("label,text\n" + "\n".join(rows).replace('"', ""))
     (root / "entities.conll").write_text("\n\n".join(map(_tagged, SENTENCES[:24])) + "\n\n\u200b O\n")
+    (root / "questions.json").write_text(json.dumps(questions_document()))
     return root
 
 
@@ -85,6 +91,23 @@ def _tagged(sentence):
         lines.append(f"{word} {('I-' if kind == before else 'B-') + kind if kind else 'O'}")
         before = kind
     return "\n".join(lines)
+
+
+def questions_document():
+    """Questions for the next word, some of which the context does not hold, as a document of SQuAD 2.0; two sentences a context."""
+    paragraphs = []
+    for i in range(0, 40, 2):
+        context = " ".join(SENTENCES[i : i + 2])
+        words = [word for word in context.split() if word.isalpha()]
+        qas = []
+        for j, (word, after) in enumerate(itertools.pairwise(words)):
+            start = context.find(f" {word} {after} ") + len(word) + 2
+            if j % 4 == 0 and start > len(word) + 1:
+                answers = [] if j % 8 else [{"text": after, "answer_start": start}]
+                question = f"After {'not ' if j % 8 else ''}{word}?"
+                qas.append({"id": f"{i}-{j}", "question": question, "answers": answers, "is_impossible": not answers})
+        paragraphs.append({"context": context, "qas": qas})
+    return {"version": "v2.0", "data": [{"title": "topics", "paragraphs": paragraphs}]}
 
 
 def train(root, flags, *more):
@@ -118,6 +141,12 @@ def entities(root):
 def scores(root):
     """Regression, with every weight training; not tested before."""
     return train(root, SCORES)
+
+
+@functools.cache
+def questions(root):
+    """LoRA on questions of SQuAD 2.0's kind, whose contexts are longer than a row."""
+    return train(root, QUESTIONS)
 
 
 def jaxpeft(root, *args):

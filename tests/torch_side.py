@@ -34,6 +34,7 @@ def auto_class(task):
         "masked-lm": "ForMaskedLM",
         "classification": "ForSequenceClassification",
         "token-classification": "ForTokenClassification",
+        "question-answering": "ForQuestionAnswering",
         "encoder": "",
     }
     return getattr(transformers, f"AutoModel{names[task]}")
@@ -88,7 +89,9 @@ def torch_logits(model, inputs):
     if model.config.model_type == "distilbert":
         del inputs["token_type_ids"]
     with torch.no_grad():
-        return model(**inputs).logits.numpy()
+        out = model(**inputs)
+    logits = torch.stack([out.start_logits, out.end_logits], -1) if "start_logits" in out else out.logits
+    return logits.numpy()
 
 
 def tensors_of(directory, name="adapter_model.safetensors"):

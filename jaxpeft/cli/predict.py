@@ -23,11 +23,15 @@ def main(argv: Sequence[str], *, prog: str) -> None:
     parser.add_argument(
         "texts", nargs="*", help="Texts, each in quotes; -: the lines of standard input, one text a line."
     )
-    parser.add_argument("--pairs", nargs="+", help="The second text of each, if the run was trained on pairs.")
+    parser.add_argument(
+        "--pairs",
+        nargs="+",
+        help="The second text of each, if the run was trained on pairs; the context of a question.",
+    )
     parser.add_argument(
         "--file",
         type=str,
-        help="A .txt, .csv, .tsv, .jsonl or .parquet file of texts, instead of them; for token-classification also of lists of words.",
+        help="A .txt, .csv, .tsv, .json, .jsonl or .parquet file of texts, instead of them, or one of the task's own formats.",
     )
     parser.add_argument("--text_column", type=str, help="Its column with the text; null: as in training.")
     parser.add_argument("--text_pair_column", type=str, help="Its column with the second text; null: as in training.")

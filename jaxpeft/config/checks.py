@@ -119,6 +119,7 @@ def check_ranges(
          "at least 2, or null; data.regression true predicts the labels as numbers"),
         ("data.max_length", d.max_length, d.max_length >= 8, "at least 8"),
         ("data.doc_stride", d.doc_stride, (d.doc_stride or 0) >= 0, "at least 0, or null"),
+        ("data.max_answer_length", d.max_answer_length, d.max_answer_length >= 1, "at least 1"),
         ("data.mask_ratio", d.mask_ratio, 0 < d.mask_ratio < 1, "between 0 and 1"),
         ("data.bucket_lengths", d.bucket_lengths, min(d.bucket_lengths, default=0) >= 1, "lengths of at least 1"),
         ("model.quantization_block_size", block, block in (64, 128, 256, 512, 1024, 2048, 4096), "a power of two, 64 to 4096"),
@@ -165,9 +166,7 @@ def check_combinations(
             f"data.name '{data.name}' and data.train_file '{data.train_file}' exclude each other: set one to null"
         )
     _check_labels(task, data)
-    if not TASKS[task].fills_masks and (data.whole_word_masking or not data.join_texts):
-        flag = "whole_word_masking true" if data.whole_word_masking else "join_texts false"
-        raise InputError(f"data.{flag} is for masked-lm, and the task is {task}; leave it out")
+    _check_own_flags(task, data)
     _check_files(data)
     given = [name for name, value in vars(cluster).items() if value is not None]
     if given and not distributed:
@@ -185,9 +184,7 @@ def check_combinations(
             f"{_those_with('loraplus')}, not '{adapter.method}'; set it to null"
         )
     if data.packing and not TASKS[task].can_pack:
-        raise InputError(
-            f"data.packing is only for classification, since rows of {task} are already full; set it to false"
-        )
+        raise InputError(f"data.packing is only for classification, and cannot be used with {task}; set it to false")
     if data.packing and adapter.method == "prompt-tuning":
         raise InputError(
             "data.packing cannot be used with prompt-tuning, which puts its tokens in front of a row; set it to false"
@@ -216,10 +213,10 @@ def check_combinations(
 
 def _check_labels(task: str, data: DataConfig) -> None:
     """Raise InputError for options of the labels that exclude each other, or that the task cannot use."""
-    for name in ("text_pair_column", "num_labels", "regression", "doc_stride"):
-        value = getattr(data, name)
-        if value is not None and value is not False and name in TASKS[task].unused_flags:  # 0 is a value
-            raise InputError(f"data.{name} {value} cannot be used in {task}; leave it out")
+    if data.text_pair_column is not None and not TASKS[task].reads_pairs:
+        raise InputError(
+            f"data.text_pair_column '{data.text_pair_column}' cannot be used in {task}, which reads one text a row; leave it out"
+        )
     values = {name: getattr(data, name) for name in _LABEL_FLAGS}
     given = [name for name, value in values.items() if value not in (None, False)]
     if given and not TASKS[task].reads_labels:
@@ -239,6 +236,15 @@ def _check_labels(task: str, data: DataConfig) -> None:
         raise InputError(
             f"data.{given[0]} is for classes, and data.regression predicts numbers: set one of them to null or false"
         )
+
+
+def _check_own_flags(task: str, data: DataConfig) -> None:
+    """Raise InputError for a flag that is only for other tasks. Tasks are imported, and jax with them, only if it is given."""
+    for name in ("doc_stride", "max_answer_length", "whole_word_masking", "join_texts"):
+        value = getattr(data, name)
+        if value != getattr(DataConfig, name) and name not in TASKS[task].own_flags:
+            owners = ", ".join(other for other in TASKS if name in TASKS[other].own_flags)
+            raise InputError(f"data.{name} {value} is for {owners}, not for {task}; leave it out")
 
 
 def _check_files(data: DataConfig) -> None:

@@ -38,12 +38,12 @@ class DataConfig:
     drop_empty: bool = False
     """Leave out rows without a text and say how many; false: classification refuses such rows, and masked-lm keeps blank lines."""
     text_column: str | None = None
-    """Column with the text; null: 'text', or the columns of a GLUE task. Token-classification: with the list of words; null: 'tokens'."""
+    """Column with the text, the list of words (token-classification) or the question; null: 'text', or another usual name for it."""
     text_pair_column: str | None = None
-    """Column with the second text of a pair, for classification and pair-scoring."""
+    """Column with the second text of a pair, or the context of a question."""
     label_column: str | None = None
-    """Column with the label, the list of labels (multi-label) or the list of tags (token-classification); null: 'label', or another usual
-    name for them."""
+    """Column with the label, the list of labels (multi-label), the list of tags (token-classification) or the answers to a question;
+    null: 'label', or another usual name for it."""
     label_columns: list[str] | None = None
     """Columns with 0 and 1 (or true and false), one for each class, such as '[toxic, obscene]'; null: one label_column (multi-label)."""
     label_delimiter: str | None = None
@@ -58,9 +58,12 @@ class DataConfig:
     """Leave out rows without a label (empty, null, - or -1), and say how many."""
     max_length: int = 128
     """Tokens per row: the block length in masked-lm, the truncation limit in classification, the length of a window in
-    token-classification."""
+    token-classification and question-answering."""
     doc_stride: int | None = None
-    """Tokens that two windows of a long text share, in token-classification; null: 32, but at most half of a window."""
+    """Tokens that two windows of a long text share, at most half of a window; null: 32 in token-classification, 128 in
+    question-answering."""
+    max_answer_length: int = 30
+    """Most tokens of a predicted answer (question-answering)."""
     mask_ratio: float = 0.15
     """Share of the real tokens of each row that are masked, exact for every row (masked-lm)."""
     whole_word_masking: bool = False

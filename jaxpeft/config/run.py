@@ -35,7 +35,7 @@ class RunConfig:
     """Directory of all runs."""
     task: TaskName = "masked-lm"
     """Task (docs/tasks.md): masked language modelling; one class or number for a text or pair; several classes; a score for a
-    query and a text; or a tag for each word (NER, POS)."""
+    query and a text; a tag for each word (NER, POS); or the part of a text that answers a question."""
     seed: int = 0
     """Seed of every random draw: new weights, order, masks, dropout."""
     resume: bool = False

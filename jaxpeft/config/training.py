@@ -56,8 +56,11 @@ class TrainingConfig:
     """Validation metric that selects the best adapter, one of those that the run reports, such as loss or f1; null: the task's own."""
 
     def __post_init__(self) -> None:
-        """Read old names."""
+        """Read old names, and the names of classes as text: YAML takes those of ids as numbers."""
         read_old_name(self, "steps_per_dispatch", "micro_steps_per_dispatch")
+        if isinstance(self.class_weights, dict):
+            named = {str(name): weight for name, weight in self.class_weights.items()}
+            object.__setattr__(self, "class_weights", named)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from jaxpeft.data.multi_label import encode_label_lists, with_label_lists
 from jaxpeft.data.packing import PackedData
 from jaxpeft.data.pair_scoring import RELEVANT, QueryData, encode_scores, hold_out_queries, is_ranked, query_ids
 from jaxpeft.data.python_docs import load_python_docs
+from jaxpeft.data.question_answering import LongQuestion, QuestionAnsweringData, question_answering_data
+from jaxpeft.data.questions import has_unanswerable, question_splits, questions_to_answer
 from jaxpeft.data.sources import (
     PYTHON_DOCS,
     ReadOptions,
@@ -20,6 +22,7 @@ from jaxpeft.data.sources import (
     texts_to_answer,
 )
 from jaxpeft.data.splits import Split, Splits
+from jaxpeft.data.squad_files import read_question_file
 from jaxpeft.data.tables import ReadFile, Tables, read_tables
 from jaxpeft.data.texts import TextColumn
 from jaxpeft.data.token_cache import TokenCache
@@ -31,10 +34,12 @@ __all__ = [
     "ClassificationData",
     "Encoded",
     "GlueTask",
+    "LongQuestion",
     "MaskedLMData",
     "MaskedLines",
     "PackedData",
     "QueryData",
+    "QuestionAnsweringData",
     "ReadFile",
     "ReadOptions",
     "Split",
@@ -47,6 +52,7 @@ __all__ = [
     "encode_label_lists",
     "encode_scores",
     "encode_texts",
+    "has_unanswerable",
     "hold_out_queries",
     "is_ranked",
     "load_file",
@@ -59,7 +65,11 @@ __all__ = [
     "masked_lm_data",
     "num_masked",
     "query_ids",
+    "question_answering_data",
+    "question_splits",
+    "questions_to_answer",
     "read_file",
+    "read_question_file",
     "read_tables",
     "text_splits",
     "texts_to_answer",

@@ -195,12 +195,11 @@ class ClassificationData:
         """
         # Not the run's seed, so that runs of different seeds are validated on the same rows.
         order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(self.labels))
-        return self._rows(np.sort(order[:num_rows]))
+        return self.take(np.sort(order[:num_rows]))
 
-    def _rows(self, rows: np.ndarray) -> Self:
-        """The given rows, `[n]` int, in that order."""
-        offsets = self.encoded.offsets
-        tokens = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+    def take(self, rows: np.ndarray) -> Self:
+        """The given rows, `[n]` int with at least one, in that order."""
+        tokens = self.tokens_of(rows)
         encoded = replace(
             self.encoded,
             input_ids=self.encoded.input_ids[tokens],
@@ -208,6 +207,11 @@ class ClassificationData:
             offsets=np.concatenate([[0], np.cumsum(self.encoded.lengths[rows])]),
         )
         return replace(self, encoded=encoded, labels=self.labels[rows])
+
+    def tokens_of(self, rows: np.ndarray) -> np.ndarray:
+        """The places of the tokens of the given rows in `encoded`, `[tokens]` int."""
+        offsets = self.encoded.offsets
+        return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
 
     def train_batch(self, micro_step: int) -> Batch:
         """The batch of a micro-step, counted from 0 over all epochs.

@@ -115,12 +115,20 @@ def read_each(path: str, read_one: Callable[[str], Dataset], *, glob: bool) -> D
     path = os.path.expanduser(path)  # pathlib's raises an error for a name that begins with "~" and is no user's
     if not glob:
         return read_one(path)
-    paths = sorted(found for found in patterns.glob(path, recursive=True) if os.path.isfile(found))
+    paths = matching_files(path)
+    return joined(paths, [read_one(found) for found in paths])
+
+
+def matching_files(pattern: str) -> list[str]:
+    """The files that match `pattern`, in the order of their names. Raises InputError if there are none."""
+    paths = sorted(
+        found for found in patterns.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(found)
+    )
     if not paths:
         raise InputError(
-            f"no file matches the pattern {path}; check it, or set data.glob to false if it is one file's name"
+            f"no file matches the pattern {pattern}; check it, or set data.glob to false if it is one file's name"
         )
-    return _joined(paths, [read_one(found) for found in paths])
+    return paths
 
 
 def _read_one(path: str, options: dict[str, Any]) -> Dataset:
@@ -232,7 +240,8 @@ def _load(format_name: str, path: str, readable: str, folder: str) -> Dataset:
             raise InputError(_unreadable(path, error.__cause__ or error)) from error
 
 
-def _joined(paths: Sequence[str], tables: Sequence[Dataset]) -> Dataset:
+def joined(paths: Sequence[str], tables: Sequence[Dataset]) -> Dataset:
+    """The rows of all `tables`, which come from `paths`. Raises InputError if their columns differ."""
     import datasets
 
     for path, table in zip(paths, tables, strict=True):

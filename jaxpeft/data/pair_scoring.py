@@ -122,7 +122,8 @@ class QueryData(ClassificationData):
         order = np.concatenate([order[first : first + 1], np.delete(order, first)])
         sizes = np.bincount(self.queries)[order]
         number = max(1, int(np.searchsorted(np.cumsum(sizes), num_rows, side="right")))
-        return self._rows(np.flatnonzero(np.isin(self.queries, order[:number])))
+        return self.take(np.flatnonzero(np.isin(self.queries, order[:number])))
 
-    def _rows(self, rows: np.ndarray) -> Self:
-        return replace(super()._rows(rows), queries=self.queries[rows])
+    def take(self, rows: np.ndarray) -> Self:
+        """The given rows, `[n]` int with at least one, in that order."""
+        return replace(super().take(rows), queries=self.queries[rows])

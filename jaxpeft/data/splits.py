@@ -87,7 +87,7 @@ def take(split: Split, rows: np.ndarray) -> Split:
     )
 
 
-def without_empty(split: Split, where: str, empty: EmptyTexts) -> tuple[Split, str | None]:
+def without_empty(split: Split, where: str, empty: EmptyTexts, *, needs_both: bool = False) -> tuple[Split, str | None]:
     """`split` without the rows that have no text, and a note if there are such rows.
 
     A pair has no text if both of its texts are blank, or if one is missing (None).
@@ -96,13 +96,14 @@ def without_empty(split: Split, where: str, empty: EmptyTexts) -> tuple[Split, s
       split: the rows.
       where: the origin of the rows, for messages.
       empty: "keep", "refuse" or "drop".
+      needs_both: True if a pair has no text even if only one of its texts is blank.
 
     Raises:
       InputError: there are empty rows, and `empty` is "refuse"; or all rows are empty.
     """
     blank = np.arange(0) if empty == "keep" else blank_rows(split.texts)
-    if split.pairs is not None and len(blank):
-        blank = np.intersect1d(blank, blank_rows(split.pairs))
+    if split.pairs is not None and empty != "keep" and (len(blank) or needs_both):
+        blank = (np.union1d if needs_both else np.intersect1d)(blank, blank_rows(split.pairs))
     if split.pairs is not None and empty == "drop":  # else there is no None
         blank = np.unique(np.concatenate([blank, none_rows(split.texts), none_rows(split.pairs)]))
     if not len(blank):

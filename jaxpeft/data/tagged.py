@@ -80,6 +80,10 @@ def words_to_answer(table: Dataset, where: str, options: ReadOptions) -> Split:
     Raises:
       InputError: as `tagged_splits`.
     """
+    if options.text_pair_column is not None:
+        raise InputError(
+            f"data.text_pair_column '{options.text_pair_column}': words of single texts are tagged; leave it out"
+        )
     column = _word_column(table, where, options, (*_WORDS, *_TEXTS))
     is_list = hasattr(table.features[column], "feature")
     words = _words(table, column, where, "keep") if is_list else read_texts(table, column, where)

@@ -67,7 +67,7 @@ DISTILBERT = Family(
     word_embeddings="word_embeddings",
     norms=r".*(LayerNorm|layer_norm)",
     classifier_heads=("classifier",),  # a name matches as an ending, so `pre_classifier` too
-    dropout_rates=("dropout", "attention_dropout", "seq_classif_dropout"),
+    dropout_rates=("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"),
     attention=Attention(
         "transformer/layer/{number}/attention",
         attend,

@@ -200,6 +200,7 @@ def open_model(
     check_choice("weights", weights, get_args(Weights))
     check_request(task, num_labels=num_labels, dtype=dtype, dropout=dropout)
     source = resolve(name)
+    num_labels = num_labels or HEADS[task].num_outputs
     config = read_config(source, num_labels)
     abstract = build_abstract_model(
         _with_dropout(config, dropout), task, dtype=dtype, gradient_checkpointing=gradient_checkpointing
@@ -232,7 +233,7 @@ def load_model(
 
     Args:
         name: hub id, directory, `package:module/folder`, or a `config.json`.
-        task: "masked-lm" or "classification" (of sequences).
+        task: "masked-lm", "classification" (of sequences) or "question-answering".
         weights: "random" initialises every weight and needs only a config.
         num_labels: number of classes, or 1 for regression; for classification only. If the checkpoint's classifier has another
             number, it is replaced by a new one.

@@ -8,6 +8,8 @@ from importlib import import_module
 from operator import attrgetter
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxpeft.errors import InputError, check_choice
 from jaxpeft.registry import Registry
 
@@ -20,7 +22,9 @@ class Head:
         mapping: place of transformers' mapping from a config's class to the Flax class with this head, "module:attribute".
         peft_task_type: PEFT's `task_type`; None if PEFT has none for it.
         has_classes: True if it has an output for each class.
+        num_outputs: the number of its outputs, if that is always the same.
         ties_words: True if the decoder is the table of word embeddings, unless the config unties them.
+        peft_drops_token_types: True if PEFT's class for its task type does not pass `token_type_ids` on to the model (0.21).
         modules: names of the modules that are trained if the task trains its head, each as an ending; None: the family's
             `classifier_heads`.
         logits: takes the logits out of the output of the Flax module.
@@ -30,6 +34,8 @@ class Head:
     peft_task_type: str | None = None
     ties_words: bool = False
     has_classes: bool = True
+    num_outputs: int | None = None
+    peft_drops_token_types: bool = False
     modules: tuple[str, ...] | None = None
     logits: Callable[[Any], Any] = attrgetter("logits")
 
@@ -40,9 +46,23 @@ class Head:
         return getattr(import_module(module), attribute)
 
 
+def _start_and_end(out: Any) -> Any:
+    """`[rows, length, 2]`: that an answer starts with a token, and that it ends with it."""
+    return jnp.stack([out.start_logits, out.end_logits], axis=-1)
+
+
 MASKED_LM = Head("transformers:FLAX_MODEL_FOR_MASKED_LM_MAPPING", ties_words=True, has_classes=False)
 CLASSIFICATION = Head("transformers:FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", peft_task_type="SEQ_CLS")
 TOKEN_CLASSIFICATION = Head("transformers:FLAX_MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING", peft_task_type="TOKEN_CLS")
+
+QUESTION_ANSWERING = Head(
+    "transformers:FLAX_MODEL_FOR_QUESTION_ANSWERING_MAPPING",
+    peft_task_type="QUESTION_ANS",
+    num_outputs=2,
+    peft_drops_token_types=True,
+    modules=("qa_outputs",),
+    logits=_start_and_end,
+)
 
 HEADS = Registry(
     "task",
@@ -50,6 +70,7 @@ HEADS = Registry(
         "masked-lm": "jaxpeft.models.heads:MASKED_LM",
         "classification": "jaxpeft.models.heads:CLASSIFICATION",
         "token-classification": "jaxpeft.models.heads:TOKEN_CLASSIFICATION",
+        "question-answering": "jaxpeft.models.heads:QUESTION_ANSWERING",
     },
 )
 """The name of a head (`Task.head`) → the head."""
@@ -59,7 +80,7 @@ def check_request(task: str, *, num_labels: int | None, dtype: str, dropout: flo
     """Check the arguments of `load_model` that need no file.
 
     Raises:
-        InputError: there is no such task or dtype, `num_labels` is below 1 or the task has no classes, or `dropout` is no rate.
+        InputError: there is no such task or dtype, `num_labels` is below 1 or does not fit the task, or `dropout` is no rate.
     """
     HEADS.check(task)
     check_choice("dtype", dtype, ("float32", "bfloat16"))
@@ -67,5 +88,8 @@ def check_request(task: str, *, num_labels: int | None, dtype: str, dropout: flo
         raise InputError(f"num_labels is {num_labels}; it must be at least 1 (1: regression)")
     if num_labels is not None and not HEADS[task].has_classes:
         raise InputError(f"num_labels is {num_labels}, but {task} has no classes; leave it out")
+    outputs = HEADS[task].num_outputs
+    if num_labels is not None and outputs is not None and num_labels != outputs:
+        raise InputError(f"num_labels is {num_labels}, but {task} always has {outputs} outputs; leave it out")
     if dropout is not None and not 0 <= dropout < 1:
         raise InputError(f"dropout is {dropout}; it must be at least 0 and below 1, or None")

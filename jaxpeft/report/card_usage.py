@@ -36,6 +36,8 @@ print(run.predict({texts}))
         return (
             f"{here}\ntorch PEFT (0.21) has no prompt tuning for masked language models, so it cannot load these files."
         )
+    if config.adapter.method == "prompt-tuning" and _loses_token_types(run):
+        return f"{here}\ntorch PEFT (0.21) leaves `token_type_ids` out of {run.task.title}, so with these files its outputs are others."
     if config.adapter.init_lora_weights == "loftq":
         note += "\ntorch PEFT (0.21) runs LoftQ at every load, which needs an accelerator.\n"
     return f"""{here}{note}
@@ -54,8 +56,15 @@ def _torch_lines(run: CardSubject, sentence: str, pair: str | None) -> str:
     else:
         lines = ["from peft import PeftModel", *lines, *_base_lines(run), *_model_lines(run)]
         lines += [f"model = PeftModel.from_pretrained(model, {export!r})"]
+        if _loses_token_types(run):
+            lines += ["model = model.get_base_model()  # has the adapter; PEFT's own class leaves token_type_ids out"]
     lines += ["tokenizer = AutoTokenizer.from_pretrained(base)", "model.eval()", *run.task.torch_lines(sentence, pair)]
     return "\n".join(lines)
+
+
+def _loses_token_types(run: CardSubject) -> bool:
+    """True if the base distinguishes the two texts of a row, and PEFT's class for the task does not tell it which is which."""
+    return run.model.head.peft_drops_token_types and getattr(run.model.config, "type_vocab_size", 0) > 1
 
 
 def _model_lines(run: CardSubject) -> list[str]:

@@ -178,7 +178,7 @@ def training_data(
     if not packing:
         return rows
     if not task.can_pack:
-        raise InputError(f"data.packing cannot be used with {task.name}, whose rows are already full; set it to false")
+        raise InputError(f"data.packing cannot be used with {task.name}; set it to false")
     check_packing(model)
     return PackedData(rows, pipeline.rows.max_length, num_devices)
 

@@ -17,6 +17,7 @@ TASKS = Registry(
         "classification": "jaxpeft.tasks.classification:Classification",
         "multi-label": "jaxpeft.tasks.multi_label:MultiLabel",
         "pair-scoring": "jaxpeft.tasks.pair_scoring:PairScoring",
+        "question-answering": "jaxpeft.tasks.question_answering:QuestionAnswering",
         "regression": "jaxpeft.tasks.regression:Regression",
         "token-classification": "jaxpeft.tasks.token_classification:TokenClassification",
     },

@@ -100,12 +100,14 @@ class Task(ABC):
     """True if the data must have labels."""
     label_flags: ClassVar[tuple[str, ...]] = ("label_names", "num_labels", "regression", "drop_unlabelled")
     """The flags of the data that say what labels are, among those that it can use if it reads labels."""
+    own_flags: ClassVar[tuple[str, ...]] = ()
+    """Flags of `data` that are only for tasks that name them here."""
     problem_type: ClassVar[str | None] = None
     """transformers' `problem_type` in the config of an exported model: the loss with which torch would train on; None: the base's."""
+    has_classes: ClassVar[bool] = True
+    """True if `num_labels` is a number of classes."""
     reads_pairs: ClassVar[bool] = True
     """True if a row may have two texts."""
-    unused_flags: ClassVar[tuple[str, ...]] = ("doc_stride",)
-    """Flags of `data` that are refused for this task, among `text_pair_column`, `num_labels`, `regression` and `doc_stride`."""
     can_pack: ClassVar[bool] = False
     """True if several texts may share a training row."""
     trains_head: ClassVar[bool] = True
@@ -170,7 +172,7 @@ class Task(ABC):
     def for_training(
         self, splits: Splits, *, label_smoothing: float = 0.0, class_weights: ClassWeights | None = None
     ) -> Self:
-        """The task whose `training_loss` has these options, for the rows in `splits`. What is reported of other rows does not change.
+        """The task whose `training_loss` has these options, for the rows in `splits`. The losses that are reported do not change.
 
         Raises:
             InputError: the task has no such options, or they do not fit its classes.
@@ -190,7 +192,8 @@ class Task(ABC):
         """Raise InputError if `metric`, the value of `training.metric`, is not measured on this data."""
         measured = dict.fromkeys(["loss", *self.metrics])
         if metric and metric not in measured:
-            classes = f" with {self.num_labels} classes" if self.num_labels and self.num_labels > 1 else ""
+            number = self.num_labels if self.has_classes else None
+            classes = f" with {number} classes" if number and number > 1 else ""
             raise InputError(
                 f"training.metric '{metric}' is not measured in this {self.title}{classes}; choose from {', '.join(measured)}"
             )

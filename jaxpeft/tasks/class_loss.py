@@ -14,6 +14,8 @@ from jaxpeft.errors import InputError, did_you_mean
 ClassWeights = Mapping[str, float] | Sequence[float] | Literal["balanced"]
 """The value of `training.class_weights`: name → weight, or the weights in the order of the ids, or a rule."""
 
+_SHOWN = 20
+
 
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, weights: jax.Array, *, smoothing: float, class_weights: Sequence[float] | None
@@ -61,18 +63,21 @@ def weights_of_classes(given: ClassWeights, labels: np.ndarray, names: Sequence[
         each = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1.0))
         return tuple(float(weight) if count else 0.0 for weight, count in zip(each, counts, strict=True))
     if isinstance(given, Mapping):
-        by_name = {str(name): float(weight) for name, weight in given.items()}  # YAML reads the names of ids as numbers
-        for name in by_name:
+        for name in given:
             if name not in names:
-                near = did_you_mean(name, names) or f"; classes: {', '.join(names)}"
+                near = did_you_mean(name, names) or f"; classes: {_listed(names)}"
                 raise InputError(f"training.class_weights: there is no class '{name}'{near}")
-        weights = tuple(by_name.get(name, 1.0) for name in names)
+        weights = tuple(float(given.get(name, 1.0)) for name in names)
     else:
         weights = tuple(map(float, given))
     if len(weights) != len(names):
         raise InputError(
-            f"training.class_weights has {len(weights)} weights, and there are {len(names)} classes ({', '.join(names)}); give one for each"
+            f"training.class_weights has {len(weights)} weights, and there are {len(names)} classes ({_listed(names)}); give one for each"
         )
     if not any(weight and count for weight, count in zip(weights, counts, strict=True)):
         raise InputError("training.class_weights: no training row has a class with a weight above 0; give one a weight")
     return weights
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

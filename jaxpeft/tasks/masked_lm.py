@@ -37,6 +37,7 @@ class MaskedLM(Task):
     reads_pairs = False
     trains_head = False
     fills_masks = True
+    own_flags = ("whole_word_masking", "join_texts")
     example = "This is a great [MASK]!"
 
     @classmethod

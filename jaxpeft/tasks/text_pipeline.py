@@ -23,6 +23,7 @@ class RowOptions:
     whole_word_masking: bool = False
     join_texts: bool = True
     doc_stride: int | None = None
+    max_answer_length: int = 30
 
     @classmethod
     def of(cls, flags: Any, cache: TokenCache | None = None) -> RowOptions:

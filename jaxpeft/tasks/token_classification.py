@@ -71,7 +71,8 @@ class TokenClassification(Task):
     reported_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1")
     reads_pairs = False
     ranks_answers = False
-    unused_flags = ("text_pair_column", "num_labels", "regression")
+    label_flags = ("label_names", "drop_unlabelled")
+    own_flags = ("doc_stride",)
     example = "George Washington was born in Virginia."
 
     read_file = staticmethod(read_tagged_file)
@@ -239,7 +240,7 @@ class TokenClassification(Task):
         """The bucket lengths, up to `rows.max_length`."""
         return cap_buckets(rows.bucket_lengths, rows.max_length)
 
-    def torch_lines(self, sentence: str) -> list[str]:
+    def torch_lines(self, sentence: str, pair: str | None = None) -> list[str]:
         """Lines of Python that print each word with its tag, which is at the word's first token."""
         return [
             "tokenizer = AutoTokenizer.from_pretrained(base, add_prefix_space=True)  # a blank before each word",
@@ -297,7 +298,8 @@ class EntityRecognition(TokenClassification):
         """The definition of the figures, and those of every token classification."""
         return [
             "Entities are counted by seqeval in its default mode, which is that of the CoNLL script: an entity is right if its words and "
-            "its type are; a tag that cannot continue an entity begins a new one.",
+            "its type are; a tag that cannot continue an entity begins a new one. Figures of single classes are those of the types, and "
+            "their rows are entities.",
             *super().notes(rows),
         ]
 

@@ -281,6 +281,8 @@ def test_texts_and_words_to_answer(tmp_path):
     assert list(words_to_answer(conll, "a", ReadOptions()).texts) == [["a", "b"], ["c"]]
     table = read_tagged_file(write(tmp_path / "a.csv", "text,n\nNew York,1\n"))
     assert list(words_to_answer(table, "a", ReadOptions()).texts) == ["New York"]
+    pairs = ReadOptions(text_pair_column="n")
+    assert "data.text_pair_column 'n': words of single texts" in refusal(lambda: words_to_answer(table, "a", pairs))
     assert "no column is known to hold words (n)" in refusal(
         lambda: words_to_answer(table.select_columns(["n"]), "a", ReadOptions())
     )

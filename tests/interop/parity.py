@@ -30,7 +30,7 @@ class Pair:
     def logits(self, adapters):
         """Ours; differentiable."""
         inputs = self.model.inputs(self.inputs, **room_for(self.method))
-        return apply(self.model.module, self.frozen, adapters, self.method, **inputs).logits
+        return self.model.head.logits(apply(self.model.module, self.frozen, adapters, self.method, **inputs))
 
     def save(self, directory, adapters):
         """Write ours as PEFT would."""

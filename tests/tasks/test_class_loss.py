@@ -94,7 +94,8 @@ def test_balanced_weights_are_scikit_learn_s():
 
 def test_weights_by_name_and_in_order():
     assert weights_of_classes({"spam": 3}, LABELS, NAMES) == (1.0, 3.0, 1.0)
-    assert weights_of_classes({1: 3.0}, LABELS, ["0", "1"]) == (1.0, 3.0)
+    of_ids = TrainingConfig(class_weights={1: 3.0}).class_weights
+    assert weights_of_classes(of_ids, LABELS, ["0", "1"]) == (1.0, 3.0)
     assert weights_of_classes([1, 2, 0], LABELS, NAMES) == (1.0, 2.0, 0.0)
 
 
