@@ -243,8 +243,9 @@ def _check_own_flags(task: str, data: DataConfig) -> None:
     for name in ("doc_stride", "max_answer_length", "whole_word_masking", "join_texts"):
         value = getattr(data, name)
         if value != getattr(DataConfig, name) and name not in TASKS[task].own_flags:
-            owners = ", ".join(other for other in TASKS if name in TASKS[other].own_flags)
-            raise InputError(f"data.{name} {value} is for {owners}, not for {task}; leave it out")
+            owners = " and ".join(other for other in TASKS if name in TASKS[other].own_flags)
+            said = str(value).lower() if isinstance(value, bool) else value
+            raise InputError(f"data.{name} {said} is for {owners}, and the task is {task}; leave it out")
 
 
 def _check_files(data: DataConfig) -> None:

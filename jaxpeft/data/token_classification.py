@@ -74,7 +74,7 @@ class TokenData(ClassificationData):
         }
 
     def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
-        """As in `ClassificationData`; `labels` and `weights` are `[batch, bucket]`, with the weight 1 where a word has its label."""
+        """As in `ClassificationData`; `labels` and `weights` are `[batch, bucket]`. Tokens with a word's label have the weight 1."""
         rows = xp.maximum(draw["rows"], 0)
         inside, tokens = tokens_of(device_data["offsets"], rows, draw["columns"], xp)
         # The labels of rows are not asked for here, so any array of one per row will do.

@@ -252,7 +252,7 @@ class TokenClassification(Task):
         ]
 
     def notes(self, rows: RowOptions) -> list[str]:
-        """Where words have their labels, and what becomes of long sentences."""
+        """The place of a word's label, and what becomes of long sentences."""
         stride = DOC_STRIDE if rows.doc_stride is None else rows.doc_stride
         return [
             "A word's tag is the one at its first token; the other tokens have no label.",

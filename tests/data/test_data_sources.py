@@ -204,7 +204,7 @@ CASES = [
     ),
     ("a.csv", "text,label\na,1\n", {"label_column": "y"}, r"label_column='y': .*columns: text, label"),
     ("a.csv", "text,label\na,1\n", {"text_pair_column": "label"}, r"also needs data\.text_column;"),
-    ("a.txt", "a\n", {"column_names": ("text",)}, r"column_names is for .csv and .tsv files"),
+    ("a.txt", "a\n", {"column_names": ("text",)}, r"column_names is for .csv, .tsv and CoNLL files"),
     ("a.txt", "\n\n", {}, r"column 'text' has no text in its 2 rows"),
     ("a.jsonl", '{"text": "a"}\n{"text\n', {}, r"a.jsonl, line 2: not JSON: "),
     ("a.jsonl", '{"text": "a"}\n{"text": null}\n', {}, r"a.jsonl, row 2: column 'text' has no text .*data.drop_empty"),

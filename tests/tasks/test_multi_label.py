@@ -4,7 +4,9 @@ import csv
 import json
 import os
 import signal
+from dataclasses import replace
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,12 +14,16 @@ import tiny
 import tiny_runs
 
 from jaxpeft import load_run
+from jaxpeft.adapters import Lora
 from jaxpeft.config import DataConfig, RunConfig, TrainingConfig
 from jaxpeft.data import ReadOptions, Split, Splits
 from jaxpeft.errors import InputError
 from jaxpeft.report.console import TrainingBar
 from jaxpeft.tasks import task_for
 from jaxpeft.tasks.multi_label import ClassesOfText, MultiLabel, best_threshold, probabilities
+from jaxpeft.tasks.text_pipeline import RowOptions
+from jaxpeft.training.micro_batches import WHOLE, MicroBatches
+from jaxpeft.training.step import make_train_step
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -162,6 +168,23 @@ def test_weights_and_smoothing_are_for_one_class_a_text():
 
 def test_options_of_reading_know_the_new_flags():
     assert ReadOptions().label_columns is ReadOptions().label_delimiter is None
+
+
+def test_shapes_and_passes(tiny_models):
+    """The shapes that `preflight` compiles for are those of a batch; and a step in passes of three rows is that of the whole batch."""
+    labels = (np.random.default_rng(0).random((8, 3)) < 0.4).astype(np.float32)
+    batch, task = {**tiny.batch(8, task="classification"), "labels": labels}, MultiLabel(3)
+    shapes = task.batch_shapes(RowOptions(), 8, tiny.SEQUENCE)
+    assert {name: (shape.shape, shape.dtype) for name, shape in shapes.items()} == {
+        name: (value.shape, value.dtype) for name, value in batch.items()
+    }
+    model, found = tiny_models("bert", "classification", num_labels=3), []
+    for micro_batches in (WHOLE, MicroBatches(rows=3)):
+        objective, optimizer, frozen, state = tiny.training(model, Lora(rank=2))
+        step = make_train_step(replace(objective, task=task), optimizer, micro_batches=micro_batches)
+        state, metrics = step(state, frozen, batch)
+        found.append(tiny.snapshot((state.adapters, metrics)))
+    chex.assert_trees_all_close(*found, rtol=1e-5, atol=1e-6)
 
 
 # Whole runs.

@@ -219,7 +219,9 @@ def test_metrics_of_squad_1_by_hand(tokenizer):
 def of_squad_2(threshold=0.0):
     split = Split(QUESTIONS, [CONTEXT] * 3, np.empty(3, object))
     split.labels[:] = ANSWERS
-    task = QuestionAnswering.for_splits(SimpleNamespace(train=split, validation=split, test=None, num_labels=2))
+    task = QuestionAnswering.for_labels(None).for_splits(
+        SimpleNamespace(train=split, validation=split, test=None, num_labels=2)
+    )
     assert task.calibration == {"null_threshold": 0.0}
     return task.__class__(task.num_labels, task.metrics, threshold)
 

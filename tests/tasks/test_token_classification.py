@@ -354,9 +354,15 @@ def test_no_warnings_of_seqeval():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"text_pair_column": "b"}, "data.text_pair_column b cannot be used in token-classification; leave it out"),
-        ({"num_labels": 3}, "data.num_labels 3 cannot be used in token-classification; leave it out"),
-        ({"regression": True}, "data.regression True cannot be used in token-classification; leave it out"),
+        (
+            {"text_pair_column": "b"},
+            "data.text_pair_column 'b' cannot be used in token-classification, which reads one text a row",
+        ),
+        (
+            {"num_labels": 3},
+            "data.num_labels is for classification and multi-label, and token-classification cannot use it",
+        ),
+        ({"regression": True}, "data.regression is for classification, and token-classification cannot use it"),
         ({"doc_stride": -1}, "data.doc_stride is -1; it must be at least 0, or null"),
         ({"packing": True}, "data.packing is only for classification"),
     ],
@@ -368,7 +374,10 @@ def test_flags_that_it_cannot_use(flags, message):
 
 @pytest.mark.parametrize("task", ["classification", "masked-lm"])
 def test_a_stride_is_for_windows(task):
-    with pytest.raises(InputError, match=f"data.doc_stride 0 cannot be used in {task}; leave it out"):
+    with pytest.raises(
+        InputError,
+        match=f"data.doc_stride 0 is for question-answering and token-classification, and the task is {task}; leave it out",
+    ):
         RunConfig(task=task, data=DataConfig(train_file="a.csv", doc_stride=0))
 
 
