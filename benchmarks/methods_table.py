@@ -16,6 +16,7 @@ from benchmarks.readme import write_part
 from jaxpeft.adapters import METHODS, AdaLora, Ia3, Lora, S2ft, Site, SiteMethod, SuperTuning, Vera
 from jaxpeft.models.build import build_abstract_model
 from jaxpeft.report.methods import methods_table
+from jaxpeft.trees import under
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- methods: python -m benchmarks.methods_table -->", "<!-- end of methods -->"
@@ -47,11 +48,11 @@ def bert_base_parameters() -> dict[str, int]:
             adapted = [words] if method.word_embeddings_only else channels if isinstance(method, S2ft) else sites
             counts[name] = sum(math.prod(shape) for site in adapted for shape in method.shapes(site).values())
         else:
-            whole = {leaf for leaf in method.fully_trained(shapes, []) if leaf.startswith(abstract.base_prefix + "/")}
+            whole = {leaf for leaf in method.fully_trained(shapes, []) if under(leaf, [abstract.base_prefix])}
             counts[name] = sum(math.prod(shapes[leaf]) for leaf in whole)
     dora = sum(math.prod(shape) for site in sites for shape in Lora(rank=8, use_dora=True).shapes(site).values())
     everything = sum(map(math.prod, shapes.values()))
-    head = sum(math.prod(shape) for path, shape in shapes.items() if not path.startswith(abstract.base_prefix + "/"))
+    head = sum(math.prod(shape) for path, shape in shapes.items() if not under(path, [abstract.base_prefix]))
     return {
         **counts,
         "sparse-lora": counts["lora"],

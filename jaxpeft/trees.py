@@ -110,8 +110,13 @@ def beside_model(frozen: Params) -> Params:
 
 
 def under(path: str, prefixes: Iterable[str]) -> bool:
-    """Return True if `path` is one of `prefixes` or below one."""
-    return any(path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
+    """Return True if `path` is one of `prefixes` or below one. Every path is below the prefix ""."""
+    return any(not prefix or path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
+
+
+def below(prefix: str, path: str) -> str:
+    """Return `path` below `prefix`: `bert/encoder` for `bert` and `encoder`, and `path` itself below the prefix ""."""
+    return f"{prefix}/{path}" if prefix else path
 
 
 def pattern_value(patterns: Mapping[str, T], path: str, default: T) -> T:

@@ -42,7 +42,7 @@ import tiny  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 PACKAGE = Path(__file__).resolve().parents[1] / "jaxpeft"
-TORCH_SIDE = ("torch", "peft", "bitsandbytes", "accelerate")
+TORCH_SIDE = ("torch", "peft", "bitsandbytes", "accelerate", "sentence_transformers")
 
 # A silent promotion is how an fp32 adapter turns a bf16 model into an fp32 one. Ranks are not checked: Flax BERT itself
 # fails under jax_numpy_rank_promotion=raise.

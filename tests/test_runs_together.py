@@ -115,6 +115,23 @@ def test_classifiers_in_buckets_and_packed(root):
 
 
 @pytest.mark.slow
+def test_sentence_embeddings_with_cached_gradients(root):
+    lines = [
+        json.dumps({"anchor": a, "positive": b})
+        for a, b in zip(tiny_runs.SENTENCES[:40], tiny_runs.SENTENCES[40:80], strict=True)
+    ]
+    (root / "together.jsonl").write_text("\n".join(lines))
+    data = {"train_file": "together.jsonl", "bucket_lengths": [16], "max_length": 16}
+    training = {**BASE["training"], "batch_size": 8, "micro_batch_size": 4}
+    base = {**BASE, "task": "sentence-embeddings", "data": data, "training": training}
+    runs = [config(f"embeddings-{seed}", seed=seed, base=base, adapter={"dropout": 0.1}) for seed in (0, 1)]
+    together(root, runs)
+    for run in runs:
+        alone(root, run)
+        assert_left_the_same(root, run.name)
+
+
+@pytest.mark.slow
 def test_interrupted_together_and_resumed_together(root, monkeypatch):
     runs = [config("stopped-a", rate=2e-2), config("stopped-b", seed=3)]
     advance = TrainingBar.advance

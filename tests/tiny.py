@@ -268,7 +268,7 @@ def whole_batches(parallel, *, batch_at=lambda index: batch(seed=index)):
 
 def mean_loss(objective, frozen, adapters, masks, batch, rng=None):
     """The mean loss of a batch, written out. Without the method's penalty."""
-    total, weight = objective.totals(frozen, adapters, masks, batch, rng)
+    total, weight = objective.loss(objective.logits(frozen, adapters, masks, batch, rng), batch)
     return total / weight
 
 

@@ -36,6 +36,7 @@ def auto_class(task):
         "token-classification": "ForTokenClassification",
         "question-answering": "ForQuestionAnswering",
         "encoder": "",
+        "sentence-embeddings": "",
     }
     return getattr(transformers, f"AutoModel{names[task]}")
 
@@ -81,6 +82,15 @@ def batch(model_type):
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
+def logits_of(output):
+    """Logits of a torch model's output, those of start and end on a last axis, or the vectors of the tokens if it has no head."""
+    if "start_logits" in output:
+        import torch
+
+        return torch.stack([output.start_logits, output.end_logits], -1)
+    return output.logits if "logits" in output else output.last_hidden_state
+
+
 def torch_logits(model, inputs):
     """Logits of a torch model (or PEFT's) as numpy."""
     import torch
@@ -89,9 +99,7 @@ def torch_logits(model, inputs):
     if model.config.model_type == "distilbert":
         del inputs["token_type_ids"]
     with torch.no_grad():
-        out = model(**inputs)
-    logits = torch.stack([out.start_logits, out.end_logits], -1) if "start_logits" in out else out.logits
-    return logits.numpy()
+        return logits_of(model(**inputs)).numpy()
 
 
 def tensors_of(directory, name="adapter_model.safetensors"):

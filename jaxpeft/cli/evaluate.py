@@ -44,7 +44,7 @@ def evaluate(run: str, split: str, pseudo_perplexity: bool, pseudo_perplexity_ro
     options = replace(
         config.evaluation, pseudo_perplexity=pseudo_perplexity, pseudo_perplexity_rows=pseudo_perplexity_rows
     )
-    task, splits = load_data(config.data, config.task, config.model)
+    task, splits = load_data(config.data, config.task, config.model, config.task_options)
     if split == "test" and splits.test is None:
         log("there is no labelled test split: measuring on validation")
     if split == "validation":

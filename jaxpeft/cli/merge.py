@@ -39,7 +39,7 @@ def merge(run: str, output: str, requantize: bool, keep_sparsity: bool) -> None:
     Raises:
         InputError: `output` is not new, there is no finished run, or its adapter cannot be merged.
     """
-    from jaxpeft.interop.transformers_files import new_directory, save_model
+    from jaxpeft.interop.transformers_files import new_directory, save_beside, save_model
     from jaxpeft.merging import merge as merge_trees
     from jaxpeft.quantization import is_quantized
     from jaxpeft.report.console import log
@@ -75,6 +75,10 @@ def merge(run: str, output: str, requantize: bool, keep_sparsity: bool) -> None:
         tokenizer=finished.pipeline.tokenizer,
         label_names=finished.results.label_names,
         problem_type=finished.objective.task.problem_type,
+    )
+    pipeline = finished.pipeline
+    save_beside(
+        target, finished.objective.task.export_files(pipeline.rows, model.config.hidden_size), pipeline.tokenizer
     )
     log(
         f"merged model in {target} ({weights.stat().st_size / 1e6:.1f} MB); {model.torch_class}.from_pretrained('{target}') loads it"

@@ -26,7 +26,7 @@ def main(argv: Sequence[str], *, prog: str) -> None:
     parser.add_argument(
         "--pairs",
         nargs="+",
-        help="The second text of each, if the run was trained on pairs; the context of a question.",
+        help="The second text of each, if the run was trained on pairs; the context of a question; of two embedded texts: their cosine.",
     )
     parser.add_argument(
         "--file",
@@ -34,7 +34,11 @@ def main(argv: Sequence[str], *, prog: str) -> None:
         help="A .txt, .csv, .tsv, .json, .jsonl or .parquet file of texts, instead of them, or one of the task's own formats.",
     )
     parser.add_argument("--text_column", type=str, help="Its column with the text; null: as in training.")
-    parser.add_argument("--text_pair_column", type=str, help="Its column with the second text; null: as in training.")
+    parser.add_argument(
+        "--text_pair_column",
+        type=str,
+        help="Its column with the second text; null: as in training, or none if texts are embedded.",
+    )
     parser.add_argument("--output", type=str, help="A .jsonl or .csv file to write; null: JSON lines on the terminal.")
     parser.add_argument(
         "--top", type=int, help="Answers per text or mask, if there are several; null: 5, and for a file all labels."

@@ -25,7 +25,18 @@ from jaxpeft.training.evaluation import evaluate
 from jaxpeft.training.objective import Objective
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import make_eval_step
-from jaxpeft.trees import Adapters, Params, beside_model, by_leaf, leaf_paths, nest, under, without_shared
+from jaxpeft.trees import (
+    CONSTANTS,
+    Adapters,
+    Params,
+    below,
+    beside_model,
+    by_leaf,
+    leaf_paths,
+    nest,
+    under,
+    without_shared,
+)
 
 
 def head_for(config: RunConfig) -> Path | None:
@@ -112,11 +123,17 @@ def measure(run: Path, base: Reference) -> dict[str, float]:
 
 def _with_encoder(finished: TrainedRun, model: Model, leaves: Mapping[str, Any]) -> tuple[Params, Adapters]:
     """The masked-LM `leaves` with the encoder of `finished` in them, and its adapters inside the encoder."""
-    encoder = [model.base_prefix]
+    # The paths of a model without a head do not begin with the encoder's name.
+    above = "" if finished.objective.model.base_prefix else model.base_prefix
     own = leaf_paths(without_shared(finished.frozen)[0]) | by_leaf(finished.adapters["modules"])
-    changed = {path: leaf for path, leaf in own.items() if under(path, encoder) and path in leaves}
-    sites = {path: params for path, params in finished.adapters["sites"].items() if path in model.sites()}
-    return {**nest({**leaves, **changed}), **beside_model(finished.frozen)}, {"sites": sites, "modules": {}}
+    own = {below(above, path): leaf for path, leaf in own.items()}
+    changed = {path: leaf for path, leaf in own.items() if under(path, [model.base_prefix]) and path in leaves}
+    adapted = {below(above, path): params for path, params in finished.adapters["sites"].items()}
+    sites = {path: params for path, params in adapted.items() if path in model.sites()}
+    beside = beside_model(finished.frozen)
+    if CONSTANTS in beside:
+        beside[CONSTANTS] = {below(above, path): arrays for path, arrays in beside[CONSTANTS].items()}
+    return {**nest({**leaves, **changed}), **beside}, {"sites": sites, "modules": {}}
 
 
 def _perplexity(objective: Objective, frozen: Params, adapters: Adapters, batches: Sequence[Batch]) -> float:

@@ -18,12 +18,13 @@ from jaxpeft.config.adapter import redraws_entries
 from jaxpeft.config.files import run_config
 from jaxpeft.config.old_names import read_old_name
 from jaxpeft.errors import InputError, did_you_mean
+from jaxpeft.tasks import TASKS
 
 ALWAYS: dict[str, dict[str, Any]] = {
     "full": {"learning_rates": [2e-5, 5e-5, 1e-4], "adapter": {"method": "full"}},
     "head": {"learning_rates": [1e-3, 3e-3, 1e-2], "adapter": {"method": "head"}},
 }
-"""Every comparison also has these two extremes as rows. The learning rates are defaults, which a file may replace."""
+"""Every comparison also has these two extremes as rows (but not head if the task has none). A file may replace the learning rates."""
 
 _LEARNING_RATE_OF_COSTS = 1e-5  # time and memory do not depend on it, and no method diverges at this one
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -105,7 +106,7 @@ class CompareConfig:
         if self.baseline not in names:
             raise InputError(f"baseline '{self.baseline}' is not among the methods{did_you_mean(self.baseline, names)}")
         for task in self.tasks:
-            for method in names:
+            for method in self.methods_of(task):
                 self.learning_rates(task, method)
         cells = [cell.name for cell in search_cells(self)]
         if twice := next((name for name in cells if cells.count(name) > 1), None):
@@ -127,6 +128,12 @@ class CompareConfig:
     def all_methods(self) -> dict[str, dict[str, Any]]:
         """The methods with full and head, in the file's order."""
         return {**self.methods, **{name: merged(ALWAYS[name], self.methods.get(name, {})) for name in ALWAYS}}
+
+    def methods_of(self, task: str) -> list[str]:
+        """The names of the methods that are trained on `task`: all, but not head if the task has none."""
+        kind = merged(self.base, self.tasks[task]).get("task", RunConfig.task)
+        has_head = kind not in TASKS or TASKS[kind].has_head
+        return [name for name in self.all_methods if has_head or name != "head"]
 
     def learning_rates(self, task: str, method: str) -> list[float]:
         """The learning rates to try for a method on a task, ascending.
@@ -165,7 +172,7 @@ def search_cells(config: CompareConfig) -> list[Cell]:
     return [
         Cell(task, method, rate, seed)
         for task in config.tasks
-        for method in config.all_methods
+        for method in config.methods_of(task)
         for seed in config.seeds[: config.search_seeds]
         for rate in config.learning_rates(task, method)
     ]

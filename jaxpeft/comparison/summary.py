@@ -124,7 +124,7 @@ def summarise(config: CompareConfig) -> Summary:
     failures = []
     for task in config.tasks:
         found = []
-        for method in config.all_methods:
+        for method in config.methods_of(task):
             cost, why = read_cost(config, task, method)
             failures += [(f"{task}-{method}, the short run to measure costs", why)] if why else []
             search = best.get((task, method))

@@ -3,6 +3,7 @@
 from jaxpeft.config.adapter import AdapterConfig, PruningConfig
 from jaxpeft.config.contextual import ContextualConfig
 from jaxpeft.config.data import DataConfig
+from jaxpeft.config.embedding import EmbeddingConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.run import RunConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
@@ -12,6 +13,7 @@ __all__ = [
     "ClusterConfig",
     "ContextualConfig",
     "DataConfig",
+    "EmbeddingConfig",
     "EvaluationConfig",
     "ModelConfig",
     "PruningConfig",

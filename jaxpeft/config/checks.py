@@ -10,6 +10,7 @@ from jaxpeft.adapters import METHODS
 from jaxpeft.config.adapter import AdapterConfig, PruningConfig, redraws_entries
 from jaxpeft.config.contextual import ContextualConfig
 from jaxpeft.config.data import DataConfig
+from jaxpeft.config.embedding import EmbeddingConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
 from jaxpeft.errors import InputError, check_choice
@@ -53,6 +54,7 @@ def check_ranges(
     adapter: AdapterConfig,
     pruning: PruningConfig,
     contextual: ContextualConfig,
+    embedding: EmbeddingConfig,
     training: TrainingConfig,
     evaluation: EvaluationConfig,
     cluster: ClusterConfig,
@@ -92,6 +94,7 @@ def check_ranges(
            "at least 0 and below 1, or a list of such numbers") for name, value in left_out.items()),
         ("contextual.estimator_rank", x.estimator_rank, x.estimator_rank >= 1, "at least 1"),
         ("contextual.dense_share", x.dense_share, 0 <= x.dense_share < 1, "at least 0 and below 1"),
+        ("embedding.scale", embedding.scale, embedding.scale > 0, "above 0"),
         ("training.num_steps", t.num_steps, t.num_steps is None or t.num_steps >= 1, "at least 1, or null"),
         ("training.num_epochs", t.num_epochs, t.num_epochs > 0, "above 0"),
         ("training.batch_size", t.batch_size, t.batch_size >= 1, "at least 1"),
@@ -154,6 +157,7 @@ def check_combinations(
     pruning: PruningConfig,
     contextual: ContextualConfig,
     training: TrainingConfig,
+    embedding: EmbeddingConfig,
     cluster: ClusterConfig,
 ) -> None:
     """Raise InputError for options that exclude each other, or that need an option that is not set."""
@@ -167,6 +171,7 @@ def check_combinations(
         )
     _check_labels(task, data)
     _check_own_flags(task, data)
+    _check_embeddings(task, data, embedding)
     _check_files(data)
     given = [name for name, value in vars(cluster).items() if value is not None]
     if given and not distributed:
@@ -184,10 +189,14 @@ def check_combinations(
             f"{_those_with('loraplus')}, not '{adapter.method}'; set it to null"
         )
     if data.packing and not TASKS[task].can_pack:
-        raise InputError(f"data.packing is only for classification, and cannot be used with {task}; set it to false")
+        raise InputError(f"data.packing is only for {_tasks_with('can_pack')}, and the task is {task}; set it to false")
     if data.packing and adapter.method == "prompt-tuning":
         raise InputError(
             "data.packing cannot be used with prompt-tuning, which puts its tokens in front of a row; set it to false"
+        )
+    if adapter.method == "head" and not TASKS[task].has_head:
+        raise InputError(
+            f"adapter.method 'head' trains only the head, and {task} has none; choose another method, such as lora"
         )
     if adapter.method == "full" and model.quantization != "none":
         raise InputError(
@@ -219,7 +228,7 @@ def _check_labels(task: str, data: DataConfig) -> None:
         )
     values = {name: getattr(data, name) for name in _LABEL_FLAGS}
     given = [name for name, value in values.items() if value not in (None, False)]
-    if given and not TASKS[task].reads_labels:
+    if given and not TASKS[task].reads_labels and not TASKS[task].reads_scores:
         raise InputError(f"data.{given[0]} is for tasks with labels, and {task} reads none; leave it out")
     for name in given:
         if name not in TASKS[task].label_flags:
@@ -246,6 +255,25 @@ def _check_own_flags(task: str, data: DataConfig) -> None:
             owners = " and ".join(other for other in TASKS if name in TASKS[other].own_flags)
             said = str(value).lower() if isinstance(value, bool) else value
             raise InputError(f"data.{name} {said} is for {owners}, and the task is {task}; leave it out")
+
+
+def _check_embeddings(task: str, data: DataConfig, embedding: EmbeddingConfig) -> None:
+    """Raise InputError for options of sentence embeddings with another task, and for a third text without a second one."""
+    given = {
+        f"embedding.{name}": value for name, value in vars(embedding).items() if value != getattr(EmbeddingConfig, name)
+    }
+    if data.negative_column:
+        given["data.negative_column"] = data.negative_column
+    if given and not TASKS[task].reads_negatives:  # only then, because a task loads jax
+        flag, value = next(iter(given.items()))
+        raise InputError(
+            f"{flag} {value} is for {_tasks_with('reads_negatives')}, and the task is {task}; leave it out"
+        )
+    if data.negative_column and not data.text_pair_column:
+        raise InputError(
+            f"data.negative_column '{data.negative_column}' needs the text that belongs to the first one; give its column "
+            "with data.text_pair_column"
+        )
 
 
 def _check_files(data: DataConfig) -> None:

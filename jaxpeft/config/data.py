@@ -36,14 +36,16 @@ class DataConfig:
     """The files' names are patterns of several files (*, ?, [...], ** for folders), read in the order of their names, such as
     'shards/*.csv'. false: a name means one file, and all its characters mean themselves."""
     drop_empty: bool = False
-    """Leave out rows without a text and say how many; false: classification refuses such rows, and masked-lm keeps blank lines."""
+    """Leave out rows without a text and say how many; false: masked-lm keeps blank lines, and the other tasks refuse such rows."""
     text_column: str | None = None
     """Column with the text, the list of words (token-classification) or the question; null: 'text', or another usual name for it."""
     text_pair_column: str | None = None
-    """Column with the second text of a pair, or the context of a question."""
+    """Column with the second text of a pair, the context of a question, or the text that belongs to the first one (sentence-embeddings)."""
+    negative_column: str | None = None
+    """Column with a text that does not belong to the first one (sentence-embeddings); null: the other rows' texts alone serve as such."""
     label_column: str | None = None
-    """Column with the label, the list of labels (multi-label), the list of tags (token-classification) or the answers to a question;
-    null: 'label', or another usual name for it."""
+    """Column with the label, the list of labels (multi-label) or tags (token-classification), the answers to a question, or the
+    similarity of a pair (sentence-embeddings); null: 'label', or another usual name for it."""
     label_columns: list[str] | None = None
     """Columns with 0 and 1 (or true and false), one for each class, such as '[toxic, obscene]'; null: one label_column (multi-label)."""
     label_delimiter: str | None = None

@@ -13,6 +13,7 @@ from jaxpeft.config.adapter import AdapterConfig, PruningConfig
 from jaxpeft.config.checks import check_choices, check_combinations, check_ranges
 from jaxpeft.config.contextual import ContextualConfig
 from jaxpeft.config.data import DataConfig
+from jaxpeft.config.embedding import EmbeddingConfig
 from jaxpeft.config.model import ModelConfig
 from jaxpeft.config.training import ClusterConfig, EvaluationConfig, TrainingConfig
 from jaxpeft.tasks import FLAG_VALUES, TASKS
@@ -35,7 +36,7 @@ class RunConfig:
     """Directory of all runs."""
     task: TaskName = "masked-lm"
     """Task (docs/tasks.md): masked language modelling; one class or number for a text or pair; several classes; a score for a
-    query and a text; a tag for each word (NER, POS); or the part of a text that answers a question."""
+    query and a text; a tag for each word (NER, POS); the part of a text that answers a question; or the vector of a text."""
     seed: int = 0
     """Seed of every random draw: new weights, order, masks, dropout."""
     resume: bool = False
@@ -49,6 +50,7 @@ class RunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
     contextual: ContextualConfig = field(default_factory=ContextualConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -57,12 +59,16 @@ class RunConfig:
         """Raise InputError for a configuration that cannot be run, before anything is loaded."""
         TASKS.check(self.task)
         parts = vars(self)
-        ranged = ("model", "data", "adapter", "pruning", "contextual", "training", "evaluation", "cluster", "seed")
+        ranged = (
+            *("model", "data", "adapter", "pruning", "contextual", "embedding", "training", "evaluation", "cluster"),
+            "seed",
+        )
         combined = (
             *("task", "output_dir", "distributed", "model", "data", "adapter", "pruning", "contextual", "training"),
-            "cluster",
+            *("embedding", "cluster"),
         )
-        check_choices(**{name: parts[name] for name in ("model", "adapter", "pruning", "contextual", "training")})
+        chosen = ("model", "adapter", "pruning", "contextual", "embedding", "training")
+        check_choices(**{name: parts[name] for name in chosen})
         check_ranges(**{name: parts[name] for name in ranged})
         check_combinations(**{name: parts[name] for name in combined})
 
@@ -77,6 +83,12 @@ class RunConfig:
             del values[key]
         del values["training"]["steps_per_dispatch"]  # an old name, whose value is under the new one
         return values
+
+    @property
+    def task_options(self) -> dict[str, Any]:
+        """The flags that belong to the task alone (`Task.options_from`), by name; {} if it has none."""
+        section = TASKS[self.task].options_from
+        return dict(vars(getattr(self, section))) if section else {}
 
     @property
     def run_name(self) -> str:

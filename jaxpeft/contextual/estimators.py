@@ -18,7 +18,7 @@ from jaxpeft.families import required
 from jaxpeft.families.base import Projections
 from jaxpeft.models.build import Model
 from jaxpeft.quantization import dequantize, is_quantized
-from jaxpeft.trees import Layers, leaf_paths
+from jaxpeft.trees import Layers, below, leaf_paths
 
 ESTIMATED = ("query", "key", "value", "intermediate")
 """The projections whose outputs are estimated."""
@@ -32,7 +32,7 @@ def projection_paths(model: Model, number: int) -> dict[str, str]:
     """
     paths: Projections = required(model.family, "projections", "contextual sparsity")
     return {
-        name: f"{model.base_prefix}/{path.format(number=number)}"
+        name: below(model.base_prefix, path.format(number=number))
         for name, path in vars(paths).items()
         if name != "activation"
     }

@@ -12,6 +12,7 @@ from jaxpeft.data.pair_scoring import RELEVANT, QueryData, encode_scores, hold_o
 from jaxpeft.data.python_docs import load_python_docs
 from jaxpeft.data.question_answering import LongQuestion, QuestionAnsweringData, question_answering_data
 from jaxpeft.data.questions import has_unanswerable, question_splits, questions_to_answer
+from jaxpeft.data.sentence_pairs import SentencePairData, questions_of, read_sentence_pairs, sentence_pair_data
 from jaxpeft.data.sources import (
     PYTHON_DOCS,
     ReadOptions,
@@ -42,6 +43,7 @@ __all__ = [
     "QuestionAnsweringData",
     "ReadFile",
     "ReadOptions",
+    "SentencePairData",
     "Split",
     "Splits",
     "Tables",
@@ -67,10 +69,13 @@ __all__ = [
     "query_ids",
     "question_answering_data",
     "question_splits",
+    "questions_of",
     "questions_to_answer",
     "read_file",
     "read_question_file",
+    "read_sentence_pairs",
     "read_tables",
+    "sentence_pair_data",
     "text_splits",
     "texts_to_answer",
     "with_label_lists",

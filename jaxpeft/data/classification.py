@@ -193,25 +193,28 @@ class ClassificationData:
 
         The first rows of a file would not do: files are often sorted by label.
         """
+        return self.take(self._sampled(num_rows))
+
+    def _sampled(self, num_rows: int) -> np.ndarray:
         # Not the run's seed, so that runs of different seeds are validated on the same rows.
-        order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(self.labels))
-        return self.take(np.sort(order[:num_rows]))
+        return np.sort(np.random.default_rng(HOLD_OUT_SEED).permutation(len(self.labels))[:num_rows])
 
     def take(self, rows: np.ndarray) -> Self:
         """The given rows, `[n]` int with at least one, in that order."""
-        tokens = self.tokens_of(rows)
+        texts = self._texts_of(rows, np)
+        tokens = self.tokens_of(texts)
         encoded = replace(
             self.encoded,
             input_ids=self.encoded.input_ids[tokens],
             token_type_ids=self.encoded.token_type_ids[tokens],
-            offsets=np.concatenate([[0], np.cumsum(self.encoded.lengths[rows])]),
+            offsets=np.concatenate([[0], np.cumsum(self.encoded.lengths[texts])]),
         )
         return replace(self, encoded=encoded, labels=self.labels[rows])
 
-    def tokens_of(self, rows: np.ndarray) -> np.ndarray:
-        """The places of the tokens of the given rows in `encoded`, `[tokens]` int."""
+    def tokens_of(self, texts: np.ndarray) -> np.ndarray:
+        """The places of the tokens of the given texts in `encoded`, `[tokens]` int."""
         offsets = self.encoded.offsets
-        return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+        return np.concatenate([np.arange(offsets[text], offsets[text + 1]) for text in texts])
 
     def train_batch(self, micro_step: int) -> Batch:
         """The batch of a micro-step, counted from 0 over all epochs.
@@ -241,7 +244,8 @@ class ClassificationData:
     def assemble(self, device_data: Any, draw: Any, xp: Any) -> dict[str, Any]:
         """The batch of a `draw`, in arrays of the namespace `xp`: numpy, or jax.numpy inside a compiled program."""
         rows = xp.maximum(draw["rows"], 0)  # FILL reads row 0, with weight 0
-        inside, tokens = tokens_of(device_data["offsets"], rows, draw["columns"], xp)
+        texts = self._texts_of(rows, xp)
+        inside, tokens = tokens_of(device_data["offsets"], texts, draw["columns"], xp)
         return {
             "input_ids": xp.where(inside, device_data["input_ids"][tokens], self.encoded.pad_token_id).astype(xp.int32),
             "attention_mask": inside.astype(xp.int32),
@@ -256,14 +260,23 @@ class ClassificationData:
         `rows` is -1 for padding and restores the order: `predictions[rows[rows >= 0]] = outputs[rows >= 0]`.
         """
         # By length, so that little is computed on padding.
-        for rows in cut(np.argsort(self.encoded.lengths, kind="stable"), self.batch_size):
+        for rows in cut(np.argsort(self._row_lengths, kind="stable"), self.batch_size):
             bucket = self._bucket_of_row[rows[rows != FILL]].max()
             draw = self._draw(rows, self.bucket_lengths[bucket])
             yield {**self.assemble(self.device_data, draw, np), "rows": draw["rows"]}
 
+    def _texts_of(self, rows: Any, xp: Any) -> Any:
+        """The encoded texts of `rows`, in their order: here one for each row."""
+        return rows
+
+    @property
+    def _row_lengths(self) -> np.ndarray:
+        """Tokens of the longest text of each row."""
+        return self.encoded.lengths
+
     @cached_property
     def _bucket_of_row(self) -> np.ndarray:
-        return np.searchsorted(self.bucket_lengths, self.encoded.lengths)
+        return np.searchsorted(self.bucket_lengths, self._row_lengths)
 
     # A mutable cell, because the dataclass is frozen.
     @cached_property

@@ -18,22 +18,30 @@ _KNOWN_TEXT_COLUMNS = {("text",), *(task.text_columns for task in GLUE.values())
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns. `pair` and `label` are None if the table has no such column."""
+    """Names of columns. Those of the pair, the label and the negative are None if the table has no such column."""
 
     text: str
     pair: str | None
     label: str | None
+    negative: str | None = None
 
 
 def choose_columns(
-    available: Sequence[str], where: str, *, text: str | None, pair: str | None, label: str | None
+    available: Sequence[str],
+    where: str,
+    *,
+    text: str | None,
+    pair: str | None,
+    label: str | None,
+    negative: str | None = None,
 ) -> Columns:
     """The named columns or, for those that are None, a guess.
 
     The guess for the text is `text` or the columns of a GLUE task, and for the label `label`. Raises InputError with
     the list of columns if a named column is missing, or if the guess is impossible or ambiguous.
     """
-    for flag, name in (("text_column", text), ("text_pair_column", pair), ("label_column", label)):
+    flags = {"text_column": text, "text_pair_column": pair, "label_column": label, "negative_column": negative}
+    for flag, name in flags.items():
         if name is not None and name not in available:
             hint = f"{did_you_mean(name, available)}; columns: {', '.join(available)}"
             raise InputError(f"data.{flag}='{name}': {where} has no such column{hint}")
@@ -43,7 +51,8 @@ def choose_columns(
         )
     if text is None:
         text, pair = _guess_text(available, where)
-    return Columns(text, pair, label if label is not None else ("label" if "label" in available else None))
+    label = label if label is not None else ("label" if "label" in available else None)
+    return Columns(text, pair, label, negative)
 
 
 def _guess_text(available: Sequence[str], where: str) -> tuple[str, str | None]:

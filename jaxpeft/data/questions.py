@@ -86,7 +86,7 @@ def _hold_out(split: Split, where: str) -> tuple[Split, Split, str] | None:
 def questions_to_answer(table: Dataset, where: str, options: ReadOptions) -> Split:
     """The questions of a table and their contexts, without answers. Errors are as in `question_splits`."""
     split = _texts(table, _columns(table, where, options), where, options)
-    return without_empty(split, where, options.empty_texts, needs_both=True)[0]
+    return without_empty(split, where, options.empty_texts, needs_every_text=True)[0]
 
 
 def has_unanswerable(splits: Splits) -> bool:
@@ -118,7 +118,7 @@ def _with_answers(
 ) -> tuple[Split, list[str]]:
     """`split` with its answers, less the rows that are left out, and the notes on these."""
     notes = []
-    split, note = without_empty(split, where, options.empty_texts, needs_both=True)
+    split, note = without_empty(split, where, options.empty_texts, needs_every_text=True)
     notes += [note] if note else []
     rows = np.asarray(rows_of(split.texts))
     missing = np.array([raw[row] is None for row in rows], bool)

@@ -39,6 +39,8 @@ class ReadOptions:
       base_names: the names of the base's classes in the order of their ids; classes of the same names take its ids.
       drop_unlabelled: leave out rows without a label, instead of refusing them.
       empty_texts: "keep" rows without a text, "refuse" them, or "drop" them, which the notes report.
+      negative_column: the column of a text that does not belong to the first, or None.
+      needs_every_text: a row counts as empty if any of its texts is.
     """
 
     text_column: str | None = None
@@ -51,6 +53,8 @@ class ReadOptions:
     base_names: Sequence[str] | None = None
     drop_unlabelled: bool = False
     empty_texts: EmptyTexts = "keep"
+    negative_column: str | None = None
+    needs_every_text: bool = False
 
     def for_dataset(self, name: str | None) -> ReadOptions:
         """The options with the columns and classes of the dataset `name`, if it is one of GLUE and the user named no column."""
@@ -63,7 +67,12 @@ class ReadOptions:
     def columns_of(self, table: Dataset, where: str) -> Columns:
         """The columns of `table`, which comes from `where`; see `choose_columns`."""
         return choose_columns(
-            table.column_names, where, text=self.text_column, pair=self.text_pair_column, label=self.label_column
+            table.column_names,
+            where,
+            text=self.text_column,
+            pair=self.text_pair_column,
+            label=self.label_column,
+            negative=self.negative_column,
         )
 
 
@@ -184,7 +193,9 @@ def text_splits(
         notes += labels.notes
     # After the labels are read, so that messages about either count the rows of the file.
     for split, rows in splits.items():
-        splits[split], note = without_empty(rows, read.where[split], options.empty_texts)
+        splits[split], note = without_empty(
+            rows, read.where[split], options.empty_texts, needs_every_text=options.needs_every_text
+        )
         notes += [note] if note else []
     return finished_splits(splits, read, notes, num_labels, names, hold_out)
 
@@ -224,8 +235,11 @@ def _texts(table: Dataset, columns: Columns, where: str, empty: EmptyTexts) -> S
         raise InputError(
             f"{where}: column '{columns.text}' has no text in its {len(texts)} rows; give another data.text_column or file"
         )
-    pairs = None if columns.pair is None else read_texts(table, columns.pair, where, allow_none=allow_none)
-    return Split(texts, pairs)
+    pairs, negatives = (
+        None if column is None else read_texts(table, column, where, allow_none=allow_none)
+        for column in (columns.pair, columns.negative)
+    )
+    return Split(texts, pairs, negatives=negatives)
 
 
 def _named(value: Any, names: Sequence[str]) -> Any:

@@ -30,15 +30,22 @@ class Split:
       pairs: the second text of each row (premise/hypothesis, question/answer), or None.
       labels: `[rows]` int32 class ids; `[rows]` or `[rows, classes]` float32; `[rows]` objects, each a tuple, if rows have labels of
         different lengths; or None if the rows are not labelled.
+      negatives: a text of each row that does not belong to its first one, or None.
     """
 
     texts: Sequence[Any]
     pairs: Sequence[str] | None = None
     labels: np.ndarray | None = None
+    negatives: Sequence[str] | None = None
 
     def __len__(self) -> int:
         """The number of rows."""
         return len(self.texts)
+
+    @property
+    def columns(self) -> list[Sequence[str]]:
+        """The columns of texts: the texts themselves, and pairs and negatives if the rows have them."""
+        return [column for column in (self.texts, self.pairs, self.negatives) if column is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +75,7 @@ class Splits:
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             if split is not None:
-                columns = [split.texts] if split.pairs is None else [split.texts, split.pairs]
-                digest.update(" ".join(map(hash_texts, columns)).encode())
+                digest.update(" ".join(map(hash_texts, split.columns)).encode())
                 digest.update(b"" if split.labels is None else _label_bytes(split.labels))
         return digest.hexdigest()
 
@@ -84,10 +90,13 @@ def take(split: Split, rows: np.ndarray) -> Split:
         texts=take_texts(split.texts, rows),
         pairs=None if split.pairs is None else take_texts(split.pairs, rows),
         labels=None if split.labels is None else split.labels[rows],
+        negatives=None if split.negatives is None else take_texts(split.negatives, rows),
     )
 
 
-def without_empty(split: Split, where: str, empty: EmptyTexts, *, needs_both: bool = False) -> tuple[Split, str | None]:
+def without_empty(
+    split: Split, where: str, empty: EmptyTexts, *, needs_every_text: bool = False
+) -> tuple[Split, str | None]:
     """`split` without the rows that have no text, and a note if there are such rows.
 
     A pair has no text if both of its texts are blank, or if one is missing (None).
@@ -96,29 +105,32 @@ def without_empty(split: Split, where: str, empty: EmptyTexts, *, needs_both: bo
       split: the rows.
       where: the origin of the rows, for messages.
       empty: "keep", "refuse" or "drop".
-      needs_both: True if a pair has no text even if only one of its texts is blank.
+      needs_every_text: a row has no text if any of its texts is blank.
 
     Raises:
       InputError: there are empty rows, and `empty` is "refuse"; or all rows are empty.
     """
     blank = np.arange(0) if empty == "keep" else blank_rows(split.texts)
-    if split.pairs is not None and empty != "keep" and (len(blank) or needs_both):
-        blank = (np.union1d if needs_both else np.intersect1d)(blank, blank_rows(split.pairs))
-    if split.pairs is not None and empty == "drop":  # else there is no None
+    if empty != "keep" and needs_every_text:
+        blank = np.unique(np.concatenate([blank_rows(column) for column in split.columns]))
+    elif split.pairs is not None and len(blank):
+        blank = np.intersect1d(blank, blank_rows(split.pairs))
+    if split.pairs is not None and empty == "drop" and not needs_every_text:  # else there is no None
         blank = np.unique(np.concatenate([blank, none_rows(split.texts), none_rows(split.pairs)]))
     if not len(blank):
         return split, None
     numbers = [str(rows_of(split.texts)[row] + 1) for row in blank[:_ROWS_NAMED]]
     others = f" and {len(blank) - _ROWS_NAMED} more" if len(blank) > _ROWS_NAMED else ""
     rows = f"row{'s' if len(blank) > 1 else ''} {', '.join(numbers)}{others}"
+    missing = f" in one of their {len(split.columns)} columns" if needs_every_text else ""
     if empty == "refuse":
         raise InputError(
-            f"{where}: {len(blank)} of {len(split)} rows have no text ({rows}); fill them in, or set "
+            f"{where}: {len(blank)} of {len(split)} rows have no text{missing} ({rows}); fill them in, or set "
             "data.drop_empty to true to leave them out"
         )
     if len(blank) == len(split):
         raise InputError(f"{where}: none of the {len(split)} rows has a text; give another data.text_column or file")
-    note = f"{len(blank)} of {len(split)} rows of {where} have no text and are left out ({rows})"
+    note = f"{len(blank)} of {len(split)} rows of {where} have no text{missing} and are left out ({rows})"
     return take(split, np.delete(np.arange(len(split)), blank)), note
 
 

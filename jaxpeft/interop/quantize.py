@@ -18,6 +18,7 @@ from jaxpeft.models.quantized_files import check_storable, quantization_config, 
 from jaxpeft.models.sources import TOKENIZER_FILES, Source, resolve
 from jaxpeft.models.weights import Checkpoint, open_checkpoint, to_torch_layout, torch_name
 from jaxpeft.quantization import Quantization, is_quantized, quantize
+from jaxpeft.trees import below, under
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ def quantize_model(name: str, output: Path | str, quantization: Quantization, *,
     config = read_config(source)
     abstracts = _abstract_models(config)
     chosen = [build_abstract_model(config, task)] if task else abstracts
-    base_prefix = abstracts[0].base_prefix
+    encoder = abstracts[0].base_prefix
     shapes = {path: shape for abstract in chosen for path, shape in abstract.shapes.items()}
     kernels = {path for abstract in chosen for path in abstract.base_kernels}
-    reader = open_checkpoint(source.directory, list(shapes), base_prefix)
+    reader = open_checkpoint(source.directory, list(shapes), encoder)
     # A bare encoder's names begin below the prefix.
-    above = "" if any(not path.startswith(base_prefix + "/") for path in reader.readers) else base_prefix + "."
+    above = encoder + "." if all(under(path, [encoder]) for path in reader.readers) else ""
     tensors: dict[str, np.ndarray] = {}
     quantized = []
     for path in reader.readers:
@@ -76,8 +77,9 @@ def quantize_model(name: str, output: Path | str, quantization: Quantization, *,
         else:
             tensors[torch_path] = to_torch_layout(path, leaf)
     if not quantized:
-        raise InputError(f"{source.description} holds no linear layer of the encoder '{base_prefix}' to quantise")
-    kept = _kept_modules(abstracts, reader.readers.keys())
+        raise InputError(f"{source.description} holds no linear layer of the encoder '{encoder}' to quantise")
+    held = {path if chosen[0].base_prefix else below(encoder, path) for path in reader.readers}
+    kept = _kept_modules(abstracts, held)
     config.quantization_config = quantization_config(quantization, kept)
     config.dtype = "float32"  # of the leaves that are not quantised
     directory.mkdir(parents=True, exist_ok=True)
@@ -98,9 +100,9 @@ def quantize_model(name: str, output: Path | str, quantization: Quantization, *,
 
 
 def _abstract_models(config: Any) -> list[AbstractModel]:
-    """The models for all tasks that the architecture has: together they have every leaf that is used here."""
+    """The models with a head that the architecture has: together they have every leaf that is used here."""
     found, refused = [], []
-    for task in HEADS:
+    for task in (name for name in HEADS if not HEADS[name].is_bare):
         try:
             found.append(build_abstract_model(config, task))
         except InputError as error:

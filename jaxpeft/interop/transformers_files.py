@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from jaxpeft.models.label_maps import label_maps
 from jaxpeft.models.quantized_files import quantization_config, stored_tensors
 from jaxpeft.models.weights import to_torch_layout, torch_name
 from jaxpeft.quantization import Quantization, is_quantized
-from jaxpeft.trees import Params, leaf_paths
+from jaxpeft.trees import Params, leaf_paths, under
 
 
 def new_directory(output: Path | str) -> Path:
@@ -27,6 +29,20 @@ def new_directory(output: Path | str) -> Path:
     if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
         raise InputError(f"'{output}' exists and is not empty; give a new directory")
     return path
+
+
+def save_beside(directory: Path, files: Mapping[str, Any], tokenizer: Any) -> None:
+    """Write the JSON `files` that other libraries need (relative path → value) into `directory`, and the tokenizer if there are some.
+
+    The tokenizer then pads at the end, as rows are padded here.
+    """
+    for name, value in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(json.dumps(value, indent=2) + "\n")
+    if files:
+        padded = deepcopy(tokenizer)
+        padded.padding_side = "right"
+        padded.save_pretrained(str(directory))
 
 
 def save_model(
@@ -65,9 +81,8 @@ def save_model(
             for path, leaf in leaves.items()
             if path.endswith("/kernel") and not is_quantized(leaf)
         }
-        heads = {path.split("/")[0] for path in leaves} - {
-            model.base_prefix
-        }  # with a decoder that is tied, and no leaf
+        # With a decoder that is tied, and has no leaf.
+        heads = {path.split("/")[0] for path in leaves if not under(path, [model.base_prefix])}
         config.quantization_config = quantization_config(
             Quantization.of(quantized), sorted(heads | {path.replace("/", ".") for path in kept})
         )

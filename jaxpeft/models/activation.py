@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft.models.build import Model
+from jaxpeft.trees import below
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -34,4 +35,4 @@ def activation_overrides(model: Model) -> dict[str, Callable[..., Any]]:
         return found.call(module, gelu, *args, **kwargs)
 
     layers = range(model.config.num_hidden_layers)
-    return {f"{model.base_prefix}/{found.path.format(number=number)}": call for number in layers}
+    return {below(model.base_prefix, found.path.format(number=number)): call for number in layers}

@@ -24,6 +24,7 @@ from jaxpeft.families.base import Attention
 from jaxpeft.inject import RowKey
 from jaxpeft.models.build import Model
 from jaxpeft.models.dense_attention import attend as dense_attention
+from jaxpeft.trees import below
 
 FLASH_MIN_LENGTH: dict[str, int] = {"cudnn": 512, "tpu": 1024}
 """Row length in tokens from which `auto` chooses flash attention. Calculated, not yet measured.
@@ -150,7 +151,7 @@ def module_overrides(
         return attention.attend(module, chosen, *args, **kwargs)
 
     layers = range(model.config.num_hidden_layers)
-    return {f"{model.base_prefix}/{attention.path.format(number=number)}": attend for number in layers}
+    return {below(model.base_prefix, attention.path.format(number=number)): attend for number in layers}
 
 
 def takes_positions(model: Model) -> bool:
@@ -166,7 +167,7 @@ def position_taps(model: Model, position_ids: jax.Array) -> dict[str, Callable[[
         InputError: if the attention of the model's family is not known.
     """
     path = _attention_of(model, "data.packing").position_module
-    return {f"{model.base_prefix}/{path}": lambda counted: position_ids} if path else {}
+    return {below(model.base_prefix, path): lambda counted: position_ids} if path else {}
 
 
 def _attention_of(model: Model, needed_by: str) -> Attention:

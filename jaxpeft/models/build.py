@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -25,7 +25,7 @@ from jaxpeft.models.quantized_files import check_method
 from jaxpeft.models.sources import Source, resolve
 from jaxpeft.models.weights import Checkpoint, open_checkpoint, without_other_classes
 from jaxpeft.quantization import Quantization, QuantizedTensor, dequantize, is_quantized, quantize
-from jaxpeft.trees import Params, leaf_paths, nest
+from jaxpeft.trees import Params, below, leaf_paths, nest, under
 
 Weights = Literal["pretrained", "random"]
 """Where a model's weights come from: its checkpoint, or random draws."""
@@ -67,8 +67,8 @@ class Model:
 
     @property
     def base_prefix(self) -> str:
-        """Path of the encoder below the heads, such as `bert`."""
-        return _base_prefix(self.config, _flax_class(self.config, self.task))
+        """Path of the encoder below the heads, such as `bert`; "" if the model is the encoder alone."""
+        return _base_prefix(self.config, self.task)
 
     @property
     def torch_class(self) -> str:
@@ -88,7 +88,7 @@ class Model:
         """
         path = self.family.after_attention
         last = self.config.num_hidden_layers - 1
-        return f"{self.base_prefix}/{path.format(last=last)}" if path else None
+        return below(self.base_prefix, path.format(last=last)) if path else None
 
     def inputs(self, batch: dict[str, Any], *, virtual_tokens: int = 0) -> dict[str, Any]:
         """Return the module's arguments for a batch: `input_ids`, `attention_mask`, maybe `token_type_ids`, each `[batch, seq]`.
@@ -124,7 +124,7 @@ class AbstractModel:
         shapes: leaf path → `jax.ShapeDtypeStruct`.
         sites: the linear layers and embeddings by path, as from `discover_sites`.
         kernels: leaf paths of the linear layers' kernels.
-        base_prefix: path of the encoder below the heads, such as `bert`.
+        base_prefix: path of the encoder below the heads, such as `bert`; "" if the model is the encoder alone.
     """
 
     model: Any
@@ -136,7 +136,7 @@ class AbstractModel:
     @property
     def base_kernels(self) -> set[str]:
         """Leaf paths of the kernels of the encoder's linear layers. Quantisation is for these only."""
-        return {path for path in self.kernels if path.startswith(self.base_prefix + "/")}
+        return {path for path in self.kernels if under(path, [self.base_prefix])}
 
 
 def build_abstract_model(
@@ -152,12 +152,12 @@ def build_abstract_model(
     with (
         recorded_calls() as calls
     ):  # transformers traces the model for its shapes; another trace would take as long again
-        model = _bare(flax_class, config, jnp.dtype(dtype), gradient_checkpointing)
+        model = _uninitialised(flax_class, config, jnp.dtype(dtype), HEADS[task].module_options, gradient_checkpointing)
     _example(model.module, config)  # refuses a decoder
     shapes = leaf_paths(model.params_shape_tree)
     sites = calls.sites(shapes)
     kernels = frozenset(f"{layer}/kernel" for layer in sites) & shapes.keys()
-    return AbstractModel(model, shapes, sites, kernels, _base_prefix(config, flax_class))
+    return AbstractModel(model, shapes, sites, kernels, _base_prefix(config, task))
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def open_model(
         _with_dropout(config, dropout), task, dtype=dtype, gradient_checkpointing=gradient_checkpointing
     )
     paths, pretrained = list(abstract.shapes), weights == "pretrained"
-    reader = open_checkpoint(source.directory, paths, abstract.base_prefix) if pretrained else Checkpoint({})
+    reader = open_checkpoint(source.directory, paths, encoder_name(config, task)) if pretrained else Checkpoint({})
     reader, other_classes = without_other_classes(reader, abstract.shapes, abstract.base_prefix, num_labels)
     missing = tuple(path for path in paths if path not in reader) if pretrained else ()
     trained = trained_leaves(paths, abstract.base_prefix) | set(missing)
@@ -233,7 +233,8 @@ def load_model(
 
     Args:
         name: hub id, directory, `package:module/folder`, or a `config.json`.
-        task: "masked-lm", "classification" (of sequences) or "question-answering".
+        task: "masked-lm", "classification" (of sequences), "token-classification", "question-answering", or "sentence-embeddings" (the
+            encoder alone, without a pooler).
         weights: "random" initialises every weight and needs only a config.
         num_labels: number of classes, or 1 for regression; for classification only. If the checkpoint's classifier has another
             number, it is replaced by a new one.
@@ -312,23 +313,31 @@ def _with_dropout(config: Any, rate: float | None) -> Any:
 
 
 def _flax_class(config: Any, task: str) -> Any:
-    mapping = HEADS[task].flax_classes
-    if type(config) not in mapping:
-        known = ", ".join(sorted(key.model_type for key in mapping))
+    found = HEADS[task].flax_class(type(config))
+    if found is None:
+        known = ", ".join(HEADS[task].model_types)
         raise InputError(f"transformers has no Flax model of type '{config.model_type}' for {task}; it has {known}")
-    return mapping[type(config)]
+    return found
 
 
-def _base_prefix(config: Any, flax_class: Any) -> str:
-    return family_of(config.model_type).base_prefix or flax_class.base_model_prefix
+def encoder_name(config: Any, task: str) -> str:
+    """Return the name of the encoder in a model with a head, such as `bert`."""
+    return family_of(config.model_type).base_prefix or _flax_class(config, task).base_model_prefix
 
 
-def _bare(flax_class: Any, config: Any, dtype: Any, gradient_checkpointing: bool) -> Any:
-    options = {}
+def _base_prefix(config: Any, task: str) -> str:
+    return "" if HEADS[task].is_bare else encoder_name(config, task)
+
+
+def _uninitialised(
+    flax_class: Any, config: Any, dtype: Any, module_options: Mapping[str, Any], gradient_checkpointing: bool
+) -> Any:
+    # Not all architectures have such a part, and those that lack it do not have the option.
+    options = {name: value for name, value in module_options.items() if hasattr(flax_class.module_class, name)}
     if gradient_checkpointing:
         if "gradient_checkpointing" not in inspect.signature(flax_class.__init__).parameters:
             raise InputError(f"gradient checkpointing: transformers' {flax_class.__name__} does not have it")
-        options = {"gradient_checkpointing": True}
+        options["gradient_checkpointing"] = True
     # transformers 4 warns for every model that version 5 has no Flax. We pin version 4, so no user can act on the warning.
     logger = logging.getLogger("transformers.modeling_flax_utils")
     level = logger.level

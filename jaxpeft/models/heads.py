@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from operator import attrgetter
 from typing import Any
@@ -28,6 +28,9 @@ class Head:
         modules: names of the modules that are trained if the task trains its head, each as an ending; None: the family's
             `classifier_heads`.
         logits: takes the logits out of the output of the Flax module.
+        is_bare: True if there is no head: the model is the encoder alone, and its paths do not begin with the encoder's name.
+        module_options: fields of the Flax module to set, for the modules that have them.
+        among: place of another mapping; only architectures that it has too can be used. None: all can.
     """
 
     mapping: str
@@ -38,12 +41,27 @@ class Head:
     peft_drops_token_types: bool = False
     modules: tuple[str, ...] | None = None
     logits: Callable[[Any], Any] = attrgetter("logits")
+    is_bare: bool = False
+    module_options: Mapping[str, Any] = field(default_factory=dict)
+    among: str | None = None
+
+    def flax_class(self, config_type: type) -> Any | None:
+        """The Flax class with this head for models with such a config; None if there is none."""
+        mapping = _at(self.mapping)
+        return (
+            mapping[config_type] if config_type in mapping and config_type in _at(self.among or self.mapping) else None
+        )
 
     @property
-    def flax_classes(self) -> Mapping[type, Any]:
-        """Class of the config → Flax class with this head."""
-        module, _, attribute = self.mapping.partition(":")
-        return getattr(import_module(module), attribute)
+    def model_types(self) -> list[str]:
+        """Transformers' names of the architectures that have this head, sorted."""
+        mapping = _at(self.mapping)
+        return sorted(config.model_type for config in _at(self.among or self.mapping) if config in mapping)
+
+
+def _at(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def _start_and_end(out: Any) -> Any:
@@ -64,6 +82,17 @@ QUESTION_ANSWERING = Head(
     logits=_start_and_end,
 )
 
+# The bare encoders. Decoders, which have no masked-LM class, and a pooler, which no embedding here reads, are left out.
+SENTENCE_EMBEDDINGS = Head(
+    "transformers:FLAX_MODEL_MAPPING",
+    peft_task_type="FEATURE_EXTRACTION",
+    has_classes=False,
+    logits=attrgetter("last_hidden_state"),
+    is_bare=True,
+    module_options={"add_pooling_layer": False},
+    among="transformers:FLAX_MODEL_FOR_MASKED_LM_MAPPING",
+)
+
 HEADS = Registry(
     "task",
     {
@@ -71,6 +100,7 @@ HEADS = Registry(
         "classification": "jaxpeft.models.heads:CLASSIFICATION",
         "token-classification": "jaxpeft.models.heads:TOKEN_CLASSIFICATION",
         "question-answering": "jaxpeft.models.heads:QUESTION_ANSWERING",
+        "sentence-embeddings": "jaxpeft.models.heads:SENTENCE_EMBEDDINGS",
     },
 )
 """The name of a head (`Task.head`) → the head."""

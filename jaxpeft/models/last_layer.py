@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from jaxpeft.models.build import Model
+from jaxpeft.trees import below
 
 Take = Callable[[jax.Array], jax.Array]
 """`[rows, length, d]` → `[rows, tokens, d]`."""
@@ -27,4 +28,4 @@ def last_layer(model: Model, take: Take) -> dict[str, Callable[..., Any]]:
     if found is None:
         return {}
     path = found.path.format(last=model.config.num_hidden_layers - 1)
-    return {f"{model.base_prefix}/{path}": partial(found.call, take=take)}
+    return {below(model.base_prefix, path): partial(found.call, take=take)}

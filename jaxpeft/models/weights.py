@@ -18,6 +18,7 @@ from jaxpeft.errors import InputError
 from jaxpeft.models.msgpack_files import msgpack_leaves
 from jaxpeft.models.quantized_files import is_stored_quantized, read_quantized
 from jaxpeft.quantization import QuantizedTensor, is_quantized
+from jaxpeft.trees import under
 
 # Flax's name of a leaf → torch's, newest first (old BERT checkpoints say gamma and beta).
 _TORCH_LEAVES = {
@@ -65,23 +66,24 @@ def to_torch_layout(path: str, array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.T) if path.endswith("/kernel") else array
 
 
-def open_checkpoint(directory: Path, paths: list[str], base_prefix: str) -> Checkpoint:
+def open_checkpoint(directory: Path, paths: list[str], encoder: str) -> Checkpoint:
     """Open the weights in `directory` for the Flax leaves `paths`.
 
-    `base_prefix` is the model's (`bert`). Names in the files of a bare base model do not have it.
+    `encoder` is the name of the encoder in a model with a head (`bert`). The names in the files of a bare encoder do not begin with
+    it, and neither do the `paths` of one. So each kind of file can be read for each kind of model.
 
     Raises:
         InputError: if there are no weights, or only pickled ones, or if none of them belongs to this model.
     """
     if (directory / "model.safetensors").is_file() or (directory / "model.safetensors.index.json").is_file():
-        readers = dict(_torch_readers(_safetensors_files(directory), paths, base_prefix))
+        readers = dict(_torch_readers(_safetensors_files(directory), paths, encoder))
     elif (directory / "flax_model.msgpack").is_file():
-        readers = dict(_flax_readers(directory / "flax_model.msgpack", paths, base_prefix))
+        readers = dict(_flax_readers(directory / "flax_model.msgpack", paths, encoder))
     else:
         raise InputError(_no_weights(directory))
     if not readers:
         raise InputError(
-            f"the weights in {directory} have no tensor of this model (prefix '{base_prefix}'): is config.json theirs?"
+            f"the weights in {directory} have no tensor of this model (prefix '{encoder}'): is config.json theirs?"
         )
     return Checkpoint(readers)
 
@@ -104,7 +106,7 @@ def without_other_classes(
         return reader, None
     others = {}
     for path in reader.readers:
-        if not path.startswith(base_prefix + "/"):
+        if not under(path, [base_prefix]):
             wanted, found = shapes[path].shape, reader.read(path).shape
             if found != wanted and wanted[-1:] == (num_labels,) and found[:-1] == wanted[:-1]:
                 others[path] = found[-1]
@@ -131,7 +133,7 @@ def _safetensors_files(directory: Path) -> list[Path]:
         raise InputError(f"{index} is no index of safetensors; fetch it again") from error
 
 
-def _torch_readers(files: list[Path], paths: list[str], base_prefix: str) -> Iterator[tuple[str, Callable]]:
+def _torch_readers(files: list[Path], paths: list[str], encoder: str) -> Iterator[tuple[str, Callable]]:
     from safetensors import SafetensorError, safe_open
 
     where: dict[str, Path] = {}
@@ -142,18 +144,21 @@ def _torch_readers(files: list[Path], paths: list[str], base_prefix: str) -> Ite
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read as safetensors: {error}; fetch it again") from error
     for path in paths:
-        for name in _torch_candidates(path, base_prefix):
+        for name in _torch_candidates(path, encoder):
             if name in where or is_stored_quantized(name, where):
                 yield path, _torch_reader(where, name, path)
                 break
 
 
-def _torch_candidates(path: str, base_prefix: str) -> Iterator[str]:
+def _torch_candidates(path: str, encoder: str) -> Iterator[str]:
     layer, _, leaf = path.rpartition("/")
-    dotted = layer.replace("/", ".")
     for name in _TORCH_LEAVES[leaf]:
-        yield f"{dotted}.{name}"
-        yield f"{dotted.removeprefix(base_prefix + '.')}.{name}"
+        yield from (f"{place.replace('/', '.')}.{name}" for place in _places(layer, encoder))
+
+
+def _places(path: str, encoder: str) -> tuple[str, str, str]:
+    """`path` as a file may have it: as it is, without the encoder's name in front, and with it."""
+    return path, path.removeprefix(encoder + "/"), f"{encoder}/{path}"
 
 
 def _torch_reader(where: Mapping[str, Path], name: str, path: str) -> Callable[[], np.ndarray | QuantizedTensor]:
@@ -176,10 +181,10 @@ def _torch_reader(where: Mapping[str, Path], name: str, path: str) -> Callable[[
     return read
 
 
-def _flax_readers(file: Path, paths: list[str], base_prefix: str) -> Iterator[tuple[str, Callable]]:
+def _flax_readers(file: Path, paths: list[str], encoder: str) -> Iterator[tuple[str, Callable]]:
     leaves = msgpack_leaves(file)
     for path in paths:
-        for key in (path, path.removeprefix(base_prefix + "/")):
+        for key in _places(path, encoder):
             if key in leaves:
                 yield path, leaves[key]
                 break

@@ -89,9 +89,11 @@ class AbstractRun:
         return isinstance(self.training_data(self.batch_sizes["training"]), PackedData)
 
     def training_shape(self, batch_size: int, length: int) -> tuple[int, int]:
-        """(rows, tokens per row) of a training batch: `batch_size` and the bucket's `length`, unless texts are packed."""
+        """(rows, tokens per row) of a training batch: `batch_size` and the bucket's `length`, unless rows have several texts."""
         data = self.training_data(batch_size)
-        return (data.layout.num_rows, data.layout.length) if isinstance(data, PackedData) else (batch_size, length)
+        if isinstance(data, PackedData):
+            return data.layout.num_rows, data.layout.length
+        return batch_size * getattr(data, "texts_per_row", 1), length
 
     @property
     def num_texts(self) -> int | None:
@@ -118,7 +120,7 @@ def abstract_run(config: RunConfig, parallel: DataParallel) -> AbstractRun:
     method = build_method(config.adapter)
     task, data = task_for(config.task), None
     if task.dummy_data(rows, 1, vocab_size=1, seed=0) is None:
-        task, splits = load_data(config.data, config.task, config.model)
+        task, splits = load_data(config.data, config.task, config.model, config.task_options)
         data = splits.train
     model = base_shapes(config.model, task, method, config.adapter, max_length=rows.max_length)
     flash = choose_flash(config.model.attention, model, parallel.device, parallel.over_devices)

@@ -45,11 +45,27 @@ In torch, with {"transformers" if config.adapter.method == "full" else "PEFT"}:
 
 ```python
 {_torch_lines(run, sentence, pair)}
-```"""
+```""" + _in_library(run, sentence)
+
+
+def _in_library(run: CardSubject, sentence: str) -> str:
+    """The code for a library of the task's own, if there is one."""
+    found = run.task.in_library(_export_place(run), sentence)
+    if found is None:
+        return ""
+    library, lines = found
+    if run.config.adapter.method == "prompt-tuning":
+        return f"\n\n{library} cannot load a prompt: transformers reads only adapters that are put into layers."
+    code = "\n".join(lines)
+    return f"\n\nIn {library}:\n\n```python\n{code}\n```"
+
+
+def _export_place(run: CardSubject) -> str:
+    return f"{PLACE}/{run.export.parent.name}/{run.export.name}"
 
 
 def _torch_lines(run: CardSubject, sentence: str, pair: str | None) -> str:
-    auto, export = run.task.auto_class, f"{PLACE}/{run.export.parent.name}/{run.export.name}"
+    auto, export = run.task.auto_class, _export_place(run)
     lines = [f"from transformers import {auto}, AutoTokenizer", ""]
     if run.config.adapter.method == "full":
         lines += [f"base = {export!r}", f"model = {auto}.from_pretrained(base)"]

@@ -27,7 +27,7 @@ from jaxpeft.targets import (
 from jaxpeft.tasks.base import Batch, Task
 from jaxpeft.training.micro_batches import divisor
 from jaxpeft.training.objective import Objective
-from jaxpeft.trees import Adapters, Params, leaf_paths
+from jaxpeft.trees import Adapters, Params, leaf_paths, under
 
 # Options that a method without them ignores, so that one config serves all methods.
 _OF_ANY_METHOD = (
@@ -113,7 +113,7 @@ def fully_trained(adapter: AdapterConfig, task: Task, leaves: Sequence[str], bas
     if adapter.method == "full":
         return set(leaves)
     chosen = match_modules(leaves, adapter.modules_to_save or [])
-    outside = {leaf for leaf in leaves if not leaf.startswith(base_prefix + "/")}
+    outside = {leaf for leaf in leaves if not under(leaf, [base_prefix])}
     if task.trains_head:
         names = set(HEADS[task.head].modules or chain.from_iterable(known("classifier_heads").values()))
         heads = sorted(name for name in names if any(name in leaf for leaf in outside))

@@ -8,6 +8,7 @@ from jaxpeft.adapters import Method, SiteMethod
 from jaxpeft.config import AdapterConfig, ModelConfig
 from jaxpeft.errors import InputError
 from jaxpeft.models.build import Model, Quantization, load_model, read_config
+from jaxpeft.models.heads import HEADS
 from jaxpeft.models.inputs import max_tokens
 from jaxpeft.models.label_maps import class_names
 from jaxpeft.models.quantized_files import check_storable
@@ -83,7 +84,7 @@ def _options(model: ModelConfig, task: Task, adapter: AdapterConfig) -> dict[str
         check_storable(scheme)  # the run writes its random base to files at the end, because nobody else has it
     return {
         "weights": model.weights,
-        "num_labels": task.num_labels,
+        "num_labels": task.num_labels if HEADS[task.head].has_classes else None,
         "dtype": model.dtype,
         "dropout": model.dropout,
         "gradient_checkpointing": model.gradient_checkpointing,

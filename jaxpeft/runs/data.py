@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -35,8 +35,16 @@ from jaxpeft.tasks.text_pipeline import RowOptions, TextPipeline
 _TOKENS = "tokens"
 
 
-def load_data(data: DataConfig, task_name: str, model: ModelConfig | None = None) -> tuple[Task, Splits]:
-    """Read the texts and labels that `data` names. Classes that the base `model` knows by name get its ids.
+def load_data(
+    data: DataConfig, task_name: str, model: ModelConfig | None = None, options: Mapping[str, Any] | None = None
+) -> tuple[Task, Splits]:
+    """Read the texts and labels that `data` names.
+
+    Args:
+        data: the flags of the data.
+        task_name: the task.
+        model: the base. Classes that it knows by name get its ids.
+        options: the task's own flags (`RunConfig.task_options`).
 
     Returns:
         the task for these labels (for example regression, if they are numbers), and the splits.
@@ -62,6 +70,7 @@ def load_data(data: DataConfig, task_name: str, model: ModelConfig | None = None
         splits = kind.read(tables, read_options(data, kind, base_names))
     glue = GLUE.get((data.name or "").removeprefix("glue/"))
     task = kind.for_labels(splits.num_labels, glue.metrics if glue else ()).with_names(splits.label_names)
+    task = task.configured(options or {}, splits)
     task.check_data(splits)
     return task.for_splits(splits), replace(splits, notes=(*splits.notes, *task.data_notes(splits)))
 
@@ -79,6 +88,7 @@ def read_options(data: DataConfig, kind: type[Task], base_names: Sequence[str] |
         label_column=data.label_column,
         label_columns=data.label_columns,
         label_delimiter=data.label_delimiter,
+        negative_column=data.negative_column,
         label_names=data.label_names,
         num_labels=1 if data.regression else data.num_labels,
         base_names=base_names,
@@ -93,7 +103,8 @@ def read_texts(
 ) -> Split:
     """The texts of the file at `path` for prediction, without labels, and with empty ones, so that every row has an answer.
 
-    Columns that are not given are those of `data`. So are the options of reading, if the file is of the same format.
+    Columns that are not given are those of `data`, but for the second text of a task that also answers single texts. So are the options of
+    reading, if the file is of the same format.
 
     Raises:
         InputError: as `read_file` and `Task.read_questions`.
@@ -105,7 +116,7 @@ def read_texts(
     options = replace(
         options,
         text_column=text_column or options.text_column,
-        text_pair_column=text_pair_column or options.text_pair_column,
+        text_pair_column=text_pair_column or (None if kind.answers_single_texts else options.text_pair_column),
     )
     table = kind.read_question_file(path, alike=alike, **(file_options(data) if alike else {}))
     return kind.read_questions(table, path, options)

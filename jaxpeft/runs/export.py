@@ -13,7 +13,7 @@ import jax
 from jaxpeft.contextual.overlap import Overlap, channel_overlap
 from jaxpeft.data import Split
 from jaxpeft.interop.peft.files import BaseInfo, save_adapter
-from jaxpeft.interop.transformers_files import save_model
+from jaxpeft.interop.transformers_files import save_beside, save_model
 from jaxpeft.merging import merge
 from jaxpeft.models.label_maps import save_label_names
 from jaxpeft.report.card import write_card
@@ -215,11 +215,14 @@ def _export(setup: RunSetup, frozen: Any, best: TrainState) -> Path:
         "label_names": setup.splits.label_names,
         "problem_type": setup.task.problem_type,
     }
+    files = setup.task.export_files(setup.pipeline.rows, model.config.hidden_size)
     if _is_drawn(setup):
         # No other place has this base, and the adapter is useless without it.
         save_model(directory.base, model, merge(model.params, {**adapted.adapters, "sites": {}}), **also)
     if config.adapter.method == "full":
-        return save_model(directory.model, model, merge(frozen, best.adapters), **also)
+        weights = save_model(directory.model, model, merge(frozen, best.adapters), **also)
+        save_beside(directory.model, files, setup.pipeline.tokenizer)
+        return weights
     weights = save_adapter(
         directory.adapter,
         best.adapters,
@@ -231,6 +234,7 @@ def _export(setup: RunSetup, frozen: Any, best: TrainState) -> Path:
         target_modules=adapted.target_modules,
         exclude_modules=config.adapter.exclude_modules,
     )
+    save_beside(directory.adapter, files, setup.pipeline.tokenizer)
     if setup.splits.label_names:
         save_label_names(directory.adapter, setup.splits.label_names)
     return weights

@@ -140,7 +140,8 @@ def load_run(directory: Path | str) -> TrainedRun:
         # A base that was fully trained or initialised at random is read from the run's own files. A random base cannot be drawn
         # again, because the last digits would differ on another machine.
         config = replace(config, model=replace(config.model, name=str(own_base), weights="pretrained"))
-    task = task_for(config.task, results.num_labels, results.label_names).with_calibration(results.calibration)
+    task = task_for(config.task, results.num_labels, results.label_names).configured(config.task_options)
+    task = task.with_calibration(results.calibration)
     method = build_method(config.adapter)
     length = config.data.max_length
     model, tokenizer = load_base(config.model, task, method, config.adapter, max_length=length, seed=config.seed)

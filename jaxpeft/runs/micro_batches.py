@@ -15,7 +15,7 @@ from jaxpeft.report.console import log
 from jaxpeft.training.checkpoint import Progress
 from jaxpeft.training.micro_batches import MicroBatches, fewest_passes
 from jaxpeft.training.sharding import DataParallel
-from jaxpeft.trees import size_bytes
+from jaxpeft.trees import size_bytes, under
 
 CPU_TEMPORARY_BYTES = 640 * 2**20
 """Temporary memory up to which a pass takes more rows on a CPU. The figures are in `benchmarks/README.md`."""
@@ -64,7 +64,7 @@ def decide(
         return divided(int(parallel.largest(passes)))  # all processes must run the same program
 
     if isinstance(training.micro_batch_size, int):
-        chosen = replace(whole, rows=training.micro_batch_size)
+        chosen = replace(whole, rows=training.micro_batch_size * getattr(data, "texts_per_row", 1))
     elif progress.step:
         chosen = replace(whole, tokens=progress.micro_batch_tokens)
     elif parallel.device.platform == "cpu":
@@ -76,9 +76,9 @@ def decide(
     found = chosen.rows_of(rows, length)
     tokens = None if found.in_pass == own else found.in_pass * whole.devices * in_row
     if tokens:
-        in_pass = found.in_pass * whole.devices
+        in_pass, unit = found.in_pass * whole.devices, "texts" if hasattr(data, "texts_per_row") else "rows"
         log(
-            f"micro-batches: {-(-own // found.in_pass)} passes of {in_pass} rows for a batch of {rows} rows of {length} tokens"
+            f"micro-batches: {-(-own // found.in_pass)} passes of {in_pass} {unit} for a batch of {rows} {unit} of {length} tokens"
         )
     return chosen, replace(progress, micro_batch_tokens=tokens)
 
@@ -123,7 +123,7 @@ def _passes_that_fit(rows: int, parallel: DataParallel, compiled: Callable[[int]
 
 def _bytes_per_token(model: Model) -> int:
     """About how many temporary bytes a step of `model` needs for a token of a batch."""
-    encoder = model.base_prefix + "/"
+    encoder = [model.base_prefix]
     return _BYTES_PER_CHANNEL * sum(
-        site.d_out for site in model.sites().values() if site.kind == "linear" and site.path.startswith(encoder)
+        site.d_out for site in model.sites().values() if site.kind == "linear" and under(site.path, encoder)
     )

@@ -111,7 +111,7 @@ def setup_run(config: RunConfig) -> RunSetup:
             parallel.check(t.micro_batch_size, "training.micro_batch_size")
         parallel.check(config.evaluation.batch_size, "evaluation.batch_size")
 
-        task, splits = load_data(config.data, config.task, config.model)
+        task, splits = load_data(config.data, config.task, config.model, config.task_options)
         task.check_metric(t.metric)
         task = task.for_training(splits, label_smoothing=t.label_smoothing, class_weights=t.class_weights)
         model, tokenizer = load_base(m, task, method, config.adapter, max_length=length, seed=config.seed)

@@ -20,6 +20,7 @@ TASKS = Registry(
         "question-answering": "jaxpeft.tasks.question_answering:QuestionAnswering",
         "regression": "jaxpeft.tasks.regression:Regression",
         "token-classification": "jaxpeft.tasks.token_classification:TokenClassification",
+        "sentence-embeddings": "jaxpeft.tasks.sentence_embeddings:SentenceEmbeddings",
     },
 )
 """Name → class."""

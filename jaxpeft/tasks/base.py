@@ -118,6 +118,20 @@ class Task(ABC):
     """True if an answer fills the masks of a text."""
     weighs_classes: ClassVar[bool] = False
     """True if its training can smooth labels and weight classes."""
+    has_head: ClassVar[bool] = True
+    """False if the outputs of the encoder itself are used, so that there is no head to train."""
+    compares_rows: ClassVar[bool] = False
+    """True if the loss compares the rows of a batch with each other, so that it is no sum over rows.
+
+    Its gradients are then cached between the passes of a batch (`jaxpeft.training.micro_batches`)."""
+    reads_scores: ClassVar[bool] = False
+    """True if the data may have labels that are numbers, and need not have any."""
+    reads_negatives: ClassVar[bool] = False
+    """True if a row may have a third text, which does not belong to the first."""
+    answers_single_texts: ClassVar[bool] = False
+    """True if a run on pairs also answers single texts. Then the second column of a file to answer must be named."""
+    options_from: ClassVar[str | None] = None
+    """The section of the configuration that holds the task's own flags, or None. They are attributes of the task."""
     example: ClassVar[str] = "This is a great movie!"
     """A text for trying a finished run."""
     example_pair: ClassVar[str] = "I enjoyed this film."
@@ -153,6 +167,10 @@ class Task(ABC):
     def with_names(self, label_names: Sequence[str] | None) -> Task:
         """The task for classes of these names, in the order of their ids, if names decide how it is measured. Else the task itself."""
         return self
+
+    def configured(self, options: Mapping[str, Any], splits: Splits | None = None) -> Self:
+        """The task with its own flags (`options_from`), for the rows in `splits` if they are given."""
+        return replace(self, **options)
 
     def check_data(self, splits: Splits) -> None:
         """Raise InputError if the rows in `splits` do not fit this task."""
@@ -245,6 +263,16 @@ class Task(ABC):
         """
         return None
 
+    def read_out(self, outputs: jax.Array, batch: Batch, virtual_tokens: int = 0) -> jax.Array:
+        """The logits, from the head's outputs in fp32: by default these themselves, without those of virtual tokens.
+
+        Args:
+            outputs: `[rows, …]`; if there are outputs for all tokens, `[rows, virtual_tokens + length, …]`.
+            batch: the batch.
+            virtual_tokens: number of outputs in front of every row that belong to no token of the batch.
+        """
+        return outputs[:, virtual_tokens:] if virtual_tokens else outputs
+
     @abstractmethod
     def losses(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """The loss of every label, shaped like `batch["labels"]`."""
@@ -329,6 +357,17 @@ class Task(ABC):
 
     def dummy_data(self, rows: RowOptions, batch_size: int, *, vocab_size: int, seed: int) -> Any | None:
         """Dummy data with the shapes of real data, or None if the shapes depend on the data."""
+        return None
+
+    def export_files(self, rows: RowOptions, width: int) -> dict[str, Any]:
+        """Files that other libraries need beside the weights: relative path → its value as JSON.
+
+        `width` is that of the encoder's outputs. If there are files, the tokenizer is put beside them.
+        """
+        return {}
+
+    def in_library(self, place: str, sentence: str) -> tuple[str, list[str]] | None:
+        """A library that loads the exported directory `place` by these files, and lines of Python that do so; None if there is none."""
         return None
 
     def torch_lines(self, sentence: str, pair: str | None = None) -> list[str]:

@@ -13,6 +13,9 @@ import numpy as np
 
 from jaxpeft.errors import InputError, did_you_mean
 
+_QUERIES_PER_PRODUCT = 1024
+"""Queries that are compared with all documents at a time, so that memory grows with the number of documents only."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -88,6 +91,31 @@ def _spearman(logits: np.ndarray, labels: np.ndarray) -> Any:
     return 0.0 if _constant(logits[:, 0], labels) else spearmanr(logits[:, 0], labels).statistic
 
 
+def retrieval_ranks(
+    queries: np.ndarray, documents: np.ndarray, query_ids: np.ndarray, document_ids: np.ndarray
+) -> np.ndarray:
+    """The rank of each query's document among all documents by cosine, `[n]` int, 1 for the nearest.
+
+    Row i of `documents` belongs to row i of `queries`. A document that is as near as the right one counts as nearer. Left out are the
+    documents that also belong to the query: equal ones, those of queries that are equal to it, and the query itself.
+
+    Args:
+        queries: `[n, d]`, of length 1.
+        documents: the same.
+        query_ids: `[n]`, equal for equal texts.
+        document_ids: the same, by the same numbers.
+    """
+    ranks = np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), _QUERIES_PER_PRODUCT):
+        rows = slice(start, start + _QUERIES_PER_PRODUCT)
+        cosine = queries[rows] @ documents.T
+        own = np.take_along_axis(cosine, np.arange(len(queries))[rows, None], axis=1)
+        query, document = query_ids[rows, None], document_ids[rows, None]
+        also_right = (document_ids == document) | (document_ids == query) | (query_ids == query)
+        ranks[rows] = 1 + ((cosine >= own) & ~also_right).sum(1)
+    return ranks
+
+
 def _constant(*columns: np.ndarray) -> bool:
     # Correlation with a constant is undefined. Here it counts as 0, because constant predictions carry no information.
     return any(np.ptp(column) == 0 for column in columns)
@@ -114,6 +142,9 @@ METRICS: dict[str, Metric] = {
     "average_precision": Metric("average precision"),
     "pearson": Metric("Pearson correlation", function=_pearson),
     "spearman": Metric("Spearman correlation", function=_spearman),
+    "mrr": Metric("mean reciprocal rank"),
+    "recall_at_1": Metric("recall@1"),
+    "recall_at_10": Metric("recall@10"),
 }
 """Name → metric. A new metric is one line here."""
 

@@ -4,6 +4,11 @@ The step is that of the whole batch: losses, weights and gradients are sums over
 for a row by its place in the batch. So the results do not depend on the number of passes, except for the order of sums.
 The temporary memory is that of one pass. Contextual sparsity chooses its channels in every pass. A key of jax's `rbg`, which
 cannot draw a part of an array, draws by threefry if there are several passes.
+
+A loss that compares the rows of a batch with each other is no such sum. Its gradients are cached (Gao et al. 2021, "Scaling Deep
+Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983, section 3): the passes compute the logits of all rows
+without gradients; the loss of the whole batch gives its gradients at the logits; and each pass runs again, with these as the
+gradients that come from behind. That is one forward pass more. Dropout is the same both times.
 """
 
 from __future__ import annotations
@@ -22,8 +27,14 @@ from jaxpeft.training.dropout import PassRows, for_drawing
 
 P = TypeVar("P")
 
-Totals = Callable[[P, Batch, jax.Array, RowKey | None], tuple[jax.Array, jax.Array]]
-"""`(parameters, batch, key, row_key) →` the sum of the weighted losses and the sum of the weights."""
+Logits = Callable[[P, Batch, jax.Array, RowKey | None], jax.Array]
+"""`(parameters, batch, key, row_key) → logits` of the batch's rows. `row_key` is given if they are some rows of a larger batch."""
+
+Loss = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]
+"""`(logits, batch) →` the sum of the weighted losses and the sum of the weights."""
+
+Penalty = Callable[[P], jax.Array | None]
+"""`parameters →` the term that is added to the loss, or None."""
 
 
 @dataclass(frozen=True)
@@ -91,48 +102,40 @@ WHOLE = MicroBatches()
 
 
 def mean_loss_and_gradients(
-    totals: Totals[P],
-    penalty: Callable[[P], jax.Array | None],
+    logits: Logits[P],
+    loss: Loss,
+    penalty: Penalty[P],
     parameters: P,
     batch: Batch,
     key: jax.Array,
     micro_batches: MicroBatches = WHOLE,
+    *,
+    compares_rows: bool = False,
 ) -> tuple[jax.Array, P]:
     """The loss that training minimises, the mean over the batch's weights plus the penalty, and its gradients.
 
     Args:
-        totals: computes the rows of one pass.
+        logits: computes the rows of one pass.
+        loss: the loss of given logits.
         penalty: the term that is added to the loss, or None.
         parameters: a tree of arrays, at which the gradients are taken.
         batch: the batch. Its arrays have rows first; a packed one has texts too (`jaxpeft.data.packing`).
         key: the key of the micro-step.
         micro_batches: the division into passes.
+        compares_rows: True if the loss is no sum over rows (`Task.compares_rows`).
     """
     rows = micro_batches.rows_of(*batch["input_ids"].shape)
     if rows.in_pass == rows.in_batch:
 
-        def mean(parameters: P) -> jax.Array:
-            total, weight = totals(parameters, batch, for_drawing(key), None)
-            loss, more = total / divisor(weight), penalty(parameters)
-            return loss if more is None else loss + more
+        def whole(parameters: P) -> jax.Array:
+            mean, more = _mean(loss, logits(parameters, batch, for_drawing(key), None), batch), penalty(parameters)
+            return mean if more is None else mean + more
 
-        return jax.value_and_grad(mean)(parameters)
+        return jax.value_and_grad(whole)(parameters)
 
-    def add_pass(sums: Any, number: jax.Array) -> tuple[Any, None]:
-        def of(parameters: P) -> tuple[jax.Array, jax.Array]:
-            return totals(parameters, micro_batch(batch, rows, number), rows.key_of(key, number), rows.row_key)
-
-        (total, weight), grads = jax.value_and_grad(of, has_aux=True)(parameters)
-        return jax.tree.map(jnp.add, sums, (total, weight, grads)), None
-
-    zero = jnp.zeros((), jnp.float32)
-    passes = jnp.arange(-(-rows.in_batch // rows.in_pass), dtype=jnp.int32)
-    start = (zero, zero, jax.tree.map(jnp.zeros_like, parameters))
-    (total, weight, grads), _ = jax.lax.scan(add_pass, start, passes)
-    weight = divisor(weight)
-    loss, grads = total / weight, jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), grads)
+    mean, grads = (_cached if compares_rows else _summed)(logits, loss, parameters, batch, key, rows)
     if penalty(parameters) is None:
-        return loss, grads
+        return mean, grads
 
     def added(parameters: P) -> jax.Array:
         more = penalty(parameters)
@@ -140,7 +143,67 @@ def mean_loss_and_gradients(
         return more
 
     more, more_grads = jax.value_and_grad(added)(parameters)
-    return loss + more, jax.tree.map(jnp.add, grads, more_grads)
+    return mean + more, jax.tree.map(jnp.add, grads, more_grads)
+
+
+def _mean(loss: Loss, logits: jax.Array, batch: Batch) -> jax.Array:
+    total, weight = loss(logits, batch)
+    return total / divisor(weight)
+
+
+def _numbers(rows: PassRows) -> jax.Array:
+    return jnp.arange(-(-rows.in_batch // rows.in_pass), dtype=jnp.int32)
+
+
+def _summed(
+    logits: Logits[P], loss: Loss, parameters: P, batch: Batch, key: jax.Array, rows: PassRows
+) -> tuple[jax.Array, P]:
+    """The mean loss and its gradients, if the loss is a sum over rows: those of the passes, added up."""
+
+    def add_pass(sums: Any, number: jax.Array) -> tuple[Any, None]:
+        part = micro_batch(batch, rows, number)
+
+        def of(parameters: P) -> tuple[jax.Array, jax.Array]:
+            return loss(logits(parameters, part, rows.key_of(key, number), rows.row_key), part)
+
+        (total, weight), grads = jax.value_and_grad(of, has_aux=True)(parameters)
+        return jax.tree.map(jnp.add, sums, (total, weight, grads)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, zero, jax.tree.map(jnp.zeros_like, parameters))
+    (total, weight, grads), _ = jax.lax.scan(add_pass, start, _numbers(rows))
+    weight = divisor(weight)
+    return total / weight, jax.tree.map(lambda grad: grad / weight.astype(grad.dtype), grads)
+
+
+def _cached(
+    logits: Logits[P], loss: Loss, parameters: P, batch: Batch, key: jax.Array, rows: PassRows
+) -> tuple[jax.Array, P]:
+    """The mean loss and its gradients, for any loss: through its gradients at the logits of all rows."""
+    # The arrays of the tokens. A row of labels may belong to several rows of tokens.
+    tokens = {name: array for name, array in batch.items() if len(array) == len(batch["input_ids"])}
+
+    def of_pass(parameters: P, number: jax.Array) -> jax.Array:
+        part = micro_batch(tokens, rows, number)
+        return logits(parameters, part, rows.key_of(key, number), rows.row_key)
+
+    _, found = jax.lax.scan(lambda _, number: (None, of_pass(parameters, number)), None, _numbers(rows))
+    mean, cotangents = jax.value_and_grad(lambda found: _mean(loss, in_batch_order(found, rows), batch))(found)
+
+    def add_pass(grads: P, of: tuple[jax.Array, jax.Array]) -> tuple[P, None]:
+        number, cotangent = of
+        _, pull_back = jax.vjp(lambda parameters: of_pass(parameters, number), parameters)
+        return jax.tree.map(jnp.add, grads, pull_back(cotangent)[0]), None
+
+    start = jax.tree.map(jnp.zeros_like, parameters)
+    return mean, jax.lax.scan(add_pass, start, (_numbers(rows), cotangents))[0]
+
+
+def in_batch_order(found: jax.Array, rows: PassRows) -> jax.Array:
+    """The logits of all passes, `[passes, devices · in_pass, …]`, as those of the batch, without the rows that fill the last pass."""
+    by_device = found.reshape(len(found), rows.devices, rows.in_pass, *found.shape[2:]).swapaxes(0, 1)
+    own = by_device.reshape(rows.devices, -1, *found.shape[2:])[:, : rows.in_batch]
+    return own.reshape(-1, *found.shape[2:])
 
 
 def divisor(weight: jax.Array) -> jax.Array:

@@ -70,6 +70,8 @@ class Objective:
     ) -> jax.Array:
         """Logits in fp32, such as `[batch, positions, vocabulary]` at the batch's `positions`, or `[batch, num_labels]`.
 
+        They are the head's outputs, or what the task makes of them (`Task.read_out`), such as embeddings `[batch, d]`.
+
         The queries of the last layer, all that follows from them, and the head are computed only for these tokens (in a
         classifier: the first token of every row). A masked-lm batch without `positions` has logits at all of its tokens. A batch
         with `segments` holds several texts per row (`jaxpeft.data.packing`), and has logits for each text.
@@ -110,10 +112,11 @@ class Objective:
             layer_overrides=left_out,
             **inputs,
         )
-        logits = self.model.head.logits(out)
-        if logits.ndim == 3 and not taken:
-            logits = take(logits) if take else logits[:, self.virtual_tokens :]
-        return logits.astype(jnp.float32)
+        outputs = self.model.head.logits(out).astype(jnp.float32)
+        if outputs.ndim == 3 and take and not taken:
+            outputs = take(outputs)
+        of_all_tokens = outputs.ndim == 3 and not take
+        return self.task.read_out(outputs, batch, self.virtual_tokens if of_all_tokens else 0)
 
     def _read_tokens(self, batch: Batch, contextual: ContextualSparsity | None) -> tuple[Batch, TokensRead | None]:
         """The batch in an order in which the tokens that the loss reads can be kept apart, and where they are."""
@@ -145,18 +148,6 @@ class Objective:
     def loss(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The sum of the weighted losses and the sum of the weights, in fp32, that training minimises (`Task.training_loss`)."""
         return self.task.training_loss(logits, batch)
-
-    def totals(
-        self,
-        frozen: Params,
-        adapters: Adapters,
-        masks: Layers,
-        batch: Batch,
-        dropout_rng: jax.Array | None = None,
-        row_key: RowKey | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """The sums of `loss` for the rows of a batch. `row_key` is needed if they are some rows of a larger one."""
-        return self.loss(self.logits(frozen, adapters, masks, batch, dropout_rng, row_key), batch)
 
     def statistics(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Sums over a batch from which metrics are computed (`Task.statistics`)."""

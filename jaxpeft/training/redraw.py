@@ -103,17 +103,24 @@ def dense_gradients(
         path: dequantize(leaf) if is_quantized(leaf) else leaf.astype(jnp.float32) for path, leaf in stored.items()
     }
 
-    def totals(
-        kernels: dict[str, jax.Array], batch: Batch, key: jax.Array, row_key: RowKey | None
-    ) -> tuple[jax.Array, jax.Array]:
+    def logits(kernels: dict[str, jax.Array], batch: Batch, key: jax.Array, row_key: RowKey | None) -> jax.Array:
         with_kernels = {
             **join(model, {path: {"kernel": kernel} for path, kernel in kernels.items()}),
             **beside_model(frozen),
         }
-        return objective.totals(with_kernels, state.adapters, state.masks, batch, key, row_key)
+        return objective.logits(with_kernels, state.adapters, state.masks, batch, key, row_key)
 
     key = jax.random.fold_in(state.rng, micro_step)
-    return mean_loss_and_gradients(totals, lambda kernels: None, kernels, batch, key, micro_batches)[1]
+    return mean_loss_and_gradients(
+        logits,
+        objective.loss,
+        lambda kernels: None,
+        kernels,
+        batch,
+        key,
+        micro_batches,
+        compares_rows=objective.task.compares_rows,
+    )[1]
 
 
 @partial(jax.jit, static_argnames=("method", "shapes"))

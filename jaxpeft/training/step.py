@@ -118,10 +118,19 @@ def micro_step(
     key = jax.random.fold_in(state.rng, state.micro_step)
     start, masks = _differentiated(state)
 
-    def totals(adapters: Adapters, batch: Batch, key: jax.Array, row_key: RowKey | None) -> tuple[jax.Array, jax.Array]:
-        return objective.totals(frozen, adapters, masks, batch, key, row_key)
+    def logits(adapters: Adapters, batch: Batch, key: jax.Array, row_key: RowKey | None) -> jax.Array:
+        return objective.logits(frozen, adapters, masks, batch, key, row_key)
 
-    loss, grads = mean_loss_and_gradients(totals, objective.penalty, start, batch, key, micro_batches)
+    loss, grads = mean_loss_and_gradients(
+        logits,
+        objective.loss,
+        objective.penalty,
+        start,
+        batch,
+        key,
+        micro_batches,
+        compares_rows=objective.task.compares_rows,
+    )
     memory, grads = _remembered(state, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.adapters, masks=held(state.masks, state.memory))
     adapters = optax.apply_updates(state.adapters, updates)

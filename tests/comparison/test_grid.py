@@ -43,6 +43,17 @@ def test_full_and_head_are_always_rows_and_can_be_told_otherwise():
     assert run_of(deeper, Cell("films", "head", 1e-3, 0)).adapter.method == "head"
 
 
+def test_a_task_without_a_head_has_no_row_for_head():
+    embeddings = {"task": "sentence-embeddings", "data": {"name": "glue/stsb"}}
+    both = compare(
+        tasks={"words": TASKS["words"], "pairs": embeddings}, methods={"hira": METHODS["hira"]}, baseline="hira"
+    )
+    methods = {task: {cell.method for cell in search_cells(both) if cell.task == task} for task in both.tasks}
+    assert methods == {"words": {"hira", "full", "head"}, "pairs": {"hira", "full"}}
+    for cell in search_cells(both):
+        run_of(both, cell)
+
+
 def test_all_seeds_at_the_best_rate():
     cells = cells_at(compare(), {("words", "lora"): 3e-3})
     assert [(cell.learning_rate, cell.seed) for cell in cells] == [(3e-3, 0), (3e-3, 1)]

@@ -11,6 +11,7 @@ from jaxpeft.config import (
     AdapterConfig,
     ContextualConfig,
     DataConfig,
+    EmbeddingConfig,
     ModelConfig,
     PruningConfig,
     RunConfig,
@@ -30,6 +31,7 @@ UNKNOWN = {
     "schedule": (lambda: TrainingConfig(schedule="cosin"), "training.schedule is 'cosin'; .* linear, cosine, constant"),
     "bias": (lambda: AdapterConfig(bias="some"), "adapter.bias is 'some'; .* none, all, lora_only, None"),
     "selection": (lambda: ContextualConfig(selection="best"), "contextual.selection is 'best'; .* svd, oracle, random"),
+    "pooling": (lambda: EmbeddingConfig(pooling="max"), "embedding.pooling is 'max'; .* mean, cls"),
     "prompt": (lambda: AdapterConfig(prompt_tuning_init="text"), "adapter.prompt_tuning_init is 'text'; .*TEXT"),
 }
 SECTIONS = {
@@ -38,6 +40,7 @@ SECTIONS = {
     AdapterConfig: "adapter",
     PruningConfig: "pruning",
     ContextualConfig: "contextual",
+    EmbeddingConfig: "embedding",
 }
 
 

@@ -11,6 +11,7 @@ import tiny
 import torch_side
 
 from jaxpeft import BaseInfo, apply, load_adapter, save_adapter
+from jaxpeft.tasks import task_for
 
 LABELS = np.array([0, 1, 1, 0], np.int32)
 
@@ -56,7 +57,11 @@ def make_pair(case, base, model, directory, *, trained):
     import torch
 
     torch.manual_seed(3)
-    kinds = {"classification": "SEQ_CLS", "token-classification": "TOKEN_CLS"}
+    kinds = {
+        "classification": "SEQ_CLS",
+        "token-classification": "TOKEN_CLS",
+        "sentence-embeddings": "FEATURE_EXTRACTION",
+    }
     options = {**case.options, **({"task_type": kinds[case.task]} if case.task in kinds else {})}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what PEFT has to say of its own options
@@ -108,9 +113,13 @@ def config_meaning(case, directory):
 
 
 def torch_loss(logits, pair, task):
-    """Cross-entropy: of two labels, or of a token or a tag at every place that is no padding."""
+    """Cross-entropy: of two labels, of a token or a tag at every place that is no padding, or of the second texts of two pairs."""
     import torch
 
+    if task == "sentence-embeddings":
+        mask = torch.tensor(pair.inputs["attention_mask"])[..., None].to(logits.dtype)
+        texts = torch.nn.functional.normalize((logits * mask).sum(1) / mask.sum(1), dim=-1)
+        return torch.nn.functional.cross_entropy(20 * texts[::2] @ texts[1::2].T, torch.arange(2))
     if task == "classification":
         return torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS, dtype=torch.long))
     # Not at padding: torch's embeddings give its row no gradient, which no loss that counts padding could be compared to.
@@ -121,6 +130,10 @@ def torch_loss(logits, pair, task):
 def our_loss(logits, pair, task):
     import optax
 
+    if task == "sentence-embeddings":
+        kind = task_for(task)
+        batch = {"weights": np.ones(2, np.float32), "text_ids": np.arange(4, dtype=np.int32)}
+        return kind.losses(kind.read_out(logits, pair.inputs), batch).mean()
     if task == "classification":
         return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, token_labels(logits.shape))

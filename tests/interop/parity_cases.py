@@ -113,6 +113,9 @@ CASES = {
     "tags-hira-distilbert": Case(
         "distilbert", "token-classification", "HiraConfig", {**HIRA, "target_modules": ["q_lin", "lin1"]}
     ),
+    # Encoders without a head
+    "encoder-lora": Case("bert", "sentence-embeddings", "LoraConfig", {**LORA, "bias": "lora_only"}),
+    "encoder-hira": Case("distilbert", "sentence-embeddings", "HiraConfig", {**HIRA, "target_modules": "all-linear"}),
     # HiRA
     "hira": Case("bert", "masked-lm", "HiraConfig", {**HIRA, "target_modules": ["query", "attention.output.dense"]}),
     "hira-patterns": Case(

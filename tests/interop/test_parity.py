@@ -19,9 +19,9 @@ TRAINING = [name for name, case in CASES.items() if case.trains]
 # One of each of PEFT's types, and of the methods whose products differ most.
 FAST = (
     *("lora-list", "hira", "ia3", "vera", "loha", "lokr", "adalora", "ln-tuning", "bitfit", "prompt-tuning"),
-    *("shira", "supra", "tags", "tags-distilbert"),
+    *("shira", "supra", "tags", "tags-distilbert", "encoder-lora"),
 )
-FAST_TRAINING = ("lora-list", "dora", "hira", "tags", "tags-distilbert")
+FAST_TRAINING = ("lora-list", "dora", "hira", "tags", "tags-distilbert", "encoder-lora")
 
 
 def cases(names, *fast):
@@ -84,7 +84,7 @@ def test_gradients_are_torch_s(name, compared, tmp_path):
     case = CASES[name]
     _, pair, _, gradients = compared(name)
     pair.peft.zero_grad()
-    parity.torch_loss(pair.peft(**parity.torch_inputs(pair)).logits, pair, case.task).backward()
+    parity.torch_loss(torch_side.logits_of(pair.peft(**parity.torch_inputs(pair))), pair, case.task).backward()
     grads = {n: p.grad for n, p in pair.peft.named_parameters() if p.grad is not None and p.requires_grad}
     theirs = parity.peft_tensors(pair.peft, grads)
     ours = torch_side.tensors_of(pair.save(tmp_path / "ours", gradients))
@@ -155,7 +155,7 @@ def assert_same_training(pair, case, theirs, ours, directory):
 
         first = float(parity.our_loss(double.logits(adapters), pair, case.task))
         for i in range(100):
-            loss = parity.torch_loss(pair.peft(**inputs).logits, pair, case.task)
+            loss = parity.torch_loss(torch_side.logits_of(pair.peft(**inputs)), pair, case.task)
             theirs.zero_grad()
             loss.backward()
             theirs.step()

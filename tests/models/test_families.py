@@ -18,7 +18,7 @@ from jaxpeft.models.attention import attention_dropout, check_packing, choose_fl
 from jaxpeft.models.build import Model, build_abstract_model
 from jaxpeft.models.last_layer import last_layer
 from jaxpeft.targets import default_feedforward, default_targets, match_modules, match_targets
-from jaxpeft.trees import leaf_paths
+from jaxpeft.trees import below, leaf_paths, under
 
 PACKAGE = Path(jaxpeft.__file__).parent
 # Architectures of transformers 4.57's Flax mappings that have no family, and names that may come.
@@ -77,14 +77,15 @@ def load(tiny_models, model_type, task="masked-lm", **options):
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-@pytest.mark.parametrize("task", ["masked-lm", "classification"])
+@pytest.mark.parametrize("task", ["masked-lm", "classification", "sentence-embeddings"])
 def test_what_a_family_names_is_in_its_model(tiny_models, model_type, task):
     model, family = load(tiny_models, model_type, task), FAMILIES[model_type]
     leaves, sites = list(leaf_paths(model.params)), model.sites()
     prefix, last = model.base_prefix, model.config.num_hidden_layers - 1
 
     assert (family.model_type, model.family) == (model_type, family)
-    assert any(leaf.startswith(prefix + "/") for leaf in leaves)
+    assert any(under(leaf, [prefix]) for leaf in leaves)
+    assert (prefix == "") == (task == "sentence-embeddings")
     for targets in family.default_targets.values():
         assert match_targets(sites, list(targets))
     assert set(default_feedforward(model_type)) < set(default_targets("ia3", model_type))
@@ -93,15 +94,17 @@ def test_what_a_family_names_is_in_its_model(tiny_models, model_type, task):
     modules = {layer.replace("/", ".") for layer in (leaf.rpartition("/")[0] for leaf in leaves)}
     assert {module for module in modules if re.fullmatch(family.norms, module)} == norms
     if task == "classification":
-        outside = [leaf for leaf in leaves if not leaf.startswith(prefix + "/")]
+        outside = [leaf for leaf in leaves if not under(leaf, [prefix])]
         assert match_modules(outside, family.classifier_heads) == set(outside)
     if attention := family.attention:
         for number in range(last + 1):
-            assert any(site.startswith(f"{prefix}/{attention.path.format(number=number)}/") for site in sites)
+            assert any(under(site, [below(prefix, attention.path.format(number=number))]) for site in sites)
         assert 0 < attention_dropout(model) < 1
     if family.after_attention:
         assert any(leaf.startswith(f"{model.behind_attention}/") for leaf in leaves)
-        assert f"{prefix}/{family.after_attention.format(last=last + 1)}/" not in "\n".join(leaves)
+        assert not [
+            leaf for leaf in leaves if under(leaf, [below(prefix, family.after_attention.format(last=last + 1))])
+        ]
     for path in last_layer(model, lambda x: x):
         assert any(leaf.startswith(f"{path}/") for leaf in leaves)
 

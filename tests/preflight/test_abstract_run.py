@@ -14,7 +14,7 @@ from tiers import slow
 
 from jaxpeft.config import AdapterConfig, DataConfig, ModelConfig, PruningConfig, RunConfig, TrainingConfig
 from jaxpeft.config.parsing import parse_run
-from jaxpeft.data import classification_data, masked_lm_data
+from jaxpeft.data import Split, Splits, classification_data, masked_lm_data, sentence_pair_data
 from jaxpeft.errors import InputError
 from jaxpeft.models import build
 from jaxpeft.models.tokenizers import load_tokenizer
@@ -27,6 +27,7 @@ from jaxpeft.runs.setup import make_optimizer
 from jaxpeft.tasks.classification import Classification
 from jaxpeft.tasks.masked_lm import MaskedLM
 from jaxpeft.tasks.regression import Regression
+from jaxpeft.tasks.sentence_embeddings import SentenceEmbeddings
 from jaxpeft.training.dropout import dropout_key
 from jaxpeft.training.sharding import data_parallel
 from jaxpeft.training.step import init_state
@@ -143,6 +144,11 @@ def test_batches_are_those_of_the_data(config):
         )
         assert described(task.batch_shapes(run.rows, 8, 16)) == described(dict(data.train_batch(0)))
         assert task.lengths(run.rows) == (16,)
+    for third in (None, texts):
+        split = Split(texts, texts, negatives=third)
+        data = sentence_pair_data(split, tokenizer, max_length=16, batch_size=8, seed=0, bucket_lengths=(16,))
+        task = SentenceEmbeddings().configured({}, Splits(split, split, None, None, None, ""))
+        assert described(task.batch_shapes(run.rows, 8, 16)) == described(dict(data.train_batch(0)))
     assert run.lengths == (16,)
 
 

@@ -126,12 +126,18 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(tiny_models, rows):
     weights = np.where(np.arange(8)[:, None] < 3, batch["weights"], 0.0).astype(np.float32)
     objective, _, frozen, state = tiny.training(model, LORA)
 
-    def totals(adapters, batch, key, row_key):
-        return objective.totals(frozen, adapters, {}, batch)
+    def logits(adapters, batch, key, row_key):
+        return objective.logits(frozen, adapters, {}, batch)
 
     whole, divided = (
         mean_loss_and_gradients(
-            totals, objective.penalty, state.adapters, {**batch, "weights": weights}, dropout_key(0), micro_batches
+            logits,
+            objective.loss,
+            objective.penalty,
+            state.adapters,
+            {**batch, "weights": weights},
+            dropout_key(0),
+            micro_batches,
         )
         for micro_batches in (WHOLE, MicroBatches(rows=rows))
     )
