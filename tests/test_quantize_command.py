@@ -174,4 +174,4 @@ def test_its_config_is_bitsandbytes():
     assert found["quant_method"] == "bitsandbytes"
     assert (found["load_in_4bit"], found["load_in_8bit"]) == (True, False)
     assert (found["bnb_4bit_quant_type"], found["bnb_4bit_use_double_quant"]) == ("fp4", False)
-    assert found["llm_int8_skip_modules"] == ["classifier", "cls"]
+    assert found["llm_int8_skip_modules"] == ["classifier", "cls", "qa_outputs"]

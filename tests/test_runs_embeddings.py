@@ -178,11 +178,11 @@ def test_sentence_transformers_loads_what_is_written(name, flags, tolerance, roo
         ),
         (
             f"{PAIRS} --data.num_labels 2",
-            "data.num_labels is for tasks with labels, and sentence-embeddings has no classes",
+            "data.num_labels is for classification and multi-label, and sentence-embeddings cannot use it",
         ),
         (
             f"{PAIRS} --data.packing true",
-            "data.packing is only for classification, regression, and the task is sentence-em",
+            "data.packing is only for classification and multi-label and pair-scoring, and the task is sentence-em",
         ),
         (f"{PAIRS} --embedding.scale 0", "embedding.scale is 0.0; it must be above 0"),
         (
@@ -195,8 +195,8 @@ def test_sentence_transformers_loads_what_is_written(name, flags, tolerance, roo
             "embedding.pooling cls is for sentence-",
         ),
         (
-            "--data.train_file train.txt --data.negative_column n --data.text_pair_column p",
-            "data.negative_column n is for sentence-embeddings, and the task is masked-lm; leave it out",
+            "--task classification --data.train_file train.txt --data.negative_column n --data.text_pair_column p",
+            "data.negative_column n is for sentence-embeddings, and the task is classification; leave it out",
         ),
     ],
 )

@@ -234,7 +234,9 @@ def _export(setup: RunSetup, frozen: Any, best: TrainState) -> Path:
         target_modules=adapted.target_modules,
         exclude_modules=config.adapter.exclude_modules,
     )
-    save_beside(directory.adapter, files, setup.pipeline.tokenizer)
+    # sentence-transformers 5.7 with transformers 4 reads config.json even beside an adapter.
+    beside = {"config.json": model.config.to_dict(), **files} if files else {}
+    save_beside(directory.adapter, beside, setup.pipeline.tokenizer)
     if setup.splits.label_names:
         save_label_names(directory.adapter, setup.splits.label_names)
     return weights

@@ -212,7 +212,10 @@ BAD_ROWS = {
     "empty text": (changed(answers=at(3, "")), "the answer '' with answer_start 3 needs a text"),
     "uneven": (changed(answers={"text": ["12 km"], "answer_start": []}), "need as many of 'answer_start' as of 'text'"),
     "no object": (changed(answers="12 km"), "the answers are '12 km'; they must be an object with the lists"),
-    "blank": (changed(context="  "), "1 of 2 rows have no text (row 2); fill them in, or set data.drop_empty to true"),
+    "blank": (
+        changed(context="  "),
+        "1 of 2 rows have no text in one of their 2 columns (row 2); fill them in, or set data.drop_empty to true",
+    ),
     "unlabelled": (
         changed(answers=None),
         "1 of 2 rows of {path} have no answers (null): row 2; give the answers ([] if",

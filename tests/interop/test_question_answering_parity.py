@@ -78,7 +78,7 @@ def test_fifty_updates_and_the_exported_adapter(name, tmp_path):
         @jax.jit
         def step(adapters, state, batch):
             def mean(adapters):
-                total, weight = objective.totals(double.frozen, adapters, {}, batch)
+                total, weight = objective.loss(objective.logits(double.frozen, adapters, {}, batch), batch)
                 return total / weight
 
             loss, gradients = jax.value_and_grad(mean)(adapters)

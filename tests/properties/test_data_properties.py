@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxpeft.data import ClassificationData, Encoded, PackedData
-from jaxpeft.data.masked_lm import mask_rows, num_masked
+from jaxpeft.data.masks import mask_rows, num_masked
 from jaxpeft.data.order import FILL, cut, epoch_order
 from jaxpeft.data.packing import first_fit_decreasing, lay_out
 

@@ -226,14 +226,14 @@ def test_the_step_does_not_depend_on_micro_batches(tiny_models, pipeline):
     data = task.make_data(split(), pipeline, batch_size=4, seed=0)
     batch = {name: np.asarray(array) for name, array in data.train_batch(0).items()}
 
-    def totals(adapters, batch, key, row_key):
-        return objective.totals(frozen, adapters, {}, batch, key, row_key)
+    def logits(adapters, batch, key, row_key):
+        return objective.logits(frozen, adapters, {}, batch, key, row_key)
 
     found = {}
     for rows in (4, 3, 1):
         step = jax.jit(
             lambda adapters, key, rows=rows: mean_loss_and_gradients(
-                totals, lambda _: None, adapters, batch, key, MicroBatches(rows=rows)
+                logits, objective.loss, lambda _: None, adapters, batch, key, MicroBatches(rows=rows)
             )
         )
         found[rows] = step(adapters, jax.random.key(3))
