@@ -134,7 +134,7 @@ def labels(root):
 @functools.cache
 def entities(root):
     """LoRA on the tags of words, in sentences of several windows and with words that have no token."""
-    return train(root, ENTITIES)
+    return train(root, ENTITIES, "--training.num_steps", "160", "--training.eval_every_steps", "20")
 
 
 @functools.cache
