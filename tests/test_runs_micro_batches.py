@@ -75,8 +75,8 @@ def test_auto_goes_by_the_program_s_memory_and_a_resumed_run_keeps_it(root, in_o
         whole, expected = tiny_runs.train(root, FLAGS, "--name", "a-row-a-pass")
         patch.setattr(TrainingBar, "advance", terminate)
         with pytest.raises(SystemExit):
-            tiny_runs.train(root, FLAGS, "--name", "stopped")
-    resumed, results = tiny_runs.train(root, FLAGS, "--name", "stopped", "--resume")
+            tiny_runs.train(root, FLAGS, "--name", "stopped-in-passes")
+    resumed, results = tiny_runs.train(root, FLAGS, "--name", "stopped-in-passes", "--resume")
     assert (
         expected["micro_batch_tokens"] == results["micro_batch_tokens"] == 64
     )  # four devices, a row of 16 tokens each
